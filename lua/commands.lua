@@ -1,0 +1,1017 @@
+-- The entry points. Each opens with its contract; what they share is the way of a command:
+--
+--   fields -> remembered? -> checks against instrument and book -> plan -> working copy -> reply
+--
+-- A command runs against a working copy (book.lua) and returns its reply as JSON text. Nothing is
+-- written before all commands of the call have run; `finish` writes, once. `execute` is therefore
+-- the same as single calls, only that they share one sequence.
+
+local book = require("book")
+local depth = require("depth")
+local events = require("events")
+local fields = require("fields")
+local instrument = require("instrument")
+local keys = require("keys")
+local library = require("library")
+local matching = require("matching")
+local memory = require("memory")
+local numbers = require("numbers")
+local order = require("order")
+local reject = require("reject")
+local verify = require("verify")
+
+local commands = {}
+
+local batch_length_max = 256
+local publish_interval_ms = 500
+local trades_limit_max = 1000
+local orders_limit_max = 1000
+
+local function unknown_order()
+  return reject.new("UNKNOWN_ORDER", "there is no such open order")
+end
+
+-- ---- replies
+
+-- The reply to place_order and amend_order.
+local function order_reply(b, o, command, status, fills_json)
+  local record = b.instrument
+  local price = o.price and '","price":"' .. instrument.price_text(record, o.price) or ""
+  return "{"
+    .. events.identity(o)
+    .. ',"status":"'
+    .. status
+    .. '","side":"'
+    .. o.side
+    .. '","order_type":"'
+    .. command.order_type
+    .. '","time_in_force":"'
+    .. command.time_in_force
+    .. price
+    .. '","quantity":"'
+    .. instrument.quantity_text(record, o.quantity)
+    .. '","remaining_quantity":"'
+    .. instrument.quantity_text(record, o.remaining)
+    .. '","fills":'
+    .. fills_json
+    .. string.format(',"sequence":%.0f,"timestamp_ms":%.0f}', b.call_sequence, b.now_ms)
+end
+
+local function canceled_reply(b, o)
+  local record = b.instrument
+  return "{"
+    .. events.identity(o)
+    .. ',"status":"canceled","side":"'
+    .. o.side
+    .. '","price":"'
+    .. instrument.price_text(record, o.price)
+    .. '","quantity":"'
+    .. instrument.quantity_text(record, o.quantity)
+    .. '","remaining_quantity":"'
+    .. instrument.quantity_text(record, o.remaining)
+    .. string.format('","sequence":%.0f,"timestamp_ms":%.0f}', b.call_sequence, b.now_ms)
+end
+
+-- An open order as get_order and get_open_orders show it, without the closing brace.
+local function order_json(record, o)
+  return "{"
+    .. events.identity(o)
+    .. ',"status":"'
+    .. order.status(o)
+    .. '","side":"'
+    .. o.side
+    .. (o.post_only and '","post_only":true,"order_type":"' or '","order_type":"')
+    .. 'limit","time_in_force":"gtc","price":"'
+    .. instrument.price_text(record, o.price)
+    .. '","quantity":"'
+    .. instrument.quantity_text(record, o.quantity)
+    .. '","remaining_quantity":"'
+    .. instrument.quantity_text(record, o.remaining)
+    .. string.format('","timestamp_ms":%.0f', o.timestamp_ms)
+end
+
+-- ---- retries
+
+-- Where a command's reply is remembered: { name, content, owned }, or nil for a command without a
+-- client_order_id. `owned` tells a command's own id (other content is refused) from the name of
+-- the order it is about.
+local function memo(method, values, schema)
+  local account, client_id = values.account, values.client_order_id
+  if not account or not client_id then
+    return nil
+  end
+  local content = fields.content(method, values, schema)
+  if method == "place_order" or values.order_id then
+    return { name = memory.own_name(account, client_id), content = content, owned = true }
+  end
+  return { name = memory.target_name(account, client_id), content = content, owned = false }
+end
+
+-- The first reply to a command that was sent before, or a refusal where its id has another meaning.
+-- nil for a command that is to be carried out.
+local function answer_again(b, memo_record)
+  if not memo_record then
+    return nil
+  end
+  local reply, same = memory.recall(b, memo_record.name, memo_record.content)
+  if reply and same then
+    return reply
+  end
+  if reply and memo_record.owned then
+    return nil, reject.new("DUPLICATE_CLIENT_ORDER_ID", "client_order_id was used before")
+  end
+  return nil
+end
+
+local function remember(b, memo_record, reply)
+  if memo_record then
+    memory.remember(b, memo_record.name, memo_record.content, reply)
+  end
+  return reply
+end
+
+-- ---- place_order
+
+local place_schema = fields.schema({
+  "account",
+  "client_order_id",
+  "side",
+  "order_type",
+  "time_in_force",
+  "price",
+  "quantity",
+  "post_only",
+}, { "account", "side", "order_type", "quantity" })
+
+-- A refusal where fields do not go together, else nil. Fills in the default time in force.
+local function combination_refusal(values)
+  local market = values.order_type == "market"
+  if market and values.price then
+    return reject.new("FIELD_NOT_ALLOWED", "a market order has no price")
+  end
+  if not market and not values.price then
+    return reject.new("MISSING_FIELD", "missing field price")
+  end
+  values.time_in_force = values.time_in_force or (market and "ioc" or "gtc")
+  if market and values.time_in_force == "gtc" then
+    return reject.new("FIELD_NOT_ALLOWED", "a market order cannot be gtc")
+  end
+  if values.post_only == "true" and values.time_in_force ~= "gtc" then
+    return reject.new("FIELD_NOT_ALLOWED", "post_only goes with limit gtc orders only")
+  end
+  return nil
+end
+
+-- Price in ticks (nil for market) and quantity in lots into values, or a refusal.
+local function measure(b, values)
+  local record = b.instrument
+  local refusal
+  if values.price then
+    values.ticks, refusal = instrument.price(record, values.price)
+    if refusal then
+      return refusal
+    end
+  end
+  values.lots, refusal = instrument.lots(record, values.quantity, "quantity")
+  return refusal or instrument.quantity_refusal(record, values.lots)
+end
+
+local function level_refusal(b, side_name, price, lots)
+  if book.level(b, side_name, price) + lots > b.instrument.lots_max then
+    return reject.new("LEVEL_QUANTITY_TOO_LARGE", "the level's total would be beyond exactness")
+  end
+  return nil
+end
+
+-- The fills of an order and what is left, with the rules that can still refuse it:
+-- post_only, and the exactness of the level it would join.
+local function plan_order(b, taker, post_only)
+  if post_only and matching.would_trade(b, taker.side, taker.limit) then
+    return reject.with("POST_ONLY_WOULD_CROSS", "the post_only order would trade at once")
+  end
+  local fills, left = matching.plan(b, taker)
+  if not fills then
+    return nil, left
+  end
+  return fills, left
+end
+
+local function new_order(b, values)
+  local record = b.instrument
+  record.last_order_id = record.last_order_id + 1
+  local o = {
+    order_id = numbers.integer_text(record.last_order_id),
+    side = values.side,
+    price = values.ticks,
+    quantity = values.lots,
+    remaining = values.lots,
+    priority = book.next_priority(b),
+    timestamp_ms = book.timestamp_ms(b),
+    account = values.account,
+    client_order_id = values.client_order_id,
+    post_only = values.post_only == "true",
+  }
+  book.add(b, o)
+  return o
+end
+
+-- What becomes of the order after its trades: filled, resting, or canceled. Returns its status.
+local function settle_order(b, o, time_in_force)
+  if o.remaining == 0 then
+    book.close(b, o)
+    return "filled"
+  end
+  if time_in_force == "gtc" then
+    book.enqueue(b, o)
+    return order.status(o)
+  end
+  book.close(b, o)
+  events.canceled(b, o, time_in_force)
+  return "canceled"
+end
+
+local function client_order_id_refusal(b, values)
+  local client_id = values.client_order_id
+  if client_id and book.client_order(b, values.account, client_id) then
+    return reject.new("DUPLICATE_CLIENT_ORDER_ID", "an open order has this client_order_id")
+  end
+  return nil
+end
+
+local function place_refusal(b, values)
+  return client_order_id_refusal(b, values)
+    or instrument.status_refusal(b.instrument)
+    or measure(b, values)
+end
+
+-- place_order: takes an order on, trades it, queues the rest.
+-- Fields: account side order_type quantity; price time_in_force post_only client_order_id.
+-- Reply: order_id client_order_id status side order_type time_in_force price quantity
+-- remaining_quantity fills sequence.
+-- Rejects: FIELD_NOT_ALLOWED, DUPLICATE_CLIENT_ORDER_ID, INSTRUMENT_HALTED,
+-- INSTRUMENT_CANCEL_ONLY, INVALID_NUMBER, PRICE_OFF_TICK, PRICE_NOT_POSITIVE, QUANTITY_OFF_LOT,
+-- QUANTITY_TOO_SMALL, QUANTITY_TOO_LARGE, POST_ONLY_WOULD_CROSS, LEVEL_QUANTITY_TOO_LARGE,
+-- TOO_MANY_FILLS, and those of the fields' forms.
+local function place_order(b, values)
+  local refusal = combination_refusal(values)
+  if refusal then
+    return nil, refusal
+  end
+  local memo_record = memo("place_order", values, place_schema)
+  local again, duplicate = answer_again(b, memo_record)
+  if again or duplicate then
+    return again, duplicate
+  end
+  refusal = place_refusal(b, values)
+  if refusal then
+    return nil, refusal
+  end
+  local taker = { side = values.side, limit = values.ticks, lots = values.lots }
+  local fills, left = plan_order(b, taker, values.post_only == "true")
+  if not fills then
+    return nil, left
+  end
+  if values.time_in_force == "fok" and left > 0 then
+    fills = {}
+  end
+  if values.time_in_force == "gtc" and left > 0 then
+    refusal = level_refusal(b, values.side, values.ticks, left)
+    if refusal then
+      return nil, refusal
+    end
+  end
+  local o = new_order(b, values)
+  events.accepted(b, o, values)
+  local fills_json = matching.trade(b, o, fills)
+  local status = settle_order(b, o, values.time_in_force)
+  return remember(b, memo_record, order_reply(b, o, values, status, fills_json))
+end
+
+-- ---- cancel_order, amend_order
+
+-- The order a command is about, or nil and why not.
+local function find_order(b, values)
+  local order_id = values.order_id
+  if not order_id then
+    if not values.account or not values.client_order_id then
+      return reject.with("MISSING_FIELD", "missing field order_id, or account and client_order_id")
+    end
+    order_id = book.client_order(b, values.account, values.client_order_id)
+  end
+  local o = order_id and book.order(b, order_id)
+  if not o then
+    return nil, unknown_order()
+  end
+  if values.account and values.account ~= o.account then
+    return reject.with("NOT_ORDER_OWNER", "the order belongs to another account")
+  end
+  return o
+end
+
+-- The order, or the first reply to a command sent before. A name can pass from an order that is
+-- gone to a new one: what is remembered of the old order is no answer about the new.
+local function order_or_reply(b, values, memo_record)
+  if values.client_order_id and not values.account then
+    return reject.with("MISSING_FIELD", "missing field account")
+  end
+  local again, duplicate = answer_again(b, memo_record)
+  if duplicate then
+    return nil, duplicate
+  end
+  local named = again and not memo_record.owned
+  local order_id = named and book.client_order(b, values.account, values.client_order_id)
+  if again and (not order_id or string.find(again, '"order_id":"' .. order_id .. '"', 1, true)) then
+    return nil, nil, again
+  end
+  return find_order(b, values)
+end
+
+local cancel_schema = fields.schema({ "account", "client_order_id", "order_id" }, {})
+
+-- cancel_order: takes an open order out of the book, in every status of the instrument.
+-- Fields: order_id, or account and client_order_id. Reply: the order and its remaining_quantity.
+-- Rejects: UNKNOWN_ORDER, NOT_ORDER_OWNER, DUPLICATE_CLIENT_ORDER_ID, and those of the fields'
+-- forms.
+local function cancel_order(b, values)
+  local memo_record = memo("cancel_order", values, cancel_schema)
+  local o, refusal, again = order_or_reply(b, values, memo_record)
+  if not o then
+    return again, refusal
+  end
+  book.timestamp_ms(b)
+  book.dequeue(b, o)
+  book.close(b, o)
+  events.canceled(b, o, "requested")
+  return remember(b, memo_record, canceled_reply(b, o))
+end
+
+local amend_schema = fields.schema({
+  "account",
+  "client_order_id",
+  "order_id",
+  "price",
+  "quantity",
+  "remaining_quantity",
+}, {})
+
+local resting = { order_type = "limit", time_in_force = "gtc" }
+
+-- The order's new { ticks, total, remaining }, or nil and why not.
+local function amended(b, o, values)
+  local record = b.instrument
+  local filled = o.quantity - o.remaining
+  local new = { ticks = o.price, total = o.quantity, remaining = o.remaining }
+  local refusal
+  if values.price then
+    new.ticks, refusal = instrument.price(record, values.price)
+  end
+  if values.quantity and not refusal then
+    new.total, refusal = instrument.lots(record, values.quantity, "quantity")
+  end
+  if values.remaining_quantity and not refusal then
+    local lots
+    lots, refusal = instrument.lots(record, values.remaining_quantity, "remaining_quantity")
+    if lots == 0 then
+      return reject.with("QUANTITY_TOO_SMALL", "remaining_quantity must be above zero")
+    end
+    new.total = lots and lots + filled
+  end
+  refusal = refusal or instrument.quantity_refusal(record, new.total)
+  if refusal then
+    return nil, refusal
+  end
+  new.remaining = new.total - filled
+  if new.remaining <= 0 then
+    return reject.with("QUANTITY_BELOW_FILLED", "quantity is not above what is filled already")
+  end
+  return new
+end
+
+-- A refusal where an amend names no change or two quantities, else nil.
+local function amend_refusal(values)
+  if values.quantity and values.remaining_quantity then
+    return reject.new("FIELD_NOT_ALLOWED", "give quantity or remaining_quantity, not both")
+  end
+  if not values.price and not values.quantity and not values.remaining_quantity then
+    return reject.new("MISSING_FIELD", "missing field price, quantity or remaining_quantity")
+  end
+  return nil
+end
+
+-- Shrinks an order where it stands.
+local function shrink(b, o, new)
+  book.timestamp_ms(b)
+  book.reduce(b, o, o.remaining - new.remaining)
+  o.quantity = new.total
+  events.amended(b, o)
+  return order_reply(b, o, resting, order.status(o), "[]")
+end
+
+-- Gives an order a new price or a larger quantity: it leaves the queue, trades where it now
+-- crosses, and queues anew with what is left.
+local function requeue(b, o, new)
+  local taker = { side = o.side, limit = new.ticks, lots = new.remaining }
+  local fills, left = plan_order(b, taker, o.post_only)
+  if not fills then
+    return nil, left
+  end
+  local stays_in_level = new.ticks == o.price and o.remaining or 0
+  local refusal = left > 0 and level_refusal(b, o.side, new.ticks, left - stays_in_level)
+  if refusal then
+    return nil, refusal
+  end
+  book.timestamp_ms(b)
+  book.dequeue(b, o)
+  o.price, o.quantity, o.remaining = new.ticks, new.total, new.remaining
+  o.priority = book.next_priority(b)
+  events.amended(b, o)
+  local fills_json = matching.trade(b, o, fills)
+  local status = settle_order(b, o, "gtc")
+  return order_reply(b, o, resting, status, fills_json)
+end
+
+-- amend_order: changes price or quantity of an open order, which keeps its id.
+-- Fields: order_id, or account and client_order_id; price; quantity or remaining_quantity. Reply
+-- as place_order.
+-- Rejects: as place_order, and UNKNOWN_ORDER, NOT_ORDER_OWNER, QUANTITY_BELOW_FILLED.
+local function amend_order(b, values)
+  local refusal = amend_refusal(values)
+  if refusal then
+    return nil, refusal
+  end
+  local memo_record = memo("amend_order", values, amend_schema)
+  local o, missing, again = order_or_reply(b, values, memo_record)
+  if not o then
+    return again, missing
+  end
+  refusal = instrument.status_refusal(b.instrument)
+  if refusal then
+    return nil, refusal
+  end
+  local new, invalid = amended(b, o, values)
+  if not new then
+    return nil, invalid
+  end
+  local change = requeue
+  if new.ticks == o.price and new.remaining < o.remaining then
+    change = shrink
+  end
+  local reply, refused = change(b, o, new)
+  if not reply then
+    return nil, refused
+  end
+  return remember(b, memo_record, reply)
+end
+
+-- ---- cancel_all_orders
+
+local cancel_all_schema = fields.schema({ "account" }, { "account" })
+
+-- cancel_all_orders: cancels an account's open orders of this book, oldest first, as many as one
+-- call may.
+-- Fields: account. Reply: account canceled_order_ids canceled_count remaining_count sequence.
+-- Rejects: those of the fields' forms.
+local function cancel_all_orders(b, values)
+  local ids = book.account_order_ids(b, values.account)
+  local count = math.min(#ids, b.cancels_left)
+  local canceled = {}
+  for i = 1, count do
+    canceled[i] = ids[i]
+  end
+  book.prefetch_orders(b, canceled)
+  book.timestamp_ms(b)
+  for _, order_id in ipairs(canceled) do
+    local o = book.order(b, order_id)
+    book.dequeue(b, o)
+    book.close(b, o)
+    events.canceled(b, o, "cancel_all")
+  end
+  b.cancels_left = b.cancels_left - count
+  local ids_json = count > 0 and '"' .. table.concat(canceled, '","') .. '"' or ""
+  return string.format(
+    '{"account":"%s","canceled_order_ids":[%s],"canceled_count":%.0f,"remaining_count":%.0f,'
+      .. '"sequence":%.0f,"timestamp_ms":%.0f}',
+    values.account,
+    ids_json,
+    count,
+    #ids - count,
+    book.current_sequence(b),
+    b.now_ms
+  )
+end
+
+-- ---- running commands
+
+local methods = {
+  place_order = { run = place_order, schema = place_schema },
+  cancel_order = { run = cancel_order, schema = cancel_schema },
+  amend_order = { run = amend_order, schema = amend_schema },
+  cancel_all_orders = { run = cancel_all_orders, schema = cancel_all_schema },
+}
+
+local function invalid_key()
+  return reject.new("INVALID_BOOK_KEY", "give one key: orderbook:{SEGMENT}:SYMBOL")
+end
+
+-- The book's key, or nil and why not.
+local function book_key(call_keys)
+  if #call_keys ~= 1 or not keys.parse(call_keys[1]) then
+    return nil, invalid_key()
+  end
+  return call_keys[1]
+end
+
+-- What `open` (book.open or instrument.load) gives for the call's key, or nil and why not.
+local function open_with(open, call_keys)
+  local key, refusal = book_key(call_keys)
+  if not key then
+    return nil, refusal
+  end
+  local opened = open(key)
+  if not opened then
+    return reject.with("UNKNOWN_SYMBOL", "there is no such instrument")
+  end
+  return opened
+end
+
+-- Writes the working copy, then replies; or gives the error that kept it from being written.
+local function finish(b, reply)
+  local refused = book.write(b)
+  if refused then
+    return refused
+  end
+  return reply
+end
+
+local function single(method_name)
+  return function(call_keys, arguments)
+    local method = methods[method_name]
+    local b, refusal = open_with(book.open, call_keys)
+    if not b then
+      return reject.json(refusal)
+    end
+    local values, malformed = fields.from_arguments(arguments, method.schema)
+    if not values then
+      return reject.json(malformed)
+    end
+    local reply, refused = method.run(b, values)
+    if not reply then
+      return reject.json(refused, values.client_order_id)
+    end
+    return finish(b, reply)
+  end
+end
+
+-- ---- execute
+
+-- A command from its JSON: { method, values }, or { refusal, client_order_id }.
+local function decode(text)
+  local decoded, object = pcall(cjson.decode, text)
+  if not decoded or type(object) ~= "table" or type(object.method) ~= "string" then
+    return { refusal = reject.new("MALFORMED_COMMAND", "a command is a JSON object with a method") }
+  end
+  local method = methods[object.method]
+  if not method then
+    return {
+      refusal = reject.new("UNKNOWN_METHOD", "there is no such method"),
+      client_order_id = fields.echo(object),
+    }
+  end
+  object.method = nil
+  local client_id = fields.echo(object)
+  local values, refusal = fields.from_object(object, method.schema)
+  if not values then
+    return { refusal = refusal, client_order_id = client_id }
+  end
+  return { method = method, values = values }
+end
+
+-- Reads in a few calls what the commands of a batch will ask for one by one.
+local function prefetch(b, batch)
+  local order_ids, names = {}, {}
+  for _, command in ipairs(batch) do
+    local values = command.values
+    if values and values.order_id then
+      order_ids[#order_ids + 1] = values.order_id
+    end
+    if values and values.client_order_id and values.account then
+      local named = command.method.run == place_order or values.order_id
+      local name_of = named and memory.own_name or memory.target_name
+      names[#names + 1] = name_of(values.account, values.client_order_id)
+    end
+  end
+  book.prefetch_orders(b, order_ids)
+  memory.prefetch(b, names)
+end
+
+-- execute: runs 1 to 256 commands, given as JSON objects with a method, in order, as one atomic
+-- change.
+-- Reply: an array with each command's JSON reply. A rejected command does not stop the others.
+-- Rejects (as one reply): BATCH_TOO_LARGE, MALFORMED_COMMAND (no command), UNKNOWN_SYMBOL,
+-- INVALID_BOOK_KEY.
+local function execute(call_keys, arguments)
+  local b, refusal = open_with(book.open, call_keys)
+  if b and #arguments > batch_length_max then
+    refusal = reject.new("BATCH_TOO_LARGE", "one execute takes at most 256 commands")
+  elseif b and #arguments == 0 then
+    refusal = reject.new("MALFORMED_COMMAND", "execute needs at least one command")
+  end
+  if refusal then
+    return reject.json(refusal)
+  end
+  local batch = {}
+  for i, text in ipairs(arguments) do
+    batch[i] = decode(text)
+  end
+  prefetch(b, batch)
+  local replies = {}
+  for i, command in ipairs(batch) do
+    local reply, refused = nil, command.refusal
+    if not refused then
+      reply, refused = command.method.run(b, command.values)
+    end
+    local client_id = command.client_order_id or (command.values or {}).client_order_id
+    replies[i] = reply or reject.json(refused, client_id)
+  end
+  return finish(b, replies)
+end
+
+-- ---- instruments and housekeeping
+
+local define_schema = fields.schema({
+  "tick_size",
+  "lot_size",
+  "min_quantity",
+  "max_quantity",
+  "status",
+  "events_length_max",
+  "trades_length_max",
+  "book_length_max",
+}, {})
+
+-- A refusal where the discovery hash has the symbol under another segment. On a cluster that key
+-- is not this slot's: the read fails, and the caller of define_instrument keeps the hash instead.
+local function other_segment_refusal(key)
+  local segment, symbol = keys.parse(key)
+  local known = redis.pcall("HGET", keys.instruments, symbol)
+  if type(known) == "string" and known ~= segment then
+    return reject.new("SYMBOL_IN_OTHER_SEGMENT", "the symbol is defined in another segment")
+  end
+  return nil
+end
+
+local function same_rules(left, right)
+  for _, name in ipairs(define_schema.names) do
+    if left[name] ~= right[name] then
+      return false
+    end
+  end
+  return true
+end
+
+local function define(key, values)
+  local known = instrument.load(key)
+  local record, refusal = instrument.defined(key, values)
+  if not record then
+    return reject.json(refusal)
+  end
+  if known and same_rules(known, record) then
+    return instrument.json(record, record.sequence)
+  end
+  local b = book.from(record)
+  book.timestamp_ms(b)
+  events.instrument_changed(b)
+  record.sequence = b.call_sequence
+  local rules = instrument.rule_pairs(record)
+  local refused = events.append(b, {}, {})
+  if refused then
+    return refused
+  end
+  redis.call("HSET", key, "symbol", record.symbol, unpack(rules))
+  redis.pcall("HSET", keys.instruments, record.symbol, record.segment)
+  return instrument.json(record, record.sequence)
+end
+
+-- define_instrument: creates a book or changes its rules; fields not given keep their value.
+-- Fields: tick_size lot_size min_quantity max_quantity status events_length_max trades_length_max
+-- book_length_max.
+-- Reply: as get_instrument.
+-- Rejects: MISSING_FIELD, INVALID_NUMBER, INVALID_VALUE, QUANTITY_OFF_LOT, QUANTITY_TOO_SMALL,
+-- INSTRUMENT_IN_USE, SYMBOL_IN_OTHER_SEGMENT.
+local function define_instrument(call_keys, arguments)
+  local key, refusal = book_key(call_keys)
+  local values
+  if key then
+    values, refusal = fields.from_arguments(arguments, define_schema)
+  end
+  refusal = refusal or other_segment_refusal(key)
+  if refusal then
+    return reject.json(refusal)
+  end
+  return define(key, values)
+end
+
+local epoch_schema = fields.schema({ "run_id" }, { "run_id" })
+
+-- begin_epoch: starts a new epoch when the server is not the one the book last saw.
+-- Fields: run_id. Reply: epoch sequence. Rejects: those of the fields' forms.
+local function begin_epoch(call_keys, arguments)
+  local b, refusal = open_with(book.open, call_keys)
+  local values
+  if b then
+    values, refusal = fields.from_arguments(arguments, epoch_schema)
+  end
+  if refusal then
+    return reject.json(refusal)
+  end
+  local record = b.instrument
+  if record.run_id ~= values.run_id then
+    record.epoch = numbers.integer_text(tonumber(record.epoch) + 1)
+    record.sequence = b.call_sequence
+    book.timestamp_ms(b)
+    events.epoch_begun(b)
+    local refused = events.append(b, {}, {})
+    if refused then
+      return refused
+    end
+    local sequence = numbers.integer_text(b.call_sequence)
+    local run_id, epoch = values.run_id, record.epoch
+    redis.call("HSET", b.key, "run_id", run_id, "epoch", epoch, "sequence", sequence)
+  end
+  return string.format('{"epoch":%s,"sequence":%.0f}', record.epoch, record.sequence)
+end
+
+local empty_schema = fields.schema({}, {})
+
+-- The instrument and the fields of a call that only reads, or nil and why not.
+local function open_query(call_keys, arguments, schema)
+  local record, refusal = open_with(instrument.load, call_keys)
+  if not record then
+    return nil, refusal
+  end
+  local values, malformed = fields.from_arguments(arguments, schema)
+  if not values then
+    return nil, malformed
+  end
+  return record, values
+end
+
+local function published_message(record, now_ms)
+  return string.format(
+    '{"channel":"book","symbol":"%s","type":"snapshot","sequence":%.0f,"epoch":%s,'
+      .. '"timestamp_ms":%.0f,%s}',
+    record.symbol,
+    record.sequence,
+    record.epoch,
+    now_ms,
+    depth.json(record, depth.published_levels)
+  )
+end
+
+-- publish_book: writes the top 10 to the stream `…:book` when the book changed since and 500 ms
+-- have passed.
+-- Fields: none. Reply: published sequence wait_ms. Rejects: UNKNOWN_SYMBOL, INVALID_BOOK_KEY.
+local function publish_book(call_keys, arguments)
+  local record, refusal = open_query(call_keys, arguments, empty_schema)
+  if not record then
+    return reject.json(refusal)
+  end
+  local time = redis.call("TIME")
+  local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  local last = redis.call("HMGET", record.key, "published_sequence", "published_timestamp_ms")
+  local since_ms = now_ms - tonumber(last[2] or 0)
+  local due = since_ms >= publish_interval_ms or since_ms < 0
+  local published = due and record.sequence > tonumber(last[1] or 0)
+  if published then
+    local refused = events.publish_book(record, published_message(record, now_ms))
+    if refused then
+      return refused
+    end
+    local sequence, now = numbers.integer_text(record.sequence), numbers.integer_text(now_ms)
+    local name = "published_sequence"
+    redis.call("HSET", record.key, name, sequence, "published_timestamp_ms", now)
+  end
+  return string.format(
+    '{"published":%s,"sequence":%.0f,"wait_ms":%.0f}',
+    tostring(published),
+    record.sequence,
+    due and publish_interval_ms or publish_interval_ms - since_ms
+  )
+end
+
+-- ---- queries
+
+local book_schema = fields.schema({ "depth" }, {})
+
+-- get_book: the best levels of both sides.
+-- Fields: depth (1 to 10000 or full; 10). Reply: symbol sequence epoch bids asks checksum.
+-- Rejects: INVALID_VALUE.
+local function get_book(call_keys, arguments)
+  local record, values = open_query(call_keys, arguments, book_schema)
+  if not record then
+    return reject.json(values)
+  end
+  local levels = values.depth or "10"
+  levels = levels == "full" and depth.levels_max or tonumber(levels)
+  if levels > depth.levels_max then
+    return reject.json(reject.new("INVALID_VALUE", "depth must be at most 10000"))
+  end
+  return string.format(
+    '{"symbol":"%s","sequence":%.0f,"epoch":%s,%s}',
+    record.symbol,
+    record.sequence,
+    record.epoch,
+    depth.json(record, levels)
+  )
+end
+
+-- get_order: one open order.
+-- Fields: order_id, or account and client_order_id. Reply: the order. Rejects: UNKNOWN_ORDER,
+-- NOT_ORDER_OWNER.
+local function get_order(call_keys, arguments)
+  local b, refusal = open_with(book.open, call_keys)
+  local values, o
+  if b then
+    values, refusal = fields.from_arguments(arguments, cancel_schema)
+  end
+  if values then
+    o, refusal = find_order(b, values)
+  end
+  if not o then
+    return reject.json(refusal)
+  end
+  return order_json(b.instrument, o)
+    .. string.format(',"account":"%s","sequence":%.0f}', o.account, b.sequence)
+end
+
+local open_orders_schema = fields.schema({ "account", "after", "limit" }, { "account" })
+
+-- The ids of an account's open orders after one of them, in order.
+local function ids_after(record, account, after)
+  local ids = {}
+  for _, order_id in ipairs(redis.call("SMEMBERS", keys.account_orders(record.key, account))) do
+    if tonumber(order_id) > after then
+      ids[#ids + 1] = order_id
+    end
+  end
+  table.sort(ids, function(left, right)
+    return tonumber(left) < tonumber(right)
+  end)
+  return ids
+end
+
+-- get_open_orders: an account's open orders of this book by order_id, a page at a time.
+-- Fields: account; after limit. Reply: account symbol sequence epoch orders more. Rejects:
+-- INVALID_VALUE.
+local function get_open_orders(call_keys, arguments)
+  local b, refusal = open_with(book.open, call_keys)
+  local values
+  if b then
+    values, refusal = fields.from_arguments(arguments, open_orders_schema)
+  end
+  local limit = tonumber((values or {}).limit or 500)
+  if values and limit > orders_limit_max then
+    refusal = reject.new("INVALID_VALUE", "limit must be at most 1000")
+  end
+  if refusal then
+    return reject.json(refusal)
+  end
+  local ids = ids_after(b.instrument, values.account, tonumber(values.after or 0))
+  local page, rows = {}, {}
+  for i = 1, math.min(#ids, limit) do
+    page[i] = ids[i]
+  end
+  book.prefetch_orders(b, page)
+  for _, order_id in ipairs(page) do
+    local o = book.order(b, order_id)
+    rows[#rows + 1] = o and order_json(b.instrument, o) .. "}"
+  end
+  return string.format(
+    '{"account":"%s","symbol":"%s","sequence":%.0f,"epoch":%s,"orders":[%s],"more":%s}',
+    values.account,
+    b.instrument.symbol,
+    b.sequence,
+    b.instrument.epoch,
+    table.concat(rows, ","),
+    tostring(#ids > limit)
+  )
+end
+
+local trades_schema = fields.schema({ "limit" }, {})
+
+-- The objects of a trades message, as they stand in its text.
+local function trades_of(message)
+  local list = string.match(message, '"trades":%[(.*)%]}$')
+  local rows = {}
+  for row in string.gmatch(list, "%b{}") do
+    rows[#rows + 1] = row
+  end
+  return rows
+end
+
+-- The latest trades, newest first.
+local function latest_trades(record, limit)
+  local rows, to = {}, "+"
+  while #rows < limit do
+    local entries = redis.call("XREVRANGE", keys.trades(record.key), to, "-", "COUNT", 20)
+    for _, entry in ipairs(entries) do
+      local trades = trades_of(entry[2][2])
+      for i = #trades, 1, -1 do
+        rows[#rows + 1] = trades[i]
+      end
+      to = "(" .. entry[1]
+    end
+    if #entries < 20 then
+      break
+    end
+  end
+  return rows
+end
+
+-- get_trades: the most recent trades, oldest first.
+-- Fields: limit (1 to 1000; 50). Reply: symbol sequence epoch trades. Rejects: INVALID_VALUE.
+local function get_trades(call_keys, arguments)
+  local record, values = open_query(call_keys, arguments, trades_schema)
+  if not record then
+    return reject.json(values)
+  end
+  local limit = tonumber(values.limit or 50)
+  if limit > trades_limit_max then
+    return reject.json(reject.new("INVALID_VALUE", "limit must be at most 1000"))
+  end
+  local latest = latest_trades(record, limit)
+  local rows = {}
+  for i = math.min(#latest, limit), 1, -1 do
+    rows[#rows + 1] = latest[i]
+  end
+  return string.format(
+    '{"symbol":"%s","sequence":%.0f,"epoch":%s,"trades":[%s]}',
+    record.symbol,
+    record.sequence,
+    record.epoch,
+    table.concat(rows, ",")
+  )
+end
+
+-- get_instrument: the rules and state of an instrument.
+-- Fields: none. Reply: the instrument. Rejects: UNKNOWN_SYMBOL, INVALID_BOOK_KEY.
+local function get_instrument(call_keys, arguments)
+  local record, refusal = open_query(call_keys, arguments, empty_schema)
+  if not record then
+    return reject.json(refusal)
+  end
+  return instrument.json(record, record.sequence)
+end
+
+-- verify_book: checks every invariant of the stored book.
+-- Fields: none. Reply: verified, then orders levels sequence state_hash, or violations. Rejects:
+-- UNKNOWN_SYMBOL.
+local function verify_book(call_keys, arguments)
+  local record, refusal = open_query(call_keys, arguments, empty_schema)
+  if not record then
+    return reject.json(refusal)
+  end
+  return verify.json(record)
+end
+
+-- library_version: which library this server runs.
+-- Fields: none. Reply: library version digest.
+local function library_version()
+  return '{"library":"orderbook","version":"'
+    .. library.version
+    .. '","digest":"'
+    .. library.digest
+    .. '"}'
+end
+
+-- ---- registration
+
+-- Cancels free memory, and the book must be seen to shrink: they run though memory is full.
+local when_memory_is_full = { "allow-oom" }
+local read_only = { "no-writes" }
+
+local function register(name, callback, flags)
+  redis.register_function({ function_name = name, callback = callback, flags = flags })
+end
+
+function commands.register()
+  register("define_instrument", define_instrument, {})
+  register("place_order", single("place_order"), {})
+  register("amend_order", single("amend_order"), {})
+  register("cancel_order", single("cancel_order"), when_memory_is_full)
+  register("cancel_all_orders", single("cancel_all_orders"), when_memory_is_full)
+  register("execute", execute, {})
+  register("publish_book", publish_book, when_memory_is_full)
+  register("begin_epoch", begin_epoch, when_memory_is_full)
+  register("get_book", get_book, read_only)
+  register("get_order", get_order, read_only)
+  register("get_open_orders", get_open_orders, read_only)
+  register("get_trades", get_trades, read_only)
+  register("get_instrument", get_instrument, read_only)
+  register("verify_book", verify_book, read_only)
+  register("library_version", library_version, read_only)
+end
+
+commands.register()
+
+return commands

@@ -1,0 +1,127 @@
+-- The book as others see it: levels, best first, and the checksum that lets a client prove it
+-- holds the same.
+--
+-- Only orders are sorted in Redis, not levels. The levels' prices are found by stepping through a
+-- side in chunks and jumping past every price already seen, so the cost is that of the levels
+-- asked for, however many orders queue at each.
+
+local instrument = require("instrument")
+local keys = require("keys")
+local numbers = require("numbers")
+
+local depth = {}
+
+depth.levels_max = 10000
+depth.published_levels = 10
+
+local chunk_first = 16
+local chunk_max = 512
+local arguments_max = 4000
+
+-- The scores of a side's best levels, at most count of them.
+local function best_scores(side_key, count)
+  local scores = {}
+  local from, chunk = "-inf", math.min(chunk_first, count)
+  while #scores < count do
+    local rows =
+      redis.call("ZRANGE", side_key, from, "+inf", "BYSCORE", "LIMIT", 0, chunk, "WITHSCORES")
+    local found_before = #scores
+    for i = 2, #rows, 2 do
+      if rows[i] ~= scores[#scores] and #scores < count then
+        scores[#scores + 1] = rows[i]
+      end
+    end
+    if #rows < chunk * 2 then
+      break
+    end
+    local found = #scores - found_before
+    chunk = found * 2 > chunk and math.min(chunk * 2, chunk_max) or math.max(found * 2, 2)
+    from = "(" .. scores[#scores]
+  end
+  return scores
+end
+
+-- [["100.25","1"],…] of one side as a list of { price text, quantity text }.
+local function side_levels(record, side_key, sign, count)
+  local prices, names = {}, {}
+  for i, score in ipairs(best_scores(side_key, count)) do
+    prices[i] = tonumber(score) * sign
+    names[i] = numbers.integer_text(prices[i])
+  end
+  local levels = {}
+  for from = 1, #names, arguments_max do
+    local to = math.min(from + arguments_max - 1, #names)
+    local totals = redis.call("HMGET", keys.levels(side_key), unpack(names, from, to))
+    for i, total in ipairs(totals) do
+      levels[#levels + 1] = {
+        instrument.price_text(record, prices[from + i - 1]),
+        numbers.text(tonumber(total or 0), record.quantity_step),
+      }
+    end
+  end
+  return levels
+end
+
+local function levels_json(levels)
+  local rows = {}
+  for i, level in ipairs(levels) do
+    rows[i] = '["' .. level[1] .. '","' .. level[2] .. '"]'
+  end
+  return "[" .. table.concat(rows, ",") .. "]"
+end
+
+-- The table of CRC-32 (reflected polynomial 0xEDB88320). Built on first use: no arithmetic on bits
+-- exists while a library loads.
+local crc_table
+
+local function build_crc_table()
+  crc_table = {}
+  for byte = 0, 255 do
+    local value = byte
+    for _ = 1, 8 do
+      if value % 2 == 1 then
+        value = bit.bxor(bit.rshift(value, 1), 0xEDB88320)
+      else
+        value = bit.rshift(value, 1)
+      end
+    end
+    crc_table[byte] = value
+  end
+end
+
+local function crc32(text)
+  if not crc_table then
+    build_crc_table()
+  end
+  local value = 0xFFFFFFFF
+  for i = 1, #text do
+    local index = bit.band(bit.bxor(value, string.byte(text, i)), 0xFF)
+    value = bit.bxor(bit.rshift(value, 8), crc_table[index])
+  end
+  return bit.bxor(value, 0xFFFFFFFF) % 4294967296
+end
+
+local function checksum_text(levels)
+  local parts = {}
+  for i = 1, math.min(#levels, depth.published_levels) do
+    for column = 1, 2 do
+      local digits = string.gsub(levels[i][column], "%.", "")
+      parts[#parts + 1] = (string.gsub(digits, "^0+", ""))
+    end
+  end
+  return table.concat(parts)
+end
+
+-- The common part of get_book's reply and of the published book: "bids":…,"asks":…,"checksum":…
+function depth.json(record, levels_count)
+  local bids = side_levels(record, keys.bids(record.key), -1, levels_count)
+  local asks = side_levels(record, keys.asks(record.key), 1, levels_count)
+  return string.format(
+    '"bids":%s,"asks":%s,"checksum":%.0f',
+    levels_json(bids),
+    levels_json(asks),
+    crc32(checksum_text(asks) .. checksum_text(bids))
+  )
+end
+
+return depth

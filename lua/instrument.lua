@@ -1,0 +1,275 @@
+-- The instrument: what a book's own hash says of it, and whether a price or quantity fits.
+--
+-- The hash `orderbook:{SEGMENT}:SYMBOL` has the rules as they were defined (decimal text) and the
+-- counters of the book. `sequence` is written last of all by every command: it is the mark of a
+-- command carried out whole.
+
+local keys = require("keys")
+local numbers = require("numbers")
+local reject = require("reject")
+
+local instrument = {}
+
+local stream_length_max = 10000000
+local stored_fields = {
+  "tick_size",
+  "lot_size",
+  "min_quantity",
+  "max_quantity",
+  "status",
+  "sequence",
+  "epoch",
+  "run_id",
+  "last_order_id",
+  "last_trade_id",
+  "last_priority",
+  "last_price",
+  "open_orders",
+  "remembered_replies",
+  "events_length_max",
+  "trades_length_max",
+  "book_length_max",
+}
+
+local function with_steps(record)
+  record.price_step = numbers.step(record.tick_size)
+  record.quantity_step = numbers.step(record.lot_size)
+  record.lots_max = numbers.steps_max(record.quantity_step)
+  local least, most = record.min_quantity, record.max_quantity
+  record.quantity_min = least and numbers.parse(least, record.quantity_step) or 1
+  record.quantity_max = most and numbers.parse(most, record.quantity_step) or record.lots_max
+  record.price_texts = {}
+  record.quantity_texts = {}
+  return record
+end
+
+-- Ticks as decimal text. A call meets the same prices again and again, so it remembers them.
+function instrument.price_text(record, ticks)
+  local text = record.price_texts[ticks]
+  if not text then
+    text = numbers.text(ticks, record.price_step)
+    record.price_texts[ticks] = text
+  end
+  return text
+end
+
+-- Lots as decimal text.
+function instrument.quantity_text(record, lots)
+  local text = record.quantity_texts[lots]
+  if not text then
+    text = numbers.text(lots, record.quantity_step)
+    record.quantity_texts[lots] = text
+  end
+  return text
+end
+
+-- The instrument and the state of its book, or nil where it is not defined.
+function instrument.load(book_key)
+  local segment, symbol = keys.parse(book_key)
+  local values = redis.call("HMGET", book_key, unpack(stored_fields))
+  if not values[1] then
+    return nil
+  end
+  local record = { key = book_key, segment = segment, symbol = symbol }
+  for i, name in ipairs(stored_fields) do
+    record[name] = values[i] or nil
+  end
+  record.sequence = tonumber(record.sequence)
+  record.last_order_id = tonumber(record.last_order_id)
+  record.last_trade_id = tonumber(record.last_trade_id)
+  record.last_priority = tonumber(record.last_priority)
+  record.open_orders = tonumber(record.open_orders)
+  record.remembered_replies = tonumber(record.remembered_replies)
+  return with_steps(record)
+end
+
+-- Price text in ticks, or nil and why not.
+function instrument.price(record, text)
+  local ticks, problem = numbers.parse(text, record.price_step)
+  if problem == "off_step" then
+    return reject.with(
+      "PRICE_OFF_TICK",
+      "price is not a multiple of tick_size " .. record.price_step.text
+    )
+  end
+  if not ticks then
+    return reject.with("INVALID_NUMBER", "price is not decimal text the engine can hold")
+  end
+  if ticks == 0 then
+    return reject.with("PRICE_NOT_POSITIVE", "price must be above zero")
+  end
+  return ticks
+end
+
+-- Quantity text in lots, unbounded but for exactness; name is the field's, for the message.
+function instrument.lots(record, text, name)
+  local lots, problem = numbers.parse(text, record.quantity_step)
+  if problem == "off_step" then
+    return reject.with(
+      "QUANTITY_OFF_LOT",
+      name .. " is not a multiple of lot_size " .. record.quantity_step.text
+    )
+  end
+  if not lots then
+    return reject.with("INVALID_NUMBER", name .. " is not decimal text the engine can hold")
+  end
+  return lots
+end
+
+-- A refusal where an order's total is outside the instrument's limits, else nil.
+function instrument.quantity_refusal(record, lots)
+  if lots < record.quantity_min or lots == 0 then
+    local least = numbers.text(record.quantity_min, record.quantity_step)
+    return reject.new("QUANTITY_TOO_SMALL", "quantity is below min_quantity " .. least)
+  end
+  if lots > record.quantity_max then
+    local most = numbers.text(record.quantity_max, record.quantity_step)
+    return reject.new("QUANTITY_TOO_LARGE", "quantity is above max_quantity " .. most)
+  end
+  return nil
+end
+
+-- A refusal where the instrument takes no new orders or amends now, else nil. Cancels are always
+-- allowed: risk can be taken off in every status.
+function instrument.status_refusal(record)
+  if record.status == "halted" then
+    return reject.new("INSTRUMENT_HALTED", "the instrument is halted")
+  end
+  if record.status == "cancel_only" then
+    return reject.new("INSTRUMENT_CANCEL_ONLY", "the instrument takes cancels only")
+  end
+  return nil
+end
+
+-- The instrument as JSON, sequence being the book's after the call that asks.
+function instrument.json(record, sequence)
+  local last_price = record.last_price and ',"last_price":"' .. record.last_price .. '"' or ""
+  return string.format(
+    '{"symbol":"%s","segment":"%s","tick_size":"%s","lot_size":"%s","min_quantity":"%s",'
+      .. '"max_quantity":"%s","status":"%s","events_length_max":%s,"trades_length_max":%s,'
+      .. '"book_length_max":%s,"open_orders":%.0f%s,"sequence":%.0f,"epoch":%s}',
+    record.symbol,
+    record.segment,
+    record.price_step.text,
+    record.quantity_step.text,
+    numbers.text(record.quantity_min, record.quantity_step),
+    numbers.text(record.quantity_max, record.quantity_step),
+    record.status,
+    record.events_length_max,
+    record.trades_length_max,
+    record.book_length_max,
+    record.open_orders,
+    last_price,
+    sequence,
+    record.epoch
+  )
+end
+
+-- What a book starts with when define_instrument names nothing else.
+local function fresh(book_key)
+  local segment, symbol = keys.parse(book_key)
+  return {
+    key = book_key,
+    segment = segment,
+    symbol = symbol,
+    status = "trading",
+    sequence = 0,
+    epoch = "1",
+    last_order_id = 0,
+    last_trade_id = 0,
+    last_priority = 0,
+    open_orders = 0,
+    remembered_replies = 0,
+    events_length_max = "100000",
+    trades_length_max = "100000",
+    book_length_max = "1000",
+  }
+end
+
+local function apply_step(record, values, name)
+  if values[name] == nil then
+    return true
+  end
+  local step = numbers.step(values[name])
+  if not step then
+    return reject.with("INVALID_NUMBER", name .. " must be decimal text above zero")
+  end
+  if record[name] ~= nil and record[name] ~= step.text and record.open_orders > 0 then
+    return reject.with("INSTRUMENT_IN_USE", name .. " cannot change while orders are open")
+  end
+  record[name] = step.text
+  return true
+end
+
+local function apply_quantity_limit(record, values, name)
+  local text = values[name] or record[name]
+  if not text then
+    return true
+  end
+  local lots, refusal = instrument.lots(record, text, name)
+  if not lots then
+    return nil, refusal
+  end
+  if lots == 0 then
+    return reject.with("QUANTITY_TOO_SMALL", name .. " must be above zero")
+  end
+  record[name] = numbers.text(lots, record.quantity_step)
+  return true
+end
+
+local function apply_rest(record, values)
+  for _, name in ipairs({ "events_length_max", "trades_length_max", "book_length_max" }) do
+    local text = values[name]
+    if text and tonumber(text) > stream_length_max then
+      return reject.with("INVALID_VALUE", name .. " must be at most 10000000")
+    end
+    record[name] = text or record[name]
+  end
+  record.status = values.status or record.status
+  return true
+end
+
+-- The instrument as it would be with these fields applied, or nil and why not. Writes nothing.
+function instrument.defined(book_key, values)
+  local record = instrument.load(book_key) or fresh(book_key)
+  for _, name in ipairs({ "tick_size", "lot_size" }) do
+    if not record[name] and not values[name] then
+      return reject.with("MISSING_FIELD", "missing field " .. name)
+    end
+    local applied, refusal = apply_step(record, values, name)
+    if not applied then
+      return nil, refusal
+    end
+  end
+  record.quantity_step = numbers.step(record.lot_size)
+  for _, name in ipairs({ "min_quantity", "max_quantity" }) do
+    local applied, refusal = apply_quantity_limit(record, values, name)
+    if not applied then
+      return nil, refusal
+    end
+  end
+  local applied, refusal = apply_rest(record, values)
+  if not applied then
+    return nil, refusal
+  end
+  with_steps(record)
+  if record.quantity_min > record.quantity_max then
+    return reject.with("INVALID_VALUE", "min_quantity is above max_quantity")
+  end
+  return record
+end
+
+-- The rules as field, value, … for HSET.
+function instrument.rule_pairs(record)
+  local pairs_list = {}
+  for _, name in ipairs(stored_fields) do
+    local value = record[name]
+    if value ~= nil then
+      pairs_list[#pairs_list + 1] = name
+      pairs_list[#pairs_list + 1] = type(value) == "number" and numbers.integer_text(value) or value
+    end
+  end
+  return pairs_list
+end
+
+return instrument

@@ -1,0 +1,72 @@
+-- Every key name, and nothing else.
+--
+-- A book is named by its own key, orderbook:{SEGMENT}:SYMBOL, a hash with the instrument and its
+-- state. All its other keys begin with that name; the braces keep a segment's books in one hash
+-- slot.
+
+local keys = {}
+
+-- Hash symbol -> segment: where the books are, for discovery. The one key outside a segment.
+keys.instruments = "orderbook:instruments"
+
+-- The segment and symbol a book's key names, or nil.
+function keys.parse(book)
+  local segment, symbol = string.match(book, "^orderbook:{([%w_%-]+)}:([%u%d%._%-]+)$")
+  if not segment or #segment > 32 or #symbol > 32 then
+    return nil
+  end
+  return segment, symbol
+end
+
+-- Sorted sets: every resting order, best first. See book.lua.
+function keys.bids(book)
+  return book .. ":bids"
+end
+
+function keys.asks(book)
+  return book .. ":asks"
+end
+
+-- Hashes price in ticks -> open quantity in lots: the levels of one side.
+function keys.levels(side_key)
+  return side_key .. ":levels"
+end
+
+-- Hash order_id -> order record.
+function keys.orders(book)
+  return book .. ":orders"
+end
+
+-- Set of the order_ids an account has open in this book.
+function keys.account_orders(book, account)
+  return book .. ":orders:" .. account
+end
+
+-- Hash "account client_order_id" -> order_id of open orders.
+function keys.client_orders(book)
+  return book .. ":client_orders"
+end
+
+-- Hashes of remembered replies: the generation being filled and the full one before it.
+function keys.replies(book)
+  return book .. ":replies"
+end
+
+function keys.replies_previous(book)
+  return book .. ":replies:previous"
+end
+
+-- Streams: what happened, the trades alone, the half-second book.
+function keys.events(book)
+  return book .. ":events"
+end
+
+function keys.trades(book)
+  return book .. ":trades"
+end
+
+function keys.published_book(book)
+  return book .. ":book"
+end
+
+return keys

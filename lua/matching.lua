@@ -1,0 +1,94 @@
+-- Price-time priority: a taker against the other side gives a plan of fills, and the plan, once
+-- it is accepted, is carried out on the working copy.
+--
+-- The plan comes first because the outcome decides what becomes of the order: fill-or-kill trades
+-- all or nothing, a post-only order must not trade at all, and a rest that cannot queue refuses
+-- the whole command. A fill is always at the maker's price.
+
+local book = require("book")
+local events = require("events")
+local instrument = require("instrument")
+local numbers = require("numbers")
+local reject = require("reject")
+
+local matching = {}
+
+matching.opposite = { buy = "sell", sell = "buy" }
+
+-- Whether an order of this side and limit would trade with an order at price.
+local function crosses(side, limit, price)
+  if not limit then
+    return true
+  end
+  if side == "buy" then
+    return price <= limit
+  end
+  return price >= limit
+end
+
+-- Whether a limit order would trade at once.
+function matching.would_trade(b, side, limit)
+  local best = book.best_price(b, matching.opposite[side])
+  return best ~= nil and crosses(side, limit, best)
+end
+
+-- The fills of a taker { side, limit (nil for market), lots }: a list of { maker, lots }, and the
+-- lots left over. Changes nothing. nil and a refusal where there would be more fills than a call
+-- may do.
+function matching.plan(b, taker)
+  local fills, left = {}, taker.lots
+  if not matching.would_trade(b, taker.side, taker.limit) then
+    return fills, left
+  end
+  for maker in book.queue(b, matching.opposite[taker.side]) do
+    if left == 0 or not crosses(taker.side, taker.limit, maker.price) then
+      break
+    end
+    if #fills == b.fills_left then
+      return reject.with(
+        "TOO_MANY_FILLS",
+        "one call can fill at most " .. book.fills_per_call_max .. " makers"
+      )
+    end
+    local lots = math.min(left, maker.remaining)
+    fills[#fills + 1] = { maker = maker, lots = lots }
+    left = left - lots
+  end
+  return fills, left
+end
+
+local function fill_json(trade, maker)
+  return '{"trade_id":"'
+    .. trade.trade_id
+    .. '","price":"'
+    .. trade.price
+    .. '","quantity":"'
+    .. trade.quantity
+    .. '","maker_order_id":"'
+    .. maker.order_id
+    .. '"}'
+end
+
+-- Carries out a plan: reduces both orders, reports each trade. Returns the fills as JSON.
+function matching.trade(b, taker, fills)
+  local record = b.instrument
+  local texts = {}
+  for i, fill in ipairs(fills) do
+    local maker = fill.maker
+    record.last_trade_id = record.last_trade_id + 1
+    local trade = {
+      trade_id = numbers.integer_text(record.last_trade_id),
+      price = instrument.price_text(record, maker.price),
+      quantity = instrument.quantity_text(record, fill.lots),
+    }
+    taker.remaining = taker.remaining - fill.lots
+    book.reduce(b, maker, fill.lots)
+    events.trade(b, taker, maker, trade)
+    texts[i] = fill_json(trade, maker)
+    record.last_price = trade.price
+  end
+  b.fills_left = b.fills_left - #fills
+  return "[" .. table.concat(texts, ",") .. "]"
+end
+
+return matching

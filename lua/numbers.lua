@@ -1,0 +1,120 @@
+-- Decimal text in, integers inside, decimal text out.
+--
+-- A price is a whole number of ticks and a quantity a whole number of lots; no fraction ever enters
+-- the engine. Lua's only number is the double, exact for integers up to 2^53 - 1, so that is the
+-- limit of everything here. Lua would read `0x10`, `1e5` and ` 1` as numbers and write 1e15 as
+-- `1e+15`; therefore text is taken in by pattern and put out with `%.0f`.
+
+local numbers = {}
+
+numbers.exact_max = 9007199254740991
+numbers.text_length_max = 40
+numbers.decimals_max = 15
+
+-- The digits before and after the point, or nil where the text is not strict decimal text.
+local function split(text)
+  if #text > numbers.text_length_max then
+    return nil
+  end
+  local whole, fraction = string.match(text, "^(%d+)%.(%d+)$")
+  if not whole then
+    whole, fraction = string.match(text, "^%d+$"), ""
+  end
+  if not whole or (#whole > 1 and string.byte(whole) == 48) then
+    return nil
+  end
+  return whole, fraction
+end
+
+-- An exact non-negative integer from digits, or nil when it is beyond exact_max.
+local function exact(digits)
+  local number = tonumber(digits)
+  if number > numbers.exact_max then
+    return nil
+  end
+  return number
+end
+
+-- Step: what tick_size and lot_size are read into. A step of 0.05 has 2 decimals and size 5: text
+-- is first scaled by 10^decimals and must then be a multiple of size. Returns { decimals, size,
+-- text }, or nil where the text is no positive decimal.
+function numbers.step(text)
+  local whole, fraction = split(text)
+  if not whole then
+    return nil
+  end
+  fraction = string.gsub(fraction, "0+$", "")
+  local size = #fraction <= numbers.decimals_max and exact(whole .. fraction)
+  if not size or size == 0 then
+    return nil
+  end
+  local canonical = #fraction > 0 and whole .. "." .. fraction or whole
+  return { decimals = #fraction, size = size, text = canonical }
+end
+
+-- Decimal text as a whole number of steps. On failure nil and "malformed" (not a number the engine
+-- can hold) or "off_step" (a number between two steps).
+function numbers.parse(text, step)
+  local whole, fraction = split(text)
+  if not whole then
+    return nil, "malformed"
+  end
+  local missing = step.decimals - #fraction
+  if missing > 0 then
+    fraction = fraction .. string.rep("0", missing)
+  elseif missing < 0 then
+    if string.find(fraction, "[^0]", step.decimals + 1) then
+      return nil, "off_step"
+    end
+    fraction = string.sub(fraction, 1, step.decimals)
+  end
+  local scaled = exact(whole .. fraction)
+  if not scaled then
+    return nil, "malformed"
+  end
+  if step.size == 1 then
+    return scaled
+  end
+  if scaled % step.size ~= 0 then
+    return nil, "off_step"
+  end
+  return scaled / step.size
+end
+
+-- An exact integer as plain digits.
+function numbers.integer_text(number)
+  return string.format("%.0f", number)
+end
+
+-- A whole number of steps as the shortest decimal text: 100.5, not 100.50.
+-- The product is exact: what was parsed was at most exact_max, and sums are kept within
+-- numbers.steps_max of the step.
+function numbers.text(count, step)
+  local scaled = count * step.size
+  local decimals = step.decimals
+  if decimals == 0 then
+    return string.format("%.0f", scaled)
+  end
+  local digits = string.format("%0" .. (decimals + 1) .. ".0f", scaled)
+  local fraction = string.gsub(string.sub(digits, -decimals), "0+$", "")
+  local whole = string.sub(digits, 1, -decimals - 1)
+  if fraction == "" then
+    return whole
+  end
+  return whole .. "." .. fraction
+end
+
+-- The largest number of steps whose decimal text is still exact.
+function numbers.steps_max(step)
+  return math.floor(numbers.exact_max / step.size)
+end
+
+-- A positive integer of plain digits (an id, a limit), or nil.
+function numbers.positive_integer(text)
+  if #text > 16 or not string.find(text, "^[1-9]%d*$") then
+    return nil
+  end
+  return exact(text)
+end
+
+return numbers

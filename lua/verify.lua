@@ -1,0 +1,221 @@
+-- Proof that a stored book is whole: every invariant that the engine keeps, checked from the keys
+-- alone.
+--
+-- Each violation has a name that says which promise is broken. The walk over the orders also
+-- folds them, in queue order, into state_hash: equal books have equal hashes, whatever history
+-- made them.
+
+local instrument = require("instrument")
+local keys = require("keys")
+local numbers = require("numbers")
+local order = require("order")
+
+local verify = {}
+
+local chunk_length = 500
+local violations_max = 20
+
+local function violate(walk, name, detail)
+  if #walk.violations < violations_max then
+    walk.violations[#walk.violations + 1] = { name = name, detail = detail }
+  end
+end
+
+local function add_to(totals, name, amount)
+  totals[name] = (totals[name] or 0) + amount
+end
+
+-- One queue member against its order record.
+local function check_order(walk, side, member, score, text)
+  local order_id = order.id_of_member(member)
+  local o = text and order.parse(order_id, text)
+  if not o then
+    return violate(walk, "ORPHAN_QUEUE_MEMBER", "order " .. order_id .. " has no record")
+  end
+  if o.member ~= member or o.side ~= side.name or o.price * side.sign ~= tonumber(score) then
+    violate(walk, "QUEUE_MISMATCH", "order " .. order_id .. " does not queue as its record says")
+  end
+  if o.remaining < 1 or o.remaining > o.quantity then
+    violate(walk, "INVALID_REMAINING", "order " .. order_id .. " has no valid remaining_quantity")
+  end
+  if tonumber(order_id) > walk.record.last_order_id or o.priority > walk.record.last_priority then
+    violate(walk, "COUNTER_BEHIND", "order " .. order_id .. " is later than the book's counters")
+  end
+  add_to(side.levels, numbers.integer_text(o.price), o.remaining)
+  add_to(walk.orders_by_account, o.account, 1)
+  walk.orders = walk.orders + 1
+  return o
+end
+
+-- Each order must be found through its account and through its client_order_id.
+local function check_indexes(walk, open)
+  for _, o in ipairs(open) do
+    local account_key = keys.account_orders(walk.record.key, o.account)
+    if redis.call("SISMEMBER", account_key, o.order_id) == 0 then
+      violate(walk, "ACCOUNT_INDEX_MISMATCH", "order " .. o.order_id .. " is not its account's")
+    end
+    if o.client_order_id then
+      walk.client_orders = walk.client_orders + 1
+      local name = o.account .. " " .. o.client_order_id
+      local order_id = redis.call("HGET", keys.client_orders(walk.record.key), name)
+      if order_id ~= o.order_id then
+        local detail = "order " .. o.order_id .. " is not found by its client_order_id"
+        violate(walk, "CLIENT_INDEX_MISMATCH", detail)
+      end
+    end
+  end
+end
+
+local function hash_line(o)
+  return table.concat({
+    o.order_id,
+    o.side,
+    numbers.integer_text(o.price),
+    numbers.integer_text(o.quantity),
+    numbers.integer_text(o.remaining),
+    o.account,
+    o.client_order_id or "-",
+    o.post_only and "post_only" or "-",
+  }, " ")
+end
+
+local function walk_chunk(walk, side, rows)
+  local ids = {}
+  for i = 1, #rows, 2 do
+    ids[#ids + 1] = order.id_of_member(rows[i])
+  end
+  local texts = redis.call("HMGET", keys.orders(walk.record.key), unpack(ids))
+  local open, lines = {}, { walk.hash }
+  for i = 1, #ids do
+    local o = check_order(walk, side, rows[i * 2 - 1], rows[i * 2], texts[i])
+    if o then
+      open[#open + 1] = o
+      lines[#lines + 1] = hash_line(o)
+    end
+  end
+  check_indexes(walk, open)
+  walk.hash = redis.sha1hex(table.concat(lines, "\n"))
+end
+
+local function walk_side(walk, side)
+  local from = 0
+  repeat
+    local rows =
+      redis.call("ZRANGE", side.key, from, from + chunk_length - 1, "WITHSCORES")
+    if from == 0 and rows[2] then
+      side.best = tonumber(rows[2]) * side.sign
+    end
+    if #rows > 0 then
+      walk_chunk(walk, side, rows)
+    end
+    from = from + chunk_length
+  until #rows < chunk_length * 2
+end
+
+local function check_levels(walk, side)
+  local stored = redis.call("HGETALL", keys.levels(side.key))
+  for i = 1, #stored, 2 do
+    local price, total = stored[i], tonumber(stored[i + 1])
+    walk.levels = walk.levels + 1
+    if not side.levels[price] then
+      violate(walk, "ORPHAN_LEVEL", side.name .. " level " .. price .. " has no orders")
+    elseif side.levels[price] ~= total then
+      local detail = side.name .. " level " .. price .. " is not the sum of its orders"
+      violate(walk, "LEVEL_QUANTITY_MISMATCH", detail)
+    end
+    side.levels[price] = nil
+  end
+  for price in pairs(side.levels) do
+    violate(walk, "MISSING_LEVEL", side.name .. " level " .. price .. " has no total")
+  end
+end
+
+local function check_counts(walk)
+  local record = walk.record
+  if redis.call("HLEN", keys.orders(record.key)) ~= walk.orders then
+    violate(walk, "ORPHAN_ORDER", "there are order records that queue nowhere")
+  end
+  if record.open_orders ~= walk.orders then
+    violate(walk, "OPEN_ORDERS_MISMATCH", "open_orders is not the number of open orders")
+  end
+  if redis.call("HLEN", keys.client_orders(record.key)) ~= walk.client_orders then
+    violate(walk, "CLIENT_INDEX_MISMATCH", "there are client_order_ids of orders not open")
+  end
+  for account, count in pairs(walk.orders_by_account) do
+    if redis.call("SCARD", keys.account_orders(record.key, account)) ~= count then
+      local detail = "account " .. account .. " lists orders that are not open"
+      violate(walk, "ACCOUNT_INDEX_MISMATCH", detail)
+    end
+  end
+end
+
+-- A stream ahead of the book is a command broken off between its first write and its last.
+local function check_streams(walk)
+  local record = walk.record
+  for _, stream in ipairs({ "events", "trades" }) do
+    local rows = redis.call("XREVRANGE", keys[stream](record.key), "+", "-", "COUNT", 1)
+    local last = rows[1] and tonumber(string.match(rows[1][1], "^%d+"))
+    if last and last > record.sequence then
+      violate(walk, "HALF_WRITTEN_COMMAND", "the stream " .. stream .. " is ahead of the book")
+    end
+    if last and last < record.sequence and stream == "events" then
+      violate(walk, "LOST_EVENTS", "the stream events is behind the book")
+    end
+  end
+end
+
+local function result_json(walk)
+  if #walk.violations == 0 then
+    return string.format(
+      '{"verified":true,"orders":%.0f,"levels":%.0f,"sequence":%.0f,"state_hash":"%s"}',
+      walk.orders,
+      walk.levels,
+      walk.record.sequence,
+      walk.hash
+    )
+  end
+  local rows = {}
+  for i, violation in ipairs(walk.violations) do
+    rows[i] = cjson.encode(violation)
+  end
+  return string.format(
+    '{"verified":false,"sequence":%.0f,"violations":[%s]}',
+    walk.record.sequence,
+    table.concat(rows, ",")
+  )
+end
+
+local function header(record)
+  return table.concat({
+    instrument.json(record, record.sequence),
+    numbers.integer_text(record.last_order_id),
+    numbers.integer_text(record.last_trade_id),
+  }, "\n")
+end
+
+-- The verdict on a book as JSON.
+function verify.json(record)
+  local walk = {
+    record = record,
+    violations = {},
+    orders = 0,
+    levels = 0,
+    client_orders = 0,
+    orders_by_account = {},
+    hash = redis.sha1hex(header(record)),
+  }
+  local bids = { name = "buy", key = keys.bids(record.key), sign = -1, levels = {} }
+  local asks = { name = "sell", key = keys.asks(record.key), sign = 1, levels = {} }
+  for _, side in ipairs({ bids, asks }) do
+    walk_side(walk, side)
+    check_levels(walk, side)
+  end
+  if bids.best and asks.best and bids.best >= asks.best then
+    violate(walk, "CROSSED_BOOK", "the best bid is not below the best ask")
+  end
+  check_counts(walk)
+  check_streams(walk)
+  return result_json(walk)
+end
+
+return verify

@@ -1,0 +1,229 @@
+"""The Lua library: one text made of many files, and its way onto every primary.
+
+`FUNCTION LOAD` takes a single text and knows no `require`. The files in lua/ are ordinary modules all
+the same; `bundle` sorts them by what they require, wraps each in a function of its own and keeps a map
+from the lines of the bundle to the lines of the files, so that an error at `user_function:312` is
+shown as `lua/book.lua:41`.
+
+Who may load what: a deployer (`load`) replaces an older or different library, a host (`check`) only fills in a
+missing one, and nobody replaces a newer library by an older one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from redis.exceptions import ResponseError
+
+from orderbook import __version__
+
+LIBRARY_NAME = "orderbook"
+GENERATED_MODULE = "library"
+DIGEST_LENGTH = 16
+
+_REQUIRE = re.compile(r'^local (\w+) = require\("(\w+)"\)$', re.MULTILINE)
+_LUA_LINE = re.compile(r"@?user_function:\s?(\d+)")
+
+
+class LibraryError(Exception):
+    """The library cannot be bundled, or a server holds one that must not be replaced or used."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The text for FUNCTION LOAD. `line_map[n]` is the "lua/file.lua:line" of the text's line n + 1."""
+
+    text: str
+    version: str
+    digest: str
+    line_map: tuple[str, ...]
+
+    def explain(self, message: str) -> str:
+        """Return a Redis error message with its bundle lines replaced by file and line."""
+
+        def position(match: re.Match[str]) -> str:
+            line = int(match[1])
+            return self.line_map[line - 1] if 1 <= line <= len(self.line_map) else match[0]
+
+        return _LUA_LINE.sub(position, message)
+
+
+class InstalledLibrary(msgspec.Struct):
+    """A server's answer to library_version."""
+
+    library: str
+    version: str
+    digest: str
+
+
+class PrimaryReport(msgspec.Struct):
+    """What was found on one primary and done about it: "loaded", "replaced" or "kept"."""
+
+    node: str
+    found_version: str | None
+    action: str
+
+
+class Deployment(Protocol):
+    """Anything that knows its primaries: an Engine."""
+
+    def primaries(self) -> Sequence[Any] | Awaitable[Sequence[Any]]:
+        """Return one redis.asyncio client for each primary."""
+
+
+def lua_directory() -> Path:
+    """Return the folder of the Lua files: inside the installed package, else beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "lua"
+    return installed if installed.is_dir() else package.parent / "lua"
+
+
+def _sorted_names(sources: dict[str, str]) -> list[str]:
+    requires: dict[str, set[str]] = {}
+    for name, source in sources.items():
+        requires[name] = {required for _, required in _REQUIRE.findall(source)}
+        unknown = requires[name] - sources.keys() - {GENERATED_MODULE}
+        if unknown:
+            raise LibraryError(f"lua/{name}.lua requires unknown modules: {sorted(unknown)}")
+    try:
+        order = list(TopologicalSorter(requires).static_order())
+    except CycleError as error:
+        raise LibraryError(f"the Lua modules require each other in a circle: {error.args[1]}") from error
+    return [name for name in order if name != GENERATED_MODULE]
+
+
+def _assemble(sources: dict[str, str], digest: str) -> Bundle:
+    lines = [
+        f"#!lua name={LIBRARY_NAME}",
+        f'local {GENERATED_MODULE} = {{ version = "{__version__}", digest = "{digest}" }}',
+    ]
+    line_map = ["lua (bundle)"] * len(lines)
+    for name in _sorted_names(sources):
+        source_lines = _REQUIRE.sub("", sources[name]).rstrip("\n").split("\n")
+        lines += [f"local {name} = (function()", *source_lines, "end)()"]
+        line_map += [f"lua/{name}.lua:{number}" for number in range(len(source_lines) + 2)]
+    return Bundle("\n".join(lines) + "\n", __version__, digest, tuple(line_map))
+
+
+@cache
+def bundle() -> Bundle:
+    """Return the library's text, made from the files in lua/.
+
+    Raises LibraryError for modules that are missing or require each other in a circle.
+    """
+    sources = {path.stem: path.read_text("utf-8") for path in lua_directory().glob("*.lua")}
+    if not sources:
+        raise LibraryError(f"no Lua files in {lua_directory()}")
+    unsigned = _assemble(sources, digest="")
+    digest = hashlib.sha256(unsigned.text.encode()).hexdigest()[:DIGEST_LENGTH]
+    return _assemble(sources, digest)
+
+
+async def installed(primary: Any) -> InstalledLibrary | None:
+    """Return what one primary has, or None where the library is not loaded there."""
+    try:
+        reply = await primary.execute_command("FCALL_RO", "library_version", 0)
+    except ResponseError as error:
+        if "unction not found" in str(error):
+            return None
+        raise
+    return msgspec.json.decode(reply, type=InstalledLibrary)
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def _node_name(primary: Any) -> str:
+    options = primary.connection_pool.connection_kwargs
+    return str(options.get("path") or f"{options.get('host')}:{options.get('port')}")
+
+
+async def _on_every_primary(
+    deployment: Deployment, decide: Callable[[InstalledLibrary | None], str]
+) -> list[PrimaryReport]:
+    """Look at all primaries first, then load: a newer library on one leaves all as they are."""
+    listed = deployment.primaries()
+    primaries = listed if isinstance(listed, Sequence) else await listed
+    found = [await installed(primary) for primary in primaries]
+    actions = [decide(library) for library in found]
+    reports = []
+    for primary, library, action in zip(primaries, found, actions, strict=True):
+        if action != "kept":
+            await primary.execute_command("FUNCTION", "LOAD", "REPLACE", bundle().text)
+        version = library.version if library else None
+        reports.append(PrimaryReport(_node_name(primary), version, action))
+    return reports
+
+
+def _refuse_newer(found: InstalledLibrary) -> None:
+    if _version_key(found.version) > _version_key(bundle().version):
+        raise LibraryError(
+            f"the server has library version {found.version}, newer than {bundle().version}: "
+            "use a matching release; a library is never downgraded"
+        )
+
+
+def _decide_deploy(found: InstalledLibrary | None) -> str:
+    if found is None:
+        return "loaded"
+    _refuse_newer(found)
+    return "kept" if found.digest == bundle().digest else "replaced"
+
+
+def fits(found: InstalledLibrary) -> bool:
+    """Return whether a host of this release can work with a server's library.
+
+    The first two parts of the version name the contract between hosts and library.
+    """
+    ours, theirs = _version_key(bundle().version), _version_key(found.version)
+    return theirs[:2] == ours[:2] and theirs >= ours
+
+
+def _decide_check(found: InstalledLibrary | None) -> str:
+    if found is None:
+        return "loaded"
+    if not fits(found):
+        raise LibraryError(
+            f"the server has library version {found.version}, this host needs {bundle().version}: "
+            "run `orderbook functions load` from the newer release"
+        )
+    return "kept"
+
+
+async def load(deployment: Deployment) -> list[PrimaryReport]:
+    """Bring every primary to this release's library: what a deployer does.
+
+    Raises LibraryError, having changed nothing, where a primary has a newer one.
+    """
+    return await _on_every_primary(deployment, _decide_deploy)
+
+
+async def check(deployment: Deployment) -> list[PrimaryReport]:
+    """Load the library where it is missing and leave it where it fits: what a host does at start.
+
+    Raises LibraryError where a primary has one this release cannot work with.
+    """
+    return await _on_every_primary(deployment, _decide_check)
+
+
+__all__ = [
+    "Bundle",
+    "Deployment",
+    "InstalledLibrary",
+    "LibraryError",
+    "PrimaryReport",
+    "bundle",
+    "check",
+    "fits",
+    "installed",
+    "load",
+]
