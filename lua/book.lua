@@ -32,6 +32,8 @@ local order = require("order")
 
 local book = {}
 
+local chunk_first = 2
+local chunk_growth = 4
 local chunk_max = 512
 local arguments_max = 4000
 
@@ -43,8 +45,10 @@ local function new_side(book_key, side_key, sign)
     members = {},
     ranks = {},
     head = 1,
-    chunk = 1,
+    chunk = chunk_first,
+    records_chunk = chunk_first,
     added = {},
+    added_head = 1,
     levels = {},
     levels_before = {},
     unqueued = {},
@@ -87,13 +91,21 @@ book.fills_per_call_max = 3000
 book.cancels_per_call_max = 1000
 book.account_orders_max = 10000
 
--- Redis' clock, read once a call: everything a call does happens at one time.
-function book.timestamp_ms(b)
-  if not b.now_ms then
-    local time = redis.call("TIME")
-    b.now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+-- Redis' clock in milliseconds.
+function book.clock_ms()
+  local time = redis.call("TIME")
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- Sets the time of the call, once: everything a call does happens at one time. `b.timestamp_ms`
+-- is text, `b.stamp` the end of everything it says.
+function book.stamp(b)
+  if b.stamp then
+    return
   end
-  return b.now_ms
+  b.timestamp_ms = numbers.integer_text(book.clock_ms())
+  local sequence = numbers.integer_text(b.call_sequence)
+  b.stamp = ',"sequence":' .. sequence .. ',"timestamp_ms":' .. b.timestamp_ms .. "}"
 end
 
 -- The sequence of the book as the command just run leaves it.
@@ -215,8 +227,9 @@ function book.prefetch_levels(b, side_name, prices)
   if #names == 0 then
     return
   end
-  for i, text in ipairs(redis.call("HMGET", side.levels_key, unpack(names))) do
-    side.levels[prices[i]] = tonumber(text or 0)
+  local totals = redis.call("HMGET", side.levels_key, unpack(names))
+  for i = 1, #names do
+    side.levels[prices[i]] = tonumber(totals[i] or 0)
   end
 end
 
@@ -232,7 +245,7 @@ local function load_chunk(side)
     side.ranks[count] = tonumber(rows[i + 1])
   end
   side.exhausted = #rows < side.chunk * 2
-  side.chunk = math.min(side.chunk * 8, chunk_max)
+  side.chunk = math.min(side.chunk * chunk_growth, chunk_max)
 end
 
 local function stands(b, member)
@@ -265,23 +278,32 @@ local function next_added(side, index)
   return element and index
 end
 
--- Moves the start of the window past elements that will never count again.
+-- Moves the start of both lists past elements that will never count again.
 local function settle(b, side)
   side.head = next_stored(b, side, side.head) or #side.members + 1
+  side.added_head = next_added(side, side.added_head) or #side.added + 1
 end
 
 -- The best price of a side in ticks, or nil where it is empty.
 function book.best_price(b, side_name)
   local side = b[side_name]
   settle(b, side)
-  local added = next_added(side, 1)
-  local stored_rank = side.ranks[side.head]
-  local added_rank = added and side.added[added].rank
-  local rank = stored_rank
-  if not rank or (added_rank and added_rank < rank) then
-    rank = added_rank
+  local rank = side.ranks[side.head]
+  local element = side.added[side.added_head]
+  if element and not (rank and rank <= element.rank) then
+    rank = element.rank
   end
   return rank and rank * side.sign
+end
+
+-- Reads the records of the window from an index on, the more the further matching reaches.
+local function prefetch_records(b, side, from)
+  local ids = {}
+  for i = from, math.min(from + side.records_chunk - 1, #side.members) do
+    ids[#ids + 1] = order.id_of_member(side.members[i])
+  end
+  side.records_chunk = math.min(side.records_chunk * chunk_growth, chunk_max)
+  book.prefetch_orders(b, ids)
 end
 
 -- The orders of a side in priority, one a call, nil at the end. Nothing may change while it is in
@@ -289,7 +311,7 @@ end
 function book.queue(b, side_name)
   local side = b[side_name]
   settle(b, side)
-  local stored, added = side.head, 1
+  local stored, added = side.head, side.added_head
   return function()
     stored = next_stored(b, side, stored)
     added = added and next_added(side, added)
@@ -297,7 +319,7 @@ function book.queue(b, side_name)
     if stored and not (element and element.rank < side.ranks[stored]) then
       local order_id = order.id_of_member(side.members[stored])
       if b.orders[order_id] == nil then
-        book.prefetch_window(b, side, stored)
+        prefetch_records(b, side, stored)
       end
       stored = stored + 1
       return book.order(b, order_id)
@@ -313,40 +335,33 @@ function book.queue(b, side_name)
   end
 end
 
--- Reads the records of the window from an index on. Matching that reaches one will likely reach
--- the next.
-function book.prefetch_window(b, side, from)
-  local ids = {}
-  for i = from, #side.members do
-    ids[#ids + 1] = order.id_of_member(side.members[i])
-  end
-  book.prefetch_orders(b, ids)
-end
-
-local function insert_by_rank(list, element)
+local function insert_by_rank(side, element)
+  local list, rank = side.added, element.rank
   local index = #list
-  while index > 0 and list[index].rank > element.rank do
+  while index > 0 and list[index].rank > rank do
     index = index - 1
   end
   table.insert(list, index + 1, element)
+  side.added_head = math.min(side.added_head, index + 1)
 end
 
 -- ---- changes
 
--- Queues an order behind all others of its price. It gets the next priority.
+-- Queues an order at its place, behind all others of its price.
 function book.enqueue(b, o)
   local side = b[o.side]
   touch(b, o)
-  o.member = order.member(o.priority, o.order_id)
-  insert_by_rank(side.added, { order = o, member = o.member, rank = o.price * side.sign })
+  o.member = order.member(o)
+  insert_by_rank(side, { order = o, member = o.member, rank = o.price * side.sign })
   change_level(b, o.side, o.price, o.remaining)
 end
 
--- The next priority: later than every order's of this book.
-function book.next_priority(b)
+-- Gives an order the next priority: later than every order's of this book.
+function book.prioritize(b, o)
   local record = b.instrument
   record.last_priority = record.last_priority + 1
-  return record.last_priority
+  o.priority = record.last_priority
+  o.place = order.place(o.priority)
 end
 
 -- A new order enters the book's care (it may fill at once and never queue).
@@ -387,82 +402,102 @@ end
 
 -- ---- writing
 
--- The levels a call changed: price in ticks -> new total, best first, for one side.
-function book.changed_levels(side)
-  local changed = {}
+-- The prices of the levels a call changed, best first, for one side.
+local function changed_levels(side)
+  local changed, levels, sign = {}, side.levels, side.sign
   for price, before in pairs(side.levels_before) do
-    if side.levels[price] ~= before then
+    if levels[price] ~= before then
       changed[#changed + 1] = price
     end
   end
   table.sort(changed, function(left, right)
-    return left * side.sign < right * side.sign
+    return left * sign < right * sign
   end)
   return changed
+end
+
+-- The arguments still to be written by one command to one key, as a list to be added to.
+local function arguments_for(plan, command, key)
+  local by_key = plan[command]
+  local arguments = by_key[key]
+  if not arguments then
+    arguments = {}
+    by_key[key] = arguments
+  end
+  return arguments
+end
+
+local function plan_queue_write(side, plan, o)
+  if o.stored_member then
+    local removed = arguments_for(plan, "ZREM", side.key)
+    removed[#removed + 1] = o.stored_member
+  end
+  if o.member then
+    local added = arguments_for(plan, "ZADD", side.key)
+    added[#added + 1] = numbers.integer_text(o.price * side.sign)
+    added[#added + 1] = o.member
+  end
+end
+
+-- An order that became open, or ceased to be, by this call.
+local function plan_index_write(b, plan, o)
+  local account_key = keys.account_orders(b.key, o.account)
+  local ids = arguments_for(plan, o.member and "SADD" or "SREM", account_key)
+  ids[#ids + 1] = o.order_id
+  if not o.client_order_id then
+    return
+  end
+  local clients_key = keys.client_orders(b.key)
+  local names = arguments_for(plan, o.member and "HSET" or "HDEL", clients_key)
+  names[#names + 1] = o.account .. " " .. o.client_order_id
+  if o.member then
+    names[#names + 1] = o.order_id
+  end
+end
+
+-- One pass over the touched orders sorts what is to be written by command and key.
+local function plan_order_writes(b, plan)
+  local orders_key = keys.orders(b.key)
+  local records = arguments_for(plan, "HSET", orders_key)
+  local gone = arguments_for(plan, "HDEL", orders_key)
+  local touched = b.touched_orders
+  for i = 1, #touched do
+    local o = touched[i]
+    local member, stored = o.member, o.stored_member
+    if member then
+      records[#records + 1] = o.order_id
+      records[#records + 1] = order.record(o)
+    elseif stored then
+      gone[#gone + 1] = o.order_id
+    end
+    if member ~= stored then
+      plan_queue_write(b[o.side], plan, o)
+    end
+    if (member == nil) ~= (stored == nil) then
+      plan_index_write(b, plan, o)
+    end
+  end
+end
+
+local function plan_level_writes(side, prices, plan)
+  for _, price in ipairs(prices) do
+    local total = side.levels[price]
+    local name = numbers.integer_text(price)
+    if total == 0 then
+      local gone = arguments_for(plan, "HDEL", side.levels_key)
+      gone[#gone + 1] = name
+    else
+      local totals = arguments_for(plan, "HSET", side.levels_key)
+      totals[#totals + 1] = name
+      totals[#totals + 1] = numbers.integer_text(total)
+    end
+  end
 end
 
 local function call_in_chunks(command, key, arguments)
   for from = 1, #arguments, arguments_max do
     local to = math.min(from + arguments_max - 1, #arguments)
     redis.call(command, key, unpack(arguments, from, to))
-  end
-end
-
-local function push(list, ...)
-  for i = 1, select("#", ...) do
-    list[#list + 1] = (select(i, ...))
-  end
-end
-
-local function in_table(tables, key)
-  tables[key] = tables[key] or {}
-  return tables[key]
-end
-
--- One pass over the touched orders sorts what is to be written by command and key.
-local function plan_order_writes(b, plan)
-  local orders_key, clients_key = keys.orders(b.key), keys.client_orders(b.key)
-  for _, o in ipairs(b.touched_orders) do
-    local side = b[o.side]
-    local stored = o.stored_member
-    if o.member then
-      push(in_table(plan.HSET, orders_key), o.order_id, order.record(o))
-    elseif stored then
-      push(in_table(plan.HDEL, orders_key), o.order_id)
-    end
-    if o.member ~= stored then
-      if stored then
-        push(in_table(plan.ZREM, side.key), stored)
-      end
-      if o.member then
-        local score = numbers.integer_text(o.price * side.sign)
-        push(in_table(plan.ZADD, side.key), score, o.member)
-      end
-    end
-    if (o.member == nil) ~= (stored == nil) then
-      local account_key = keys.account_orders(b.key, o.account)
-      push(in_table(o.member and plan.SADD or plan.SREM, account_key), o.order_id)
-      if o.client_order_id then
-        local name = o.account .. " " .. o.client_order_id
-        if o.member then
-          push(in_table(plan.HSET, clients_key), name, o.order_id)
-        else
-          push(in_table(plan.HDEL, clients_key), name)
-        end
-      end
-    end
-  end
-end
-
-local function plan_level_writes(side, plan)
-  for _, price in ipairs(book.changed_levels(side)) do
-    local total = side.levels[price]
-    if total == 0 then
-      push(in_table(plan.HDEL, side.levels_key), numbers.integer_text(price))
-    else
-      local texts = in_table(plan.HSET, side.levels_key)
-      push(texts, numbers.integer_text(price), numbers.integer_text(total))
-    end
   end
 end
 
@@ -481,9 +516,11 @@ local function state_pairs(b)
     numbers.integer_text(record.remembered_replies),
   }
   if record.last_price then
-    push(texts, "last_price", record.last_price)
+    texts[#texts + 1] = "last_price"
+    texts[#texts + 1] = record.last_price
   end
-  push(texts, "sequence", numbers.integer_text(b.call_sequence))
+  texts[#texts + 1] = "sequence"
+  texts[#texts + 1] = numbers.integer_text(b.call_sequence)
   return texts
 end
 
@@ -496,12 +533,13 @@ function book.write(b)
     return nil
   end
   local plan = { ZREM = {}, ZADD = {}, HSET = {}, HDEL = {}, SADD = {}, SREM = {} }
+  local bid_prices, ask_prices = changed_levels(b.buy), changed_levels(b.sell)
   plan_order_writes(b, plan)
-  plan_level_writes(b.buy, plan)
-  plan_level_writes(b.sell, plan)
+  plan_level_writes(b.buy, bid_prices, plan)
+  plan_level_writes(b.sell, ask_prices, plan)
   local rotation = memory.rotation(b)
   local state = state_pairs(b)
-  local refused = events.append(b, book.changed_levels(b.buy), book.changed_levels(b.sell))
+  local refused = events.append(b, bid_prices, ask_prices)
   if refused then
     return refused
   end

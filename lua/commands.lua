@@ -34,77 +34,54 @@ end
 -- ---- replies
 
 -- The reply to place_order and amend_order.
-local function order_reply(b, o, command, status, fills_json)
-  local record = b.instrument
-  local price = o.price and '","price":"' .. instrument.price_text(record, o.price) or ""
+local function order_reply(b, o, status, fills_json)
   return "{"
-    .. events.identity(o)
+    .. events.standing(b, o)
     .. ',"status":"'
     .. status
-    .. '","side":"'
-    .. o.side
-    .. '","order_type":"'
-    .. command.order_type
-    .. '","time_in_force":"'
-    .. command.time_in_force
-    .. price
-    .. '","quantity":"'
-    .. instrument.quantity_text(record, o.quantity)
-    .. '","remaining_quantity":"'
-    .. instrument.quantity_text(record, o.remaining)
     .. '","fills":'
     .. fills_json
-    .. string.format(',"sequence":%.0f,"timestamp_ms":%.0f}', b.call_sequence, b.now_ms)
+    .. b.stamp
 end
 
 local function canceled_reply(b, o)
-  local record = b.instrument
-  return "{"
-    .. events.identity(o)
-    .. ',"status":"canceled","side":"'
-    .. o.side
-    .. '","price":"'
-    .. instrument.price_text(record, o.price)
-    .. '","quantity":"'
-    .. instrument.quantity_text(record, o.quantity)
-    .. '","remaining_quantity":"'
-    .. instrument.quantity_text(record, o.remaining)
-    .. string.format('","sequence":%.0f,"timestamp_ms":%.0f}', b.call_sequence, b.now_ms)
+  return "{" .. events.standing(b, o) .. ',"status":"canceled"' .. b.stamp
 end
 
 -- An open order as get_order and get_open_orders show it, without the closing brace.
-local function order_json(record, o)
+local function order_json(b, o)
   return "{"
-    .. events.identity(o)
+    .. events.standing(b, o)
     .. ',"status":"'
     .. order.status(o)
-    .. '","side":"'
-    .. o.side
-    .. (o.post_only and '","post_only":true,"order_type":"' or '","order_type":"')
-    .. 'limit","time_in_force":"gtc","price":"'
-    .. instrument.price_text(record, o.price)
-    .. '","quantity":"'
-    .. instrument.quantity_text(record, o.quantity)
-    .. '","remaining_quantity":"'
-    .. instrument.quantity_text(record, o.remaining)
-    .. string.format('","timestamp_ms":%.0f', o.timestamp_ms)
+    .. '","timestamp_ms":'
+    .. o.timestamp_ms
 end
 
 -- ---- retries
 
+-- Whether a command's client_order_id is its own: other content is then refused. Otherwise it
+-- names the order that the command is about.
+local function owns_id(method_name, values)
+  return method_name == "place_order" or values.order_id ~= nil
+end
+
+local function memo_name(method_name, values)
+  local name = owns_id(method_name, values) and memory.own_name or memory.target_name
+  return name(values.account, values.client_order_id)
+end
+
 -- Where a command's reply is remembered: { name, content, owned }, or nil for a command without a
--- client_order_id. `owned` tells a command's own id (other content is refused) from the name of
--- the order it is about.
-local function memo(method, values, schema)
-  local account, client_id = values.account, values.client_order_id
-  if not account or not client_id then
+-- client_order_id.
+local function memo(method_name, values, schema)
+  if not values.account or not values.client_order_id then
     return nil
   end
-  local content = fields.content(method, values, schema)
-  if method == "place_order" or values.order_id then
-    return { name = memory.own_name(account, client_id), content = content, owned = true }
-  end
-  return { name = memory.target_name(account, client_id), content = content, owned = false }
+  return {
+    name = memo_name(method_name, values),
+    content = fields.content(method_name, values, schema),
+    owned = owns_id(method_name, values),
+  }
 end
 
 -- The first reply to a command that was sent before, or a refusal where its id has another meaning.
@@ -143,7 +120,12 @@ local place_schema = fields.schema({
   "post_only",
 }, { "account", "side", "order_type", "quantity" })
 
--- A refusal where fields do not go together, else nil. Fills in the default time in force.
+-- The time in force asked for, or the one an order of this type has.
+local function time_in_force(values)
+  return values.time_in_force or (values.order_type == "market" and "ioc" or "gtc")
+end
+
+-- A refusal where fields do not go together, else nil.
 local function combination_refusal(values)
   local market = values.order_type == "market"
   if market and values.price then
@@ -152,28 +134,31 @@ local function combination_refusal(values)
   if not market and not values.price then
     return reject.new("MISSING_FIELD", "missing field price")
   end
-  values.time_in_force = values.time_in_force or (market and "ioc" or "gtc")
   if market and values.time_in_force == "gtc" then
     return reject.new("FIELD_NOT_ALLOWED", "a market order cannot be gtc")
   end
-  if values.post_only == "true" and values.time_in_force ~= "gtc" then
+  if values.post_only == "true" and time_in_force(values) ~= "gtc" then
     return reject.new("FIELD_NOT_ALLOWED", "post_only goes with limit gtc orders only")
   end
   return nil
 end
 
--- Price in ticks (nil for market) and quantity in lots into values, or a refusal.
-local function measure(b, values)
+-- What matching needs of an order: { side, limit in ticks (nil for market), lots }, or nil and
+-- why not.
+local function measured(b, values)
   local record = b.instrument
-  local refusal
+  local limit, lots, refusal
   if values.price then
-    values.ticks, refusal = instrument.price(record, values.price)
-    if refusal then
-      return refusal
-    end
+    limit, refusal = instrument.price(record, values.price)
   end
-  values.lots, refusal = instrument.lots(record, values.quantity, "quantity")
-  return refusal or instrument.quantity_refusal(record, values.lots)
+  if not refusal then
+    lots, refusal = instrument.lots(record, values.quantity, "quantity")
+  end
+  refusal = refusal or instrument.quantity_refusal(record, lots)
+  if refusal then
+    return nil, refusal
+  end
+  return { side = values.side, limit = limit, lots = lots }
 end
 
 local function level_refusal(b, side_name, price, lots)
@@ -196,37 +181,40 @@ local function plan_order(b, taker, post_only)
   return fills, left
 end
 
-local function new_order(b, values)
+local function new_order(b, values, taker)
   local record = b.instrument
   record.last_order_id = record.last_order_id + 1
+  book.stamp(b)
   local o = {
     order_id = numbers.integer_text(record.last_order_id),
     side = values.side,
-    price = values.ticks,
-    quantity = values.lots,
-    remaining = values.lots,
-    priority = book.next_priority(b),
-    timestamp_ms = book.timestamp_ms(b),
+    order_type = values.order_type,
+    time_in_force = time_in_force(values),
+    price = taker.limit,
+    quantity = taker.lots,
+    remaining = taker.lots,
+    timestamp_ms = b.timestamp_ms,
     account = values.account,
     client_order_id = values.client_order_id,
     post_only = values.post_only == "true",
   }
+  book.prioritize(b, o)
   book.add(b, o)
   return o
 end
 
 -- What becomes of the order after its trades: filled, resting, or canceled. Returns its status.
-local function settle_order(b, o, time_in_force)
+local function settle_order(b, o)
   if o.remaining == 0 then
     book.close(b, o)
     return "filled"
   end
-  if time_in_force == "gtc" then
+  if o.time_in_force == "gtc" then
     book.enqueue(b, o)
     return order.status(o)
   end
   book.close(b, o)
-  events.canceled(b, o, time_in_force)
+  events.canceled(b, o, o.time_in_force)
   return "canceled"
 end
 
@@ -238,10 +226,21 @@ local function client_order_id_refusal(b, values)
   return nil
 end
 
-local function place_refusal(b, values)
-  return client_order_id_refusal(b, values)
-    or instrument.status_refusal(b.instrument)
-    or measure(b, values)
+-- The fills of a new order, after the last rule that can refuse it; nil and why not.
+local function plan_new_order(b, values, taker)
+  local fills, left = plan_order(b, taker, values.post_only == "true")
+  if not fills or left == 0 then
+    return fills, left
+  end
+  local kind = time_in_force(values)
+  if kind == "fok" then
+    return {}
+  end
+  local refusal = kind == "gtc" and level_refusal(b, taker.side, taker.limit, left)
+  if refusal then
+    return nil, refusal
+  end
+  return fills
 end
 
 -- place_order: takes an order on, trades it, queues the rest.
@@ -262,29 +261,22 @@ local function place_order(b, values)
   if again or duplicate then
     return again, duplicate
   end
-  refusal = place_refusal(b, values)
+  refusal = client_order_id_refusal(b, values) or instrument.status_refusal(b.instrument)
   if refusal then
     return nil, refusal
   end
-  local taker = { side = values.side, limit = values.ticks, lots = values.lots }
-  local fills, left = plan_order(b, taker, values.post_only == "true")
+  local taker, invalid = measured(b, values)
+  if not taker then
+    return nil, invalid
+  end
+  local fills, refused = plan_new_order(b, values, taker)
   if not fills then
-    return nil, left
+    return nil, refused
   end
-  if values.time_in_force == "fok" and left > 0 then
-    fills = {}
-  end
-  if values.time_in_force == "gtc" and left > 0 then
-    refusal = level_refusal(b, values.side, values.ticks, left)
-    if refusal then
-      return nil, refusal
-    end
-  end
-  local o = new_order(b, values)
-  events.accepted(b, o, values)
+  local o = new_order(b, values, taker)
+  events.accepted(b, o)
   local fills_json = matching.trade(b, o, fills)
-  local status = settle_order(b, o, values.time_in_force)
-  return remember(b, memo_record, order_reply(b, o, values, status, fills_json))
+  return remember(b, memo_record, order_reply(b, o, settle_order(b, o), fills_json))
 end
 
 -- ---- cancel_order, amend_order
@@ -338,7 +330,7 @@ local function cancel_order(b, values)
   if not o then
     return again, refusal
   end
-  book.timestamp_ms(b)
+  book.stamp(b)
   book.dequeue(b, o)
   book.close(b, o)
   events.canceled(b, o, "requested")
@@ -353,8 +345,6 @@ local amend_schema = fields.schema({
   "quantity",
   "remaining_quantity",
 }, {})
-
-local resting = { order_type = "limit", time_in_force = "gtc" }
 
 -- The order's new { ticks, total, remaining }, or nil and why not.
 local function amended(b, o, values)
@@ -400,11 +390,11 @@ end
 
 -- Shrinks an order where it stands.
 local function shrink(b, o, new)
-  book.timestamp_ms(b)
+  book.stamp(b)
   book.reduce(b, o, o.remaining - new.remaining)
-  o.quantity = new.total
+  o.quantity, o.terms = new.total, nil
   events.amended(b, o)
-  return order_reply(b, o, resting, order.status(o), "[]")
+  return order_reply(b, o, order.status(o), "[]")
 end
 
 -- Gives an order a new price or a larger quantity: it leaves the queue, trades where it now
@@ -420,14 +410,14 @@ local function requeue(b, o, new)
   if refusal then
     return nil, refusal
   end
-  book.timestamp_ms(b)
+  book.stamp(b)
   book.dequeue(b, o)
-  o.price, o.quantity, o.remaining = new.ticks, new.total, new.remaining
-  o.priority = book.next_priority(b)
+  o.price, o.quantity, o.remaining, o.terms = new.ticks, new.total, new.remaining, nil
+  book.prioritize(b, o)
   events.amended(b, o)
   local fills_json = matching.trade(b, o, fills)
-  local status = settle_order(b, o, "gtc")
-  return order_reply(b, o, resting, status, fills_json)
+  local status = settle_order(b, o)
+  return order_reply(b, o, status, fills_json)
 end
 
 -- amend_order: changes price or quantity of an open order, which keeps its id.
@@ -479,7 +469,7 @@ local function cancel_all_orders(b, values)
     canceled[i] = ids[i]
   end
   book.prefetch_orders(b, canceled)
-  book.timestamp_ms(b)
+  book.stamp(b)
   for _, order_id in ipairs(canceled) do
     local o = book.order(b, order_id)
     book.dequeue(b, o)
@@ -490,23 +480,27 @@ local function cancel_all_orders(b, values)
   local ids_json = count > 0 and '"' .. table.concat(canceled, '","') .. '"' or ""
   return string.format(
     '{"account":"%s","canceled_order_ids":[%s],"canceled_count":%.0f,"remaining_count":%.0f,'
-      .. '"sequence":%.0f,"timestamp_ms":%.0f}',
+      .. '"sequence":%.0f,"timestamp_ms":%s}',
     values.account,
     ids_json,
     count,
     #ids - count,
     book.current_sequence(b),
-    b.now_ms
+    b.timestamp_ms
   )
 end
 
 -- ---- running commands
 
 local methods = {
-  place_order = { run = place_order, schema = place_schema },
-  cancel_order = { run = cancel_order, schema = cancel_schema },
-  amend_order = { run = amend_order, schema = amend_schema },
-  cancel_all_orders = { run = cancel_all_orders, schema = cancel_all_schema },
+  place_order = { name = "place_order", run = place_order, schema = place_schema },
+  cancel_order = { name = "cancel_order", run = cancel_order, schema = cancel_schema },
+  amend_order = { name = "amend_order", run = amend_order, schema = amend_schema },
+  cancel_all_orders = {
+    name = "cancel_all_orders",
+    run = cancel_all_orders,
+    schema = cancel_all_schema,
+  },
 }
 
 local function invalid_key()
@@ -543,9 +537,8 @@ local function finish(b, reply)
   return reply
 end
 
-local function single(method_name)
+local function single(method)
   return function(call_keys, arguments)
-    local method = methods[method_name]
     local b, refusal = open_with(book.open, call_keys)
     if not b then
       return reject.json(refusal)
@@ -586,22 +579,34 @@ local function decode(text)
   return { method = method, values = values }
 end
 
--- Reads in a few calls what the commands of a batch will ask for one by one.
+-- Reads in a few calls what the commands of a batch will ask for one by one: the orders they
+-- name, the replies to their ids, the levels of their prices and of those orders.
 local function prefetch(b, batch)
-  local order_ids, names = {}, {}
+  local order_ids, names, prices = {}, {}, { buy = {}, sell = {} }
   for _, command in ipairs(batch) do
     local values = command.values
     if values and values.order_id then
       order_ids[#order_ids + 1] = values.order_id
     end
     if values and values.client_order_id and values.account then
-      local named = command.method.run == place_order or values.order_id
-      local name_of = named and memory.own_name or memory.target_name
-      names[#names + 1] = name_of(values.account, values.client_order_id)
+      names[#names + 1] = memo_name(command.method.name, values)
+    end
+    if values and values.side and values.price then
+      local list = prices[values.side]
+      list[#list + 1] = instrument.price(b.instrument, values.price)
     end
   end
   book.prefetch_orders(b, order_ids)
   memory.prefetch(b, names)
+  for _, order_id in ipairs(order_ids) do
+    local o = b.orders[order_id]
+    if o then
+      local list = prices[o.side]
+      list[#list + 1] = o.price
+    end
+  end
+  book.prefetch_levels(b, "buy", prices.buy)
+  book.prefetch_levels(b, "sell", prices.sell)
 end
 
 -- execute: runs 1 to 256 commands, given as JSON objects with a method, in order, as one atomic
@@ -679,7 +684,7 @@ local function define(key, values)
     return instrument.json(record, record.sequence)
   end
   local b = book.from(record)
-  book.timestamp_ms(b)
+  book.stamp(b)
   events.instrument_changed(b)
   record.sequence = b.call_sequence
   local rules = instrument.rule_pairs(record)
@@ -728,7 +733,7 @@ local function begin_epoch(call_keys, arguments)
   if record.run_id ~= values.run_id then
     record.epoch = numbers.integer_text(tonumber(record.epoch) + 1)
     record.sequence = b.call_sequence
-    book.timestamp_ms(b)
+    book.stamp(b)
     events.epoch_begun(b)
     local refused = events.append(b, {}, {})
     if refused then
@@ -776,8 +781,7 @@ local function publish_book(call_keys, arguments)
   if not record then
     return reject.json(refusal)
   end
-  local time = redis.call("TIME")
-  local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  local now_ms = book.clock_ms()
   local last = redis.call("HMGET", record.key, "published_sequence", "published_timestamp_ms")
   local since_ms = now_ms - tonumber(last[2] or 0)
   local due = since_ms >= publish_interval_ms or since_ms < 0
@@ -840,7 +844,7 @@ local function get_order(call_keys, arguments)
   if not o then
     return reject.json(refusal)
   end
-  return order_json(b.instrument, o)
+  return order_json(b, o)
     .. string.format(',"account":"%s","sequence":%.0f}', o.account, b.sequence)
 end
 
@@ -884,7 +888,7 @@ local function get_open_orders(call_keys, arguments)
   book.prefetch_orders(b, page)
   for _, order_id in ipairs(page) do
     local o = book.order(b, order_id)
-    rows[#rows + 1] = o and order_json(b.instrument, o) .. "}"
+    rows[#rows + 1] = o and order_json(b, o) .. "}"
   end
   return string.format(
     '{"account":"%s","symbol":"%s","sequence":%.0f,"epoch":%s,"orders":[%s],"more":%s}',
@@ -996,10 +1000,10 @@ end
 
 function commands.register()
   register("define_instrument", define_instrument, {})
-  register("place_order", single("place_order"), {})
-  register("amend_order", single("amend_order"), {})
-  register("cancel_order", single("cancel_order"), when_memory_is_full)
-  register("cancel_all_orders", single("cancel_all_orders"), when_memory_is_full)
+  register("place_order", single(methods.place_order), {})
+  register("amend_order", single(methods.amend_order), {})
+  register("cancel_order", single(methods.cancel_order), when_memory_is_full)
+  register("cancel_all_orders", single(methods.cancel_all_orders), when_memory_is_full)
   register("execute", execute, {})
   register("publish_book", publish_book, when_memory_is_full)
   register("begin_epoch", begin_epoch, when_memory_is_full)

@@ -11,6 +11,7 @@
 
 local instrument = require("instrument")
 local keys = require("keys")
+local numbers = require("numbers")
 
 local events = {}
 
@@ -27,6 +28,7 @@ function events.identity(o)
   return o.identity
 end
 
+-- text: a JSON object.
 local function report(b, account, text)
   local list = b.events.reports[account]
   if not list then
@@ -34,72 +36,77 @@ local function report(b, account, text)
     b.events.reports[account] = list
     b.events.accounts[#b.events.accounts + 1] = account
   end
-  list[#list + 1] = text .. ',"timestamp_ms":' .. string.format("%.0f", b.now_ms) .. "}"
+  list[#list + 1] = text
 end
 
--- The order was taken on. A market order has no price.
-function events.accepted(b, o, command)
-  local record = b.instrument
-  local price = o.price and '","price":"' .. instrument.price_text(record, o.price) or ""
+-- The terms of an order, as they stand in every report and reply about it: what it is called, and
+-- what it asks for. A market order has no price. Made once, and anew when an amend changes them.
+function events.terms(b, o)
+  if not o.terms then
+    local record = b.instrument
+    o.terms = events.identity(o)
+      .. ',"side":"'
+      .. o.side
+      .. '","order_type":"'
+      .. o.order_type
+      .. '","time_in_force":"'
+      .. o.time_in_force
+      .. (o.post_only and '","post_only":true,"quantity":"' or '","quantity":"')
+      .. instrument.quantity_text(record, o.quantity)
+      .. (o.price and '","price":"' .. instrument.price_text(record, o.price) .. '"' or '"')
+  end
+  return o.terms
+end
+
+-- The terms and what is left: the order as it stands.
+function events.standing(b, o)
+  local remaining = instrument.quantity_text(b.instrument, o.remaining)
+  return events.terms(b, o) .. ',"remaining_quantity":"' .. remaining .. '"'
+end
+
+-- The order was taken on.
+function events.accepted(b, o)
   report(
     b,
     o.account,
     '{"event":"accepted",'
-      .. events.identity(o)
-      .. ',"side":"'
-      .. o.side
-      .. '","order_type":"'
-      .. command.order_type
-      .. '","time_in_force":"'
-      .. command.time_in_force
-      .. (o.post_only and '","post_only":true,"quantity":"' or '","quantity":"')
-      .. instrument.quantity_text(record, o.quantity)
-      .. price
-      .. '","priority":'
-      .. string.format("%.0f", o.priority)
+      .. events.terms(b, o)
+      .. ',"priority":'
+      .. o.priority
+      .. ',"timestamp_ms":'
+      .. b.timestamp_ms
+      .. "}"
   )
 end
 
--- The order's price or quantity was changed; what it trades by this follows.
+-- The order's price or quantity was changed; what it trades by this follows. Where it kept its
+-- place the priority is the old one.
 function events.amended(b, o)
-  local record = b.instrument
   report(
     b,
     o.account,
     '{"event":"amended",'
-      .. events.identity(o)
-      .. ',"side":"'
-      .. o.side
-      .. '","price":"'
-      .. instrument.price_text(record, o.price)
-      .. '","quantity":"'
-      .. instrument.quantity_text(record, o.quantity)
-      .. '","remaining_quantity":"'
-      .. instrument.quantity_text(record, o.remaining)
-      .. '","priority":'
-      .. string.format("%.0f", o.priority)
+      .. events.standing(b, o)
+      .. ',"priority":'
+      .. numbers.integer_text(tonumber(o.place))
+      .. ',"timestamp_ms":'
+      .. b.timestamp_ms
+      .. "}"
   )
 end
 
 -- What was left of the order is gone. Reasons: requested, cancel_all, ioc, fok.
 function events.canceled(b, o, reason)
-  local record = b.instrument
-  local price = o.price and '","price":"' .. instrument.price_text(record, o.price) or ""
   report(
     b,
     o.account,
     '{"event":"canceled",'
-      .. events.identity(o)
-      .. ',"side":"'
-      .. o.side
-      .. price
-      .. '","quantity":"'
-      .. instrument.quantity_text(record, o.quantity)
-      .. '","remaining_quantity":"'
-      .. instrument.quantity_text(record, o.remaining)
-      .. '","reason":"'
+      .. events.standing(b, o)
+      .. ',"reason":"'
       .. reason
-      .. '"'
+      .. '","timestamp_ms":'
+      .. b.timestamp_ms
+      .. "}"
   )
 end
 
@@ -124,7 +131,9 @@ local function trade_report(b, o, trade, role)
       .. instrument.quantity_text(b.instrument, o.remaining)
       .. '","status":"'
       .. status
-      .. '"'
+      .. '","timestamp_ms":'
+      .. b.timestamp_ms
+      .. "}"
   )
 end
 
@@ -143,7 +152,8 @@ function events.trade(b, taker, maker, trade)
     .. maker.order_id
     .. '","taker_order_id":"'
     .. taker.order_id
-    .. string.format('","sequence":%.0f,"timestamp_ms":%.0f}', b.call_sequence, b.now_ms)
+    .. '"'
+    .. b.stamp
   trade_report(b, taker, trade, "taker")
   trade_report(b, maker, trade, "maker")
 end

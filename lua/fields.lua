@@ -1,8 +1,8 @@
 -- A command's fields: from FCALL's flat arguments or from a JSON object to a table of texts whose
 -- names are known, whose required ones are present and whose values have the right form.
 --
--- A form is a function text -> true or nil. Decimal numbers are not checked here: what makes a good
--- price or quantity is the instrument's to say.
+-- Decimal numbers are not checked here: what makes a good price or quantity is the instrument's to
+-- say.
 
 local numbers = require("numbers")
 local reject = require("reject")
@@ -25,23 +25,18 @@ local function any(_)
   return true
 end
 
-local function one_of(choices)
-  return function(text)
-    return choices[text]
-  end
-end
+local boolean = { ["true"] = true, ["false"] = true }
 
-local boolean = one_of({ ["true"] = true, ["false"] = true })
-
--- The form of every field of every command. A schema below picks from these by name.
+-- The form of every field of every command: a set of texts, or a function text -> true or nil. A
+-- schema below picks from these by name.
 local forms = {
   account = account,
   client_order_id = client_order_id,
   order_id = numbers.positive_integer,
   after = numbers.positive_integer,
-  side = one_of({ buy = true, sell = true }),
-  order_type = one_of({ limit = true, market = true }),
-  time_in_force = one_of({ gtc = true, ioc = true, fok = true }),
+  side = { buy = true, sell = true },
+  order_type = { limit = true, market = true },
+  time_in_force = { gtc = true, ioc = true, fok = true },
   post_only = boolean,
   price = any,
   quantity = any,
@@ -55,7 +50,7 @@ local forms = {
   lot_size = any,
   min_quantity = any,
   max_quantity = any,
-  status = one_of({ trading = true, halted = true, cancel_only = true }),
+  status = { trading = true, halted = true, cancel_only = true },
   events_length_max = numbers.positive_integer,
   trades_length_max = numbers.positive_integer,
   book_length_max = numbers.positive_integer,
@@ -64,9 +59,9 @@ local forms = {
 -- A schema: which fields a command takes and which it cannot do without, in the order they are
 -- reported and compared.
 function fields.schema(names, required)
-  local schema = { names = names, required = required, known = {} }
+  local schema = { names = names, required = required, forms = {} }
   for i = 1, #names do
-    schema.known[names[i]] = true
+    schema.forms[names[i]] = forms[names[i]]
   end
   return schema
 end
@@ -79,19 +74,30 @@ local function quoted(name)
   return ""
 end
 
-local function check(values, schema)
-  for _, name in ipairs(schema.required) do
-    if values[name] == nil then
-      return reject.with("MISSING_FIELD", "missing field " .. name)
+-- Whether a value has its field's form.
+local function fits(form, value)
+  if type(form) == "table" then
+    return form[value]
+  end
+  return form(value)
+end
+
+local function missing_refusal(values, schema)
+  local required = schema.required
+  for i = 1, #required do
+    if values[required[i]] == nil then
+      return reject.new("MISSING_FIELD", "missing field " .. required[i])
     end
   end
-  for _, name in ipairs(schema.names) do
-    local value = values[name]
-    if value ~= nil and not forms[name](value) then
-      return reject.with("INVALID_VALUE", name .. " has a value that is not allowed")
-    end
-  end
-  return values
+  return nil
+end
+
+local function invalid(name)
+  return reject.with("INVALID_VALUE", name .. " has a value that is not allowed")
+end
+
+local function unknown(name)
+  return reject.with("UNKNOWN_FIELD", "unknown field" .. quoted(name))
 end
 
 -- From FCALL arguments: field, value, field, value …
@@ -101,32 +107,42 @@ function fields.from_arguments(arguments, schema)
   end
   local values = {}
   for i = 1, #arguments, 2 do
-    local name = arguments[i]
-    if not schema.known[name] then
-      return reject.with("UNKNOWN_FIELD", "unknown field" .. quoted(name))
+    local name, value = arguments[i], arguments[i + 1]
+    local form = schema.forms[name]
+    if not form then
+      return unknown(name)
     end
     if values[name] ~= nil then
       return reject.with("DUPLICATE_FIELD", "field " .. name .. " is given twice")
     end
-    values[name] = arguments[i + 1]
+    if not fits(form, value) then
+      return invalid(name)
+    end
+    values[name] = value
   end
-  return check(values, schema)
+  local refusal = missing_refusal(values, schema)
+  return not refusal and values or nil, refusal
 end
 
 -- From a decoded JSON object, its method taken out. Values are text; post_only may be a JSON
 -- boolean.
 function fields.from_object(object, schema)
+  local form_of = schema.forms
   for name, value in pairs(object) do
-    if not schema.known[name] then
-      return reject.with("UNKNOWN_FIELD", "unknown field" .. quoted(name))
+    local form = form_of[name]
+    if not form then
+      return unknown(name)
     end
     if name == "post_only" and type(value) == "boolean" then
       object[name] = tostring(value)
     elseif type(value) ~= "string" then
       return reject.with("WRONG_TYPE", "field " .. name .. " must be text")
+    elseif not fits(form, value) then
+      return invalid(name)
     end
   end
-  return check(object, schema)
+  local refusal = missing_refusal(object, schema)
+  return not refusal and object or nil, refusal
 end
 
 -- The client_order_id to echo in a refusal: only when it has the right form.

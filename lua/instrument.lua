@@ -38,6 +38,7 @@ local function with_steps(record)
   local least, most = record.min_quantity, record.max_quantity
   record.quantity_min = least and numbers.parse(least, record.quantity_step) or 1
   record.quantity_max = most and numbers.parse(most, record.quantity_step) or record.lots_max
+  record.prices = {}
   record.price_texts = {}
   record.quantity_texts = {}
   return record
@@ -83,8 +84,13 @@ function instrument.load(book_key)
   return with_steps(record)
 end
 
--- Price text in ticks, or nil and why not.
+-- Price text in ticks, or nil and why not. Remembered like price_text: a batch looks at its prices
+-- once to read their levels and once more to place its orders.
 function instrument.price(record, text)
+  local known = record.prices[text]
+  if known then
+    return known
+  end
   local ticks, problem = numbers.parse(text, record.price_step)
   if problem == "off_step" then
     return reject.with(
@@ -98,6 +104,7 @@ function instrument.price(record, text)
   if ticks == 0 then
     return reject.with("PRICE_NOT_POSITIVE", "price must be above zero")
   end
+  record.prices[text] = ticks
   return ticks
 end
 

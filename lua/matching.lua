@@ -36,10 +36,10 @@ end
 -- lots left over. Changes nothing. nil and a refusal where there would be more fills than a call
 -- may do.
 function matching.plan(b, taker)
-  local fills, left = {}, taker.lots
   if not matching.would_trade(b, taker.side, taker.limit) then
-    return fills, left
+    return {}, taker.lots
   end
+  local fills, left = {}, taker.lots
   for maker in book.queue(b, matching.opposite[taker.side]) do
     if left == 0 or not crosses(taker.side, taker.limit, maker.price) then
       break
@@ -71,6 +71,9 @@ end
 
 -- Carries out a plan: reduces both orders, reports each trade. Returns the fills as JSON.
 function matching.trade(b, taker, fills)
+  if #fills == 0 then
+    return "[]"
+  end
   local record = b.instrument
   local texts = {}
   for i, fill in ipairs(fills) do

@@ -38,7 +38,8 @@ local function check_order(walk, side, member, score, text)
   if o.remaining < 1 or o.remaining > o.quantity then
     violate(walk, "INVALID_REMAINING", "order " .. order_id .. " has no valid remaining_quantity")
   end
-  if tonumber(order_id) > walk.record.last_order_id or o.priority > walk.record.last_priority then
+  local record = walk.record
+  if tonumber(order_id) > record.last_order_id or tonumber(o.place) > record.last_priority then
     violate(walk, "COUNTER_BEHIND", "order " .. order_id .. " is later than the book's counters")
   end
   add_to(side.levels, numbers.integer_text(o.price), o.remaining)

@@ -1,0 +1,61 @@
+# What a developer runs. Every target works in a checkout with `pip install -e '.[dev,load]'`;
+# luacheck (Debian: lua-check) and stylua (npm: @johnnymorganz/stylua-bin) are needed for lua/.
+
+PYTHON ?= python
+# Real order flow, which is not part of the repository; see scripts/.
+DATA ?= $(or $(ORDERBOOK_DATA),../shared/data)
+LOBSTER = $(DATA)/lobster
+GOOG = GOOG_2012-06-21_34200000_57600000
+
+.PHONY: check static format-check lint types luacheck stylua test test-long fix bench bench-quick challenge lobster demo clean
+
+check: static test
+
+static: format-check lint types luacheck stylua
+
+format-check:
+	$(PYTHON) -m ruff format --check .
+
+lint:
+	$(PYTHON) -m ruff check .
+
+types:
+	$(PYTHON) -m mypy
+
+luacheck:
+	luacheck --quiet lua
+
+stylua:
+	stylua --check lua
+
+test:
+	$(PYTHON) -m pytest
+
+# The same tests with many more generated command sequences.
+test-long:
+	HYPOTHESIS_PROFILE=long $(PYTHON) -m pytest
+
+fix:
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+	stylua lua
+
+bench:
+	$(PYTHON) scripts/bench.py --data $(DATA)/challenge/normal.bin.xz
+
+bench-quick:
+	$(PYTHON) scripts/bench.py --data $(DATA)/challenge/small-normal.bin.xz
+
+challenge:
+	$(PYTHON) scripts/challenge.py $(DATA)/challenge/normal.bin.xz
+
+lobster:
+	$(PYTHON) scripts/lobster.py --script $(LOBSTER)/GOOG_10.script.jsonl.xz \
+	  --orderbook $(LOBSTER)/$(GOOG)_orderbook_10.csv.xz --levels 10 --json
+
+demo:
+	$(PYTHON) -m orderbook demo
+
+clean:
+	rm -rf build dist reports .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,721 @@
+"""The command line: click commands over the Engine, the host and the demo.
+
+What every command keeps to: `--json` prints JSON and nothing else on stdout; every option can come
+from an environment variable; the exit code tells a script what happened. A command imports what it
+needs when it runs, so that help and mistakes answer at once.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from orderbook import __version__
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+    from rich.console import RenderableType
+
+    from orderbook.engine import Engine
+
+EXIT_OK = 0
+EXIT_REJECTED = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+EXIT_VIOLATION = 4
+EXIT_LIBRARY = 5
+EXIT_SERVER = 6
+EXIT_UNKNOWN = 7
+EXIT_INTERRUPTED = 130
+
+REDIS_URL_DEFAULT = "redis://127.0.0.1:6379"
+REDIS_PORT_DEFAULT = 6379
+LOOPBACK = "127.0.0.1"
+WATCH_INTERVAL_S = 0.5
+# A pipe has no width: lines are never folded there.
+PIPE_WIDTH = 10_000
+
+_EXIT_CODES = """\b
+Exit codes:
+  0  done
+  1  the engine rejected the command (the code and the reason are printed)
+  2  wrong usage
+  3  Redis, or the embedded server, cannot be reached or started
+  4  verify found violations, or the demo lost something
+  5  the library on the server is missing, or its version does not fit
+  6  the server could not run the command: out of memory, read-only, or a damaged book
+  7  the reply was lost: the outcome is unknown, repeat with the same --client-order-id
+"""
+
+Reply = dict[str, Any]
+Result = TypeVar("Result")
+
+option = partial(click.option, show_envvar=True, show_default=True)
+
+json_option = option(
+    "--json", "as_json", is_flag=True, envvar="ORDERBOOK_JSON", help="Print JSON, nothing else."
+)
+redis_url_option = option(
+    "--redis-url",
+    envvar="ORDERBOOK_REDIS_URL",
+    default=REDIS_URL_DEFAULT,
+    help="redis://, rediss://, unix://, redis+sentinel://HOST:PORT,…/SERVICE or "
+    "redis+cluster://HOST:PORT.",
+)
+account_option = option("--account", envvar="ORDERBOOK_ACCOUNT", help="Whose order.")
+client_order_id_option = option("--client-order-id", help="Makes the command safe to repeat.")
+symbol_argument = click.argument("symbol")
+
+
+class Failure(click.ClickException):
+    """An error with an exit code of its own."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@click.group(
+    epilog=_EXIT_CODES,
+    context_settings={
+        "auto_envvar_prefix": "ORDERBOOK",
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+    },
+)
+@click.version_option(__version__, prog_name="orderbook")
+def cli() -> None:
+    """A limit order book and matching engine that is one Redis Functions library.
+
+    Every option can be given as an environment variable, named at each option.
+    """
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader, say `head`, has seen enough. Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_OK
+    sys.exit(code or EXIT_OK)
+
+
+# Shared by the commands
+
+
+@contextlib.asynccontextmanager
+async def _connected(redis_url: str) -> AsyncIterator["Engine"]:
+    from orderbook.engine import Engine
+
+    try:
+        engine = await Engine.connect(redis_url)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--redis-url") from error
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+@contextlib.contextmanager
+def _failures_explained(redis_url: str) -> Iterator[None]:
+    """Turns what can go wrong with a server into a message and an exit code."""
+    from redis.exceptions import RedisError
+
+    from orderbook.engine import EngineError
+    from orderbook.library import LibraryError, bundle
+
+    try:
+        yield
+    except LibraryError as error:
+        raise Failure(str(error), EXIT_LIBRARY) from error
+    except EngineError as error:
+        message = f"{_without_password(redis_url)}: {error}"
+        raise Failure(message, _exit_code(error)) from error
+    except RedisError as error:
+        message = f"{_without_password(redis_url)}: {bundle().explain(str(error))}"
+        raise Failure(message, _exit_code(error)) from error
+
+
+def _exit_code(error: Exception) -> int:
+    """What a failed call means, told by the error or what caused it."""
+    from redis.exceptions import ResponseError
+
+    from orderbook.library import LibraryError
+    from orderbook.messages import RejectCode
+
+    code = getattr(error, "code", None)
+    cause = error.__cause__ or error
+    if code is RejectCode.OUTCOME_UNKNOWN:
+        return EXIT_UNKNOWN
+    if isinstance(cause, LibraryError):
+        return EXIT_LIBRARY
+    if code is RejectCode.OUT_OF_MEMORY or isinstance(cause, ResponseError):
+        return EXIT_SERVER
+    return EXIT_UNREACHABLE
+
+
+def _with_engine(redis_url: str, work: Callable[["Engine"], Awaitable[Result]]) -> Result:
+    async def connect_and_work() -> Result:
+        async with _connected(redis_url) as engine:
+            return await work(engine)
+
+    with _failures_explained(redis_url):
+        return asyncio.run(connect_and_work())
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, separators=(",", ":")))
+
+
+def _print(renderable: "RenderableType") -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(renderable)
+
+
+def _print_reply(reply: Reply, as_json: bool) -> None:
+    """Prints one reply of the engine; a reject ends the command."""
+    from orderbook import display
+
+    rejected = reply.get("status") == "rejected"
+    if as_json:
+        _print_json(reply)
+        if rejected:
+            raise click.exceptions.Exit(EXIT_REJECTED)
+        return
+    if rejected:
+        raise Failure(f"{reply['code']}: {reply['message']}", EXIT_REJECTED)
+    _print(display.record(reply))
+
+
+def _given(**fields: str | bool | None) -> dict[str, str | bool]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _call(function: str, redis_url: str, symbol: str, **fields: str | bool | None) -> Reply:
+    """One function of the engine, by its name in the protocol; options not given are left out."""
+
+    async def work(engine: "Engine") -> Reply:
+        reply: Reply = await getattr(engine, function)(symbol, **_given(**fields))
+        return reply
+
+    return _with_engine(redis_url, work)
+
+
+# demo and serve
+
+
+@cli.command()
+@option(
+    "--duration", type=click.FloatRange(min=1), help="Seconds to run; without it, until Ctrl-C."
+)
+@option("--traders", default=8, type=click.IntRange(1, 200), help="Synthetic traders.")
+@option("--rate", default=200.0, type=click.FloatRange(1, 5000), help="Commands a second, of all.")
+@option("--random-seed", default=1, help="The same seed gives the same books.")
+@json_option
+def demo(
+    duration: float | None, traders: int, rate: float, random_seed: int, as_json: bool
+) -> None:
+    """Run a whole exchange with synthetic traders, and watch it.
+
+    Starts an embedded server and a host, seeds five books, lets traders in over websockets and
+    draws the ladders. At the end every book is verified.
+    """
+    from orderbook.demo import DemoError, Options, run
+    from orderbook.server import ServerError
+    from orderbook.workers import WorkerError
+
+    options = Options(duration, traders, rate, random_seed)
+    show = not as_json and sys.stdout.isatty()
+    try:
+        summary = run(options, show)
+    except (ServerError, WorkerError) as error:
+        raise Failure(str(error), EXIT_UNREACHABLE) from error
+    except DemoError as error:
+        raise Failure(str(error), EXIT_VIOLATION) from error
+    if as_json:
+        _print_json(summary)
+    else:
+        from orderbook.display import demo_summary
+
+        _print(demo_summary(summary))
+    if not summary["verified"]:
+        raise click.exceptions.Exit(EXIT_VIOLATION)
+
+
+@cli.command()
+@option(
+    "--host", default=LOOPBACK, help="Address to listen on. Accounts are guests: keep loopback."
+)
+@option("--port", default=8080, type=click.IntRange(0, 65535), help="0 takes any free port.")
+@option("--workers", default=1, type=click.IntRange(1, 64), help="Host processes on the port.")
+@option(
+    "--redis-url",
+    envvar="ORDERBOOK_REDIS_URL",
+    show_default="an embedded Valkey",
+    help="The server that holds the books.",
+)
+@option("--read-url", help="A replica to read streams from.")
+@option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Embedded Valkey: keep the books here.",
+)
+@option(
+    "--redis-port",
+    type=click.IntRange(0, 65535),
+    show_default="6379, else any",
+    help="Embedded Valkey: its port; 0 takes any free one.",
+)
+@option("--allow-origin", multiple=True, help="Web origin that may connect; repeat for more.")
+@json_option
+@click.option("--as-worker", is_flag=True, hidden=True)
+def serve(
+    host: str,
+    port: int,
+    workers: int,
+    redis_url: str | None,
+    read_url: str | None,
+    data_dir: Path | None,
+    redis_port: int | None,
+    allow_origin: tuple[str, ...],
+    as_json: bool,
+    as_worker: bool,
+) -> None:
+    """Serve websockets: /ws, and /livez /readyz /metrics beside it.
+
+    Prints one line when it is ready. SIGTERM and Ctrl-C drain: orders in flight are answered,
+    clients are told to reconnect, and the exit code is 0.
+    """
+    if redis_url and (data_dir or redis_port is not None):
+        raise click.UsageError("--data-dir and --redis-port belong to the embedded server")
+    with contextlib.ExitStack() as cleanup:
+        books_url = redis_url or _start_embedded(cleanup, data_dir, redis_port)
+        settings = _HostSettings(host, port, books_url, read_url, allow_origin)
+        if as_worker:
+            _run_host(settings, reuse_port=True, announce=lambda _: print("ready", flush=True))
+        elif workers == 1:
+            _run_host(settings, reuse_port=False, announce=partial(_announce, settings, as_json))
+        else:
+            _run_workers(settings, workers, partial(_announce, settings, as_json))
+
+
+@dataclass(frozen=True)
+class _HostSettings:
+    """The options of `serve` that concern a host, whichever way it runs."""
+
+    host: str
+    port: int
+    redis_url: str
+    read_url: str | None
+    origins: tuple[str, ...]
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "ORDERBOOK_REDIS_URL": self.redis_url,
+            "ORDERBOOK_SERVE_READ_URL": self.read_url or "",
+            "ORDERBOOK_SERVE_ALLOW_ORIGIN": " ".join(self.origins),
+            # Ours to act on, not the worker's.
+            "ORDERBOOK_SERVE_DATA_DIR": "",
+            "ORDERBOOK_SERVE_REDIS_PORT": "",
+        }
+
+
+def _start_embedded(
+    cleanup: contextlib.ExitStack, data_dir: Path | None, redis_port: int | None
+) -> str:
+    """Starts a Valkey that lives as long as we do and returns its URL.
+
+    Where nobody chose a port it takes the one at which the other commands look, if that is free.
+    """
+    from orderbook.server import EmbeddedServer, PortTakenError, ServerError
+
+    try:
+        try:
+            port = REDIS_PORT_DEFAULT if redis_port is None else redis_port
+            return cleanup.enter_context(EmbeddedServer(data_dir, port)).url
+        except PortTakenError:
+            if redis_port is not None:
+                raise
+            return cleanup.enter_context(EmbeddedServer(data_dir)).url
+    except ServerError as error:
+        raise Failure(str(error), EXIT_UNREACHABLE) from error
+
+
+def _announce(settings: _HostSettings, as_json: bool, port: int) -> None:
+    address = f"[{settings.host}]" if ":" in settings.host else settings.host
+    urls = {
+        "websocket": f"ws://{address}:{port}/ws",
+        "ready": f"http://{address}:{port}/readyz",
+        "metrics": f"http://{address}:{port}/metrics",
+        "redis": _without_password(settings.redis_url),
+    }
+    if as_json:
+        _print_json(urls)
+    else:
+        click.echo("orderbook is ready: " + " ".join(f"{name} {url}" for name, url in urls.items()))
+    sys.stdout.flush()
+
+
+def _run_workers(settings: _HostSettings, count: int, announce: Callable[[int], None]) -> None:
+    from orderbook.workers import WorkerError, Workers
+
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    try:
+        with Workers(settings.host, settings.port, count, settings.environment()) as workers:
+            announce(workers.port)
+            workers.watch(stopping.wait)
+    except WorkerError as error:
+        raise Failure(str(error), EXIT_UNREACHABLE) from error
+    except OSError as error:
+        raise Failure(f"{settings.host}:{settings.port}: {error.strerror}", EXIT_USAGE) from error
+
+
+# functions
+
+
+@cli.group()
+def functions() -> None:
+    """Deploy the Lua library, or look which one is there."""
+
+
+@functions.command("load")
+@redis_url_option
+@json_option
+def load_functions(redis_url: str, as_json: bool) -> None:
+    """Bring every primary to this release's library; a newer one is never replaced."""
+
+    async def work(engine: "Engine") -> list[Reply]:
+        from msgspec import structs
+
+        from orderbook import library
+
+        return [structs.asdict(report) for report in await library.load(engine)]
+
+    _print_rows(_with_engine(redis_url, work), ("node", "found_version", "action"), as_json)
+
+
+@functions.command("check")
+@redis_url_option
+@json_option
+def check_functions(redis_url: str, as_json: bool) -> None:
+    """Tell which library every primary has; exit code 5 unless all fit this release."""
+
+    async def work(engine: "Engine") -> list[Reply]:
+        return [await _library_on(primary) for primary in engine.primaries()]
+
+    rows = _with_engine(redis_url, work)
+    _print_rows(rows, ("node", "found_version", "found_digest", "fits", "up_to_date"), as_json)
+    if not all(row["fits"] for row in rows):
+        raise click.exceptions.Exit(EXIT_LIBRARY)
+
+
+async def _library_on(primary: "Redis") -> Reply:
+    from orderbook import library
+
+    found = await library.installed(primary)
+    options = primary.connection_pool.connection_kwargs
+    return {
+        "node": options.get("path") or f"{options.get('host')}:{options.get('port')}",
+        "found_version": found and found.version,
+        "found_digest": found and found.digest,
+        "fits": found is not None and library.fits(found),
+        "up_to_date": found is not None and found.digest == library.bundle().digest,
+    }
+
+
+# Instruments and seeding
+
+
+@cli.group()
+def instrument() -> None:
+    """Define and look at instruments."""
+
+
+@instrument.command("define")
+@symbol_argument
+@option("--tick-size", help="Smallest price step; required the first time.")
+@option("--lot-size", help="Smallest quantity step; required the first time.")
+@option("--min-quantity", help="Smallest order.")
+@option("--max-quantity", help="Largest order.")
+@option(
+    "--status", type=click.Choice(["trading", "halted", "cancel_only"]), help="What is allowed."
+)
+@option("--events-length-max", help="Entries kept in the event stream, about.")
+@option("--trades-length-max", help="Entries kept in the trade stream, about.")
+@option("--book-length-max", help="Entries kept in the stream of half-second books, about.")
+@option("--segment", default="main", help="Unit of sharding; on a cluster, use several.")
+@redis_url_option
+@json_option
+def define_instrument(
+    symbol: str, segment: str, redis_url: str, as_json: bool, **rules: str | None
+) -> None:
+    """Create a book or change its rules; what is not given stays as it is."""
+    reply = _call("define_instrument", redis_url, symbol, segment=segment, **rules)
+    _print_reply(reply, as_json)
+
+
+@instrument.command("list")
+@redis_url_option
+@json_option
+def list_instruments(redis_url: str, as_json: bool) -> None:
+    """List every instrument with its rules and state."""
+
+    async def work(engine: "Engine") -> list[Reply]:
+        return [
+            await engine.get_instrument(symbol) for symbol in sorted(await engine.instruments())
+        ]
+
+    columns = ("symbol", "segment", "status", "tick_size", "lot_size", "open_orders", "last_price")
+    _print_rows(_with_engine(redis_url, work), columns, as_json)
+
+
+@instrument.command("show")
+@symbol_argument
+@redis_url_option
+@json_option
+def show_instrument(symbol: str, redis_url: str, as_json: bool) -> None:
+    """Show one instrument."""
+    _print_reply(_call("get_instrument", redis_url, symbol), as_json)
+
+
+@cli.command("seed")
+@click.argument("symbols", nargs=-1)
+@option("--levels", default=25, type=click.IntRange(1, 1000), help="Price levels a side.")
+@option("--random-seed", default=1, help="The same seed gives the same books.")
+@redis_url_option
+@json_option
+def seed_books(
+    symbols: tuple[str, ...], levels: int, random_seed: int, redis_url: str, as_json: bool
+) -> None:
+    """Define the demo's instruments (or only SYMBOLS) and fill their books; safe to repeat."""
+    from orderbook.market import MARKETS
+    from orderbook.seed import seed
+
+    known = {market.symbol: market for market in MARKETS}
+    unknown = [symbol for symbol in symbols if symbol not in known]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]} is not one of {', '.join(known)}")
+    markets = [known[symbol] for symbol in symbols or known]
+
+    async def work(engine: "Engine") -> list[Reply]:
+        return await seed(engine, markets, levels, random_seed)
+
+    rows = _with_engine(redis_url, work)
+    _print_rows(rows, ("symbol", "orders_open", "rejects", "sequence"), as_json)
+    if any(row.get("status") == "rejected" for row in rows):
+        raise click.exceptions.Exit(EXIT_REJECTED)
+
+
+# Orders
+
+
+@cli.group()
+def order() -> None:
+    """Place, cancel and amend orders."""
+
+
+@order.command("place")
+@symbol_argument
+@option("--account", envvar="ORDERBOOK_ACCOUNT", required=True, help="Whose order.")
+@option("--side", type=click.Choice(["buy", "sell"]), required=True)
+@option("--quantity", required=True, help="Decimal text.")
+@option("--order-type", type=click.Choice(["limit", "market"]), default="limit")
+@option("--price", help="Limit orders only.")
+@option(
+    "--time-in-force",
+    type=click.Choice(["gtc", "ioc", "fok"]),
+    show_default="gtc for limit, ioc for market",
+)
+@option("--post-only", is_flag=True, help="Never take: reject the order where it would.")
+@client_order_id_option
+@redis_url_option
+@json_option
+def place_order(
+    symbol: str, post_only: bool, redis_url: str, as_json: bool, **fields: str | None
+) -> None:
+    """Place an order."""
+    given = _given(**fields, post_only=post_only or None)
+    _print_reply(_call("place_order", redis_url, symbol, **given), as_json)
+
+
+@order.command("cancel")
+@symbol_argument
+@option("--order-id", help="The order; else --account and --client-order-id.")
+@account_option
+@client_order_id_option
+@redis_url_option
+@json_option
+def cancel_order(symbol: str, redis_url: str, as_json: bool, **fields: str | None) -> None:
+    """Cancel an order."""
+    _print_reply(_call("cancel_order", redis_url, symbol, **fields), as_json)
+
+
+@order.command("amend")
+@symbol_argument
+@option("--order-id", help="The order; else --account and --client-order-id.")
+@account_option
+@client_order_id_option
+@option("--price", help="The new price.")
+@option("--quantity", help="The new total, what is filled already included.")
+@option("--remaining-quantity", help="What is to stay open, in place of --quantity.")
+@redis_url_option
+@json_option
+def amend_order(symbol: str, redis_url: str, as_json: bool, **fields: str | None) -> None:
+    """Change an order; it keeps its id, and its priority when it only shrinks."""
+    _print_reply(_call("amend_order", redis_url, symbol, **fields), as_json)
+
+
+@order.command("cancel-all")
+@symbol_argument
+@option("--account", envvar="ORDERBOOK_ACCOUNT", required=True, help="Whose orders.")
+@redis_url_option
+@json_option
+def cancel_all_orders(symbol: str, account: str, redis_url: str, as_json: bool) -> None:
+    """Cancel all of an account's open orders in a book, however many there are."""
+
+    async def work(engine: "Engine") -> Reply:
+        canceled_order_ids: list[str] = []
+        while True:
+            reply = await engine.cancel_all_orders(symbol, account=account)
+            if reply.get("status") == "rejected":
+                return reply
+            canceled_order_ids += reply["canceled_order_ids"]
+            if not (reply["remaining_count"] and reply["canceled_count"]):
+                count = len(canceled_order_ids)
+                ids_and_count = {"canceled_order_ids": canceled_order_ids, "canceled_count": count}
+                return {**reply, **ids_and_count}
+
+    _print_reply(_with_engine(redis_url, work), as_json)
+
+
+# Market data
+
+
+@cli.command("book")
+@symbol_argument
+@option("--depth", default=10, type=click.IntRange(1, 10_000), help="Levels a side.")
+@option("--watch", is_flag=True, help="Go on, with every change, until Ctrl-C.")
+@redis_url_option
+@json_option
+def show_book(symbol: str, depth: int, watch: bool, redis_url: str, as_json: bool) -> None:
+    """Show the book; on a terminal as a ladder."""
+    if not watch:
+        book = _call("get_book", redis_url, symbol, depth=str(depth))
+        if book.get("status") == "rejected":
+            _print_reply(book, as_json)
+        _print_book(book, as_json)
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        _watch_book(symbol, depth, redis_url, as_json)
+
+
+def _print_book(book: Reply, as_json: bool) -> None:
+    from orderbook import display
+
+    if as_json:
+        _print_json(book)
+    elif sys.stdout.isatty():
+        _print(display.ladder(book, max(len(book["bids"]), len(book["asks"]))))
+    else:
+        click.echo(display.book_lines(book))
+    sys.stdout.flush()
+
+
+def _watch_book(symbol: str, depth: int, redis_url: str, as_json: bool) -> None:
+    """Reads the book twice a second and shows it when it has changed: it needs no host to run."""
+    from rich.live import Live
+
+    from orderbook import display
+
+    live = Live(auto_refresh=False) if sys.stdout.isatty() and not as_json else None
+
+    async def work(engine: "Engine") -> None:
+        position = None
+        while True:
+            book = await engine.get_book(symbol, depth=str(depth))
+            if book.get("status") == "rejected":
+                _print_reply(book, as_json)
+            if position != (book["epoch"], book["sequence"]):
+                position = (book["epoch"], book["sequence"])
+                if live is None:
+                    _print_book(book, as_json)
+                else:
+                    live.update(display.ladder(book, depth), refresh=True)
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+    with live or contextlib.nullcontext():
+        _with_engine(redis_url, work)
+
+
+@cli.command("trades")
+@symbol_argument
+@option("--limit", default=50, type=click.IntRange(1, 1000), help="How many of the newest.")
+@redis_url_option
+@json_option
+def show_trades(symbol: str, limit: int, redis_url: str, as_json: bool) -> None:
+    """Show the most recent trades."""
+    from orderbook import display
+
+    reply = _call("get_trades", redis_url, symbol, limit=str(limit))
+    if as_json or reply.get("status") == "rejected":
+        _print_reply(reply, as_json)
+    else:
+        _print(display.tape(reply["trades"]))
+
+
+@cli.command("verify")
+@click.argument("symbols", nargs=-1)
+@redis_url_option
+@json_option
+def verify_books(symbols: tuple[str, ...], redis_url: str, as_json: bool) -> None:
+    """Check every invariant of every book, or of SYMBOLS; exit code 4 for any violation."""
+
+    async def work(engine: "Engine") -> list[Reply]:
+        names = symbols or tuple(sorted(await engine.instruments()))
+        return [{"symbol": symbol, **await engine.verify_book(symbol)} for symbol in names]
+
+    rows = _with_engine(redis_url, work)
+    columns = ("symbol", "verified", "orders", "levels", "sequence", "state_hash", "violations")
+    _print_rows(rows, columns, as_json)
+    if any(row.get("status") == "rejected" for row in rows):
+        raise click.exceptions.Exit(EXIT_REJECTED)
+    if not all(row["verified"] for row in rows):
+        raise click.exceptions.Exit(EXIT_VIOLATION)
+
+
+def _print_rows(rows: list[Reply], columns: tuple[str, ...], as_json: bool) -> None:
+    from orderbook import display
+
+    if as_json:
+        _print_json(rows)
+        return
+    _print(display.records(rows, columns))
+    for row in rows:
+        if row.get("status") == "rejected":
+            click.echo(f"{row.get('symbol', '')} {row['code']}: {row['message']}", err=True)

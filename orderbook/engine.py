@@ -1,0 +1,511 @@
+"""The typed async client of the engine: one method per Redis function, and the micro-batcher.
+
+Business refusals are replies; an EngineError is raised only where the engine could not be asked,
+and its code tells the one thing a caller must know: UNAVAILABLE and OUT_OF_MEMORY mean that nothing
+happened, OUTCOME_UNKNOWN that the command was sent and its reply lost. Nothing is ever sent twice
+unless the server has said that it did not run it.
+
+All calls go to primaries. A segment's books live on one node, so a book's key finds its node.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import msgspec
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    MovedError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from orderbook import library, topology
+from orderbook.messages import RejectCode
+from orderbook.topology import Node, Topology
+
+logger = logging.getLogger(__name__)
+
+SEGMENT_DEFAULT = "main"
+INSTRUMENTS_KEY = "orderbook:instruments"
+BATCH_LENGTH_MAX = 128
+BATCHER_QUEUE_LENGTH_MAX = 65_536
+
+# Redis refuses these before it runs anything, and another server or a later time may accept.
+_REFUSED_FOR_NOW = ("MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS", "NOPERM", "NOAUTH", "DAMAGED")
+_LOST = (RedisConnectionError, RedisTimeoutError, OSError)
+_CANCELS = frozenset({"cancel_order", "cancel_all_orders"})
+
+Reply = dict[str, Any]
+# Bytes, integers and lists of them, as the Redis command has it.
+RedisReply = Any
+Field = str | int | bool | None
+
+
+class EngineError(Exception):
+    """The engine could not be asked. `code` is UNAVAILABLE, OUT_OF_MEMORY or OUTCOME_UNKNOWN."""
+
+    def __init__(self, code: RejectCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def reply(self) -> bytes:
+        """The reply that a refused command gets."""
+        return rejection(self.code, str(self))
+
+
+def rejection(code: RejectCode, message: str) -> bytes:
+    """A refusal as the engine itself would write it."""
+    return b'{"status":"rejected","code":"%s","message":%s}' % (
+        code.encode(),
+        msgspec.json.encode(message),
+    )
+
+
+class Engine:
+    """Every function of docs/protocol.md on a single server, a Sentinel service or a cluster."""
+
+    def __init__(self, primaries: Topology, read_client: Redis | None) -> None:
+        self._topology = primaries
+        self._read_client = read_client
+        self._segments: dict[str, str] = {}
+        self._reports_epochs = False
+        self._run_ids: dict[str, str] = {}
+
+    @classmethod
+    async def connect(cls, redis_url: str, *, read_url: str | None = None) -> Self:
+        """Connects and reads which instruments there are.
+
+        `read_url` is a replica to read streams from. Raises EngineError when no server answers,
+        ValueError for an address that is none.
+        """
+        try:
+            primaries = await topology.connect(redis_url)
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
+        read_client = None
+        if read_url is not None:
+            read_client = (await topology.connect(read_url)).nodes()[0].client
+        engine = cls(primaries, read_client)
+        try:
+            await engine.instruments()
+        except BaseException:
+            await engine.close()
+            raise
+        return engine
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        if self._read_client is not None:
+            await self._read_client.aclose()
+        await self._topology.close()
+
+    # ---- where things are
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether keys of different segments may lie on different nodes."""
+        return self._topology.is_cluster
+
+    def primaries(self) -> list[Redis]:
+        """One client per primary, for the deployer."""
+        return [node.client for node in self._topology.nodes()]
+
+    def segment(self, symbol: str) -> str | None:
+        """The segment of an instrument as last read, or None."""
+        return self._segments.get(symbol)
+
+    def book_key(self, symbol: str) -> str:
+        """The key of a book; one that is not known yet would be in the default segment."""
+        return f"orderbook:{{{self._segments.get(symbol, SEGMENT_DEFAULT)}}}:{symbol}"
+
+    def stream_client(self, symbol: str) -> Redis:
+        """The client from which a book's streams are read: the replica where one was given."""
+        return self._read_client or self._topology.node(self.book_key(symbol)).client
+
+    async def instruments(self) -> dict[str, str]:
+        """Symbol to segment of every instrument, read anew."""
+        reply = await self._call_key(INSTRUMENTS_KEY, "HGETALL", INSTRUMENTS_KEY)
+        texts = [text.decode() for text in reply]
+        self._segments = dict(zip(texts[::2], texts[1::2], strict=True))
+        return dict(self._segments)
+
+    async def ping(self) -> None:
+        """Returns when every primary has answered. Raises EngineError."""
+        for node in self._topology.nodes():
+            await self._on_node(node, ("PING",))
+
+    # ---- epochs
+
+    async def begin_epochs(self) -> None:
+        """Reports every server's run_id to its books, once for each server.
+
+        For hosts: from here on, a command that finds another server is preceded by begin_epoch.
+        """
+        self._reports_epochs = True
+        await self.ping()
+        for symbol in await self.instruments():
+            if self._epoch_is_due(symbol, self._topology.node(self.book_key(symbol))):
+                await self.begin_epoch(symbol)
+
+    def _epoch_is_due(self, symbol: str, node: Node) -> bool:
+        return node.run_id is not None and self._run_ids.get(symbol) != node.run_id
+
+    async def begin_epoch(self, symbol: str) -> Reply:
+        """Reports the run_id of the book's server. Reply: epoch, sequence."""
+        key = self.book_key(symbol)
+        node = self._topology.node(key)
+        await self._on_node(node, ("PING",))
+        run_id = node.run_id
+        if run_id is None:
+            raise EngineError(RejectCode.UNAVAILABLE, "the server does not tell its run_id")
+        reply = _decode(await self.call("begin_epoch", symbol, "run_id", run_id))
+        if "epoch" in reply:
+            self._run_ids[symbol] = run_id
+        return reply
+
+    async def _report_epoch(self, connection: AbstractConnection, node: Node, key: str) -> None:
+        """The same on a connection that is about to carry a command."""
+        symbol = key.rpartition(":")[2]
+        if not self._reports_epochs or not self._epoch_is_due(symbol, node):
+            return
+        run_id = node.run_id or ""
+        await connection.send_command("FCALL", "begin_epoch", 1, key, "run_id", run_id)
+        if b'"epoch"' in await connection.read_response():
+            self._run_ids[symbol] = run_id
+
+    # ---- raw calls
+
+    async def call(self, function: str, symbol: str, *arguments: str | bytes) -> bytes:
+        """FCALL with JSON text as reply. Raises EngineError."""
+        key = self.book_key(symbol)
+        reply: bytes = await self._call_function(key, "FCALL", function, 1, key, *arguments)
+        return reply
+
+    async def query(self, function: str, symbol: str, *arguments: str | bytes) -> bytes:
+        """FCALL_RO on the primary: what it says is never older than a reply seen before."""
+        key = self.book_key(symbol)
+        reply: bytes = await self._call_function(key, "FCALL_RO", function, 1, key, *arguments)
+        return reply
+
+    async def execute(self, symbol: str, commands: Sequence[bytes]) -> list[bytes]:
+        """Runs JSON commands as one atomic change; one JSON reply each, in order.
+
+        When memory is full the batch is refused as a whole: then cancels, which free memory, are
+        run one by one and the others answered with OUT_OF_MEMORY. Raises EngineError.
+        """
+        key = self.book_key(symbol)
+        try:
+            replies = await self._call_function(key, "FCALL", "execute", 1, key, *commands)
+        except EngineError as error:
+            if error.code is not RejectCode.OUT_OF_MEMORY:
+                raise
+            return [await self._execute_cancel(symbol, command, error) for command in commands]
+        # A batch that is refused as a whole has a single reply.
+        return replies if isinstance(replies, list) else [replies] * len(commands)
+
+    async def _execute_cancel(self, symbol: str, command: bytes, full: EngineError) -> bytes:
+        try:
+            fields = msgspec.json.decode(command, type=dict[str, str])
+        except msgspec.DecodeError:
+            return full.reply()
+        method = fields.pop("method", "")
+        if method not in _CANCELS:
+            return full.reply()
+        try:
+            return await self.call(method, symbol, *_arguments(fields))
+        except EngineError as error:
+            return error.reply()
+
+    async def _call_function(self, key: str, *arguments: str | bytes | int) -> RedisReply:
+        try:
+            return await self._call_key(key, *arguments)
+        except _FunctionMissingError as error:
+            missing = error
+        # A flushed server: what is missing may be loaded by anyone, and the call did not run.
+        try:
+            await library.check(self)
+            return await self._call_key(key, *arguments)
+        except (library.LibraryError, RedisError, OSError, _FunctionMissingError) as error:
+            raise EngineError(RejectCode.UNAVAILABLE, f"{missing}; {error}") from error
+
+    async def _call_key(self, key: str, *arguments: str | bytes | int) -> RedisReply:
+        try:
+            return await self._on_node(self._node(key), arguments, key)
+        except _MovedError:
+            await self._refresh()
+        try:
+            return await self._on_node(self._node(key), arguments, key)
+        except _MovedError as error:
+            raise EngineError(RejectCode.UNAVAILABLE, str(error)) from error
+
+    def _node(self, key: str) -> Node:
+        try:
+            return self._topology.node(key)
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    async def _refresh(self) -> None:
+        try:
+            await self._topology.refresh()
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
+
+    async def _on_node(
+        self, node: Node, arguments: Sequence[str | bytes | int], key: str | None = None
+    ) -> RedisReply:
+        async with self._connection(node) as connection:
+            if key is not None and arguments[0] == "FCALL" and arguments[1] != "begin_epoch":
+                await self._before(connection, node, key)
+            try:
+                await connection.send_command(*arguments)
+                return await connection.read_response()
+            except BusyLoadingError as error:
+                raise _unavailable(error) from error
+            except ResponseError as error:
+                raise await self._refused(error, connection) from error
+            except _LOST as error:
+                await self._forget_idle_connections()
+                raise _lost(error, arguments) from error
+
+    @asynccontextmanager
+    async def _connection(self, node: Node) -> AsyncIterator[AbstractConnection]:
+        pool = node.client.connection_pool
+        try:
+            connection: AbstractConnection = await pool.get_connection()  # type: ignore[no-untyped-call]
+        except (RedisError, OSError) as error:
+            await self._refresh_quietly()
+            raise _unavailable(error) from error
+        try:
+            yield connection
+        finally:
+            await pool.release(connection)
+
+    async def _before(self, connection: AbstractConnection, node: Node, key: str) -> None:
+        """Begins the epoch where it is due. The command itself is not sent when this fails."""
+        try:
+            await self._report_epoch(connection, node, key)
+        except OutOfMemoryError:
+            # begin_epoch runs when memory is full; only an older server's library would not.
+            return
+        except ResponseError as error:
+            raise await self._refused(error, connection) from error
+        except _LOST as error:
+            await self._forget_idle_connections()
+            raise _unavailable(error) from error
+
+    async def _refused(self, error: ResponseError, connection: AbstractConnection) -> Exception:
+        """What a server's refusal means; it has run nothing."""
+        text = str(error)
+        if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
+            return EngineError(RejectCode.OUT_OF_MEMORY, "the server's memory is full")
+        if isinstance(error, MovedError):
+            return _MovedError(text)
+        if "unction not found" in text:
+            return _FunctionMissingError("the server has no library orderbook")
+        refused_for_now = isinstance(error, (ReadOnlyError, ClusterDownError, TryAgainError))
+        if refused_for_now or text.startswith(_REFUSED_FOR_NOW):
+            # It may not be the primary any more: the next call looks again.
+            await connection.disconnect()
+            await self._forget_idle_connections()
+        return EngineError(RejectCode.UNAVAILABLE, library.bundle().explain(text))
+
+    async def _forget_idle_connections(self) -> None:
+        for node in self._topology.nodes():
+            await node.client.connection_pool.disconnect(inuse_connections=False)
+
+    async def _refresh_quietly(self) -> None:
+        try:
+            await self._topology.refresh()
+        except (RedisError, OSError) as error:
+            logger.debug("the cluster cannot be asked who its primaries are: %s", error)
+
+    # ---- one method per function
+
+    async def define_instrument(
+        self, symbol: str, *, segment: str = SEGMENT_DEFAULT, **fields: Field
+    ) -> Reply:
+        """Creates a book or changes its rules. Reply: as get_instrument.
+
+        Keeps the discovery hash as well, which on a cluster lies in another slot than the book.
+        """
+        known = (await self.instruments()).get(symbol)
+        if known is not None and known != segment:
+            code = RejectCode.SYMBOL_IN_OTHER_SEGMENT
+            return _decode(rejection(code, "the symbol is defined in another segment"))
+        key = f"orderbook:{{{segment}}}:{symbol}"
+        arguments = _arguments(fields)
+        reply = await self._call_function(key, "FCALL", "define_instrument", 1, key, *arguments)
+        decoded = _decode(reply)
+        if decoded.get("status") != "rejected":
+            await self._call_key(INSTRUMENTS_KEY, "HSET", INSTRUMENTS_KEY, symbol, segment)
+            self._segments[symbol] = segment
+        return decoded
+
+    async def place_order(self, symbol: str, **fields: Field) -> Reply:
+        """Fields: account side order_type quantity price time_in_force post_only client_order_id."""
+        return _decode(await self.call("place_order", symbol, *_arguments(fields)))
+
+    async def cancel_order(self, symbol: str, **fields: Field) -> Reply:
+        """Fields: order_id, or account and client_order_id."""
+        return _decode(await self.call("cancel_order", symbol, *_arguments(fields)))
+
+    async def amend_order(self, symbol: str, **fields: Field) -> Reply:
+        """Fields: the order as in cancel_order; price; quantity or remaining_quantity."""
+        return _decode(await self.call("amend_order", symbol, *_arguments(fields)))
+
+    async def cancel_all_orders(self, symbol: str, **fields: Field) -> Reply:
+        """Field: account."""
+        return _decode(await self.call("cancel_all_orders", symbol, *_arguments(fields)))
+
+    async def publish_book(self, symbol: str) -> Reply:
+        """Writes the half-second book when it is due. Reply: published, sequence, wait_ms."""
+        return _decode(await self.call("publish_book", symbol))
+
+    async def get_book(self, symbol: str, **fields: Field) -> Reply:
+        """Field: depth (10). Reply: symbol sequence epoch bids asks checksum."""
+        return _decode(await self.query("get_book", symbol, *_arguments(fields)))
+
+    async def get_order(self, symbol: str, **fields: Field) -> Reply:
+        """Fields: order_id, or account and client_order_id."""
+        return _decode(await self.query("get_order", symbol, *_arguments(fields)))
+
+    async def get_open_orders(self, symbol: str, **fields: Field) -> Reply:
+        """Fields: account; after, limit (500). Reply: account symbol sequence epoch orders more."""
+        return _decode(await self.query("get_open_orders", symbol, *_arguments(fields)))
+
+    async def get_trades(self, symbol: str, **fields: Field) -> Reply:
+        """Field: limit (50). Reply: symbol sequence epoch trades, oldest first."""
+        return _decode(await self.query("get_trades", symbol, *_arguments(fields)))
+
+    async def get_instrument(self, symbol: str) -> Reply:
+        """Reply: the instrument's rules and state."""
+        return _decode(await self.query("get_instrument", symbol))
+
+    async def verify_book(self, symbol: str) -> Reply:
+        """Reply: verified, then orders levels sequence state_hash, or violations."""
+        return _decode(await self.query("verify_book", symbol))
+
+    async def library_version(self, symbol: str = "") -> Reply:
+        """Reply: library version digest, of the node that holds this symbol."""
+        key = self.book_key(symbol)
+        return _decode(await self._call_function(key, "FCALL_RO", "library_version", 0))
+
+
+class _FunctionMissingError(Exception):
+    """The server does not have the library."""
+
+
+class _MovedError(Exception):
+    """Another node of the cluster has the slot; nothing was run."""
+
+
+def _unavailable(error: BaseException) -> EngineError:
+    return EngineError(RejectCode.UNAVAILABLE, f"the server is not available: {error}")
+
+
+def _lost(error: BaseException, arguments: Sequence[object]) -> EngineError:
+    """The connection broke after a command went out."""
+    # Behind Sentinel redis-py reports a demoted primary's refusal as a broken connection.
+    if isinstance(error.__context__, ReadOnlyError) or arguments[0] != "FCALL":
+        return _unavailable(error)
+    message = "the reply was lost: ask again with the same client_order_id"
+    return EngineError(RejectCode.OUTCOME_UNKNOWN, message)
+
+
+def _decode(reply: bytes) -> Reply:
+    return msgspec.json.decode(reply, type=dict[str, Any])
+
+
+def _arguments(fields: Mapping[str, Field]) -> list[str]:
+    """Field, value, field, value …; fields that are None are left out."""
+    arguments = []
+    for name, value in fields.items():
+        if value is not None:
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            arguments += [name, text]
+    return arguments
+
+
+OnReply = Callable[[bytes], None]
+
+
+class Batcher:
+    """One book's commands: what arrives while a call is in flight goes into the next call.
+
+    So a single command is sent at once, and under load the calls grow by themselves to
+    BATCH_LENGTH_MAX. Replies come through callbacks, in the order of submission; a command is
+    always answered, by a refusal where the engine could not be asked.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        symbol: str,
+        *,
+        queue_length_max: int = BATCHER_QUEUE_LENGTH_MAX,
+        observe_call_s: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._engine = engine
+        self._symbol = symbol
+        self._queue: deque[tuple[bytes, OnReply]] = deque()
+        self._queue_length_max = queue_length_max
+        self._observe_call_s = observe_call_s
+        self._task: asyncio.Task[None] | None = None
+
+    def submit(self, command: bytes, on_reply: OnReply) -> None:
+        """Queues one JSON command; a full queue answers SYSTEM_BUSY at once."""
+        if len(self._queue) >= self._queue_length_max:
+            on_reply(rejection(RejectCode.SYSTEM_BUSY, "too many commands are waiting"))
+            return
+        self._queue.append((command, on_reply))
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    async def drained(self) -> None:
+        """Returns when everything submitted so far has been answered."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def _run(self) -> None:
+        try:
+            while self._queue:
+                length = min(len(self._queue), BATCH_LENGTH_MAX)
+                batch = [self._queue.popleft() for _ in range(length)]
+                replies = await self._execute([command for command, _ in batch])
+                for (_, on_reply), reply in zip(batch, replies, strict=True):
+                    self._answer(on_reply, reply)
+        finally:
+            self._task = None
+
+    def _answer(self, on_reply: OnReply, reply: bytes) -> None:
+        try:
+            on_reply(reply)
+        except Exception:
+            # One client's trouble must not cost the others of its batch their answers.
+            logger.exception("an answer could not be delivered")
+
+    async def _execute(self, commands: list[bytes]) -> list[bytes]:
+        started = time.perf_counter()
+        try:
+            return await self._engine.execute(self._symbol, commands)
+        except EngineError as error:
+            return [error.reply()] * len(commands)
+        except Exception:
+            logger.exception("a call to the engine failed unexpectedly")
+            unknown = EngineError(RejectCode.OUTCOME_UNKNOWN, "the host failed: ask again")
+            return [unknown.reply()] * len(commands)
+        finally:
+            self._observe_call_s(time.perf_counter() - started)

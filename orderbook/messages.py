@@ -1,0 +1,191 @@
+"""The shapes of what crosses the websocket: frames, the parameters of every method, reject codes.
+
+These structs check shape only: which fields there are and of which JSON type. What a value means
+(a tick, an owner, a known symbol) is the engine's to judge, so that every door judges alike.
+Prices and quantities are text and stay text: nothing here ever holds one as a number.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+REQ_ID_LENGTH_MAX = 64
+SYMBOLS_PER_REQUEST_MAX = 256
+SYMBOL_LENGTH_MAX = 32
+
+OptionalText = str | UnsetType
+# Counts are text for FCALL; JSON clients may write them as integers.
+OptionalCount = int | str | UnsetType
+Sequence = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+Symbol = Annotated[str, Meta(max_length=SYMBOL_LENGTH_MAX)]
+Symbols = Annotated[list[Symbol], Meta(min_length=1, max_length=SYMBOLS_PER_REQUEST_MAX)]
+
+
+class RejectCode(StrEnum):
+    """Why a command was refused: the engine's codes, then the host's own."""
+
+    MALFORMED_COMMAND = "MALFORMED_COMMAND"
+    INVALID_BOOK_KEY = "INVALID_BOOK_KEY"
+    UNKNOWN_METHOD = "UNKNOWN_METHOD"
+    UNKNOWN_FIELD = "UNKNOWN_FIELD"
+    MISSING_FIELD = "MISSING_FIELD"
+    DUPLICATE_FIELD = "DUPLICATE_FIELD"
+    FIELD_NOT_ALLOWED = "FIELD_NOT_ALLOWED"
+    WRONG_TYPE = "WRONG_TYPE"
+    INVALID_VALUE = "INVALID_VALUE"
+    INVALID_NUMBER = "INVALID_NUMBER"
+    PRICE_OFF_TICK = "PRICE_OFF_TICK"
+    QUANTITY_OFF_LOT = "QUANTITY_OFF_LOT"
+    PRICE_NOT_POSITIVE = "PRICE_NOT_POSITIVE"
+    QUANTITY_TOO_SMALL = "QUANTITY_TOO_SMALL"
+    QUANTITY_TOO_LARGE = "QUANTITY_TOO_LARGE"
+    QUANTITY_BELOW_FILLED = "QUANTITY_BELOW_FILLED"
+    LEVEL_QUANTITY_TOO_LARGE = "LEVEL_QUANTITY_TOO_LARGE"
+    UNKNOWN_SYMBOL = "UNKNOWN_SYMBOL"
+    INSTRUMENT_IN_USE = "INSTRUMENT_IN_USE"
+    SYMBOL_IN_OTHER_SEGMENT = "SYMBOL_IN_OTHER_SEGMENT"
+    INSTRUMENT_HALTED = "INSTRUMENT_HALTED"
+    INSTRUMENT_CANCEL_ONLY = "INSTRUMENT_CANCEL_ONLY"
+    UNKNOWN_ORDER = "UNKNOWN_ORDER"
+    NOT_ORDER_OWNER = "NOT_ORDER_OWNER"
+    POST_ONLY_WOULD_CROSS = "POST_ONLY_WOULD_CROSS"
+    DUPLICATE_CLIENT_ORDER_ID = "DUPLICATE_CLIENT_ORDER_ID"
+    TOO_MANY_FILLS = "TOO_MANY_FILLS"
+    BATCH_TOO_LARGE = "BATCH_TOO_LARGE"
+
+    SYSTEM_BUSY = "SYSTEM_BUSY"
+    OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    UNAVAILABLE = "UNAVAILABLE"
+    DRAINING = "DRAINING"
+    FRAME_TOO_LARGE = "FRAME_TOO_LARGE"
+    NOT_SUBSCRIBED = "NOT_SUBSCRIBED"
+    TOO_MANY_SUBSCRIPTIONS = "TOO_MANY_SUBSCRIPTIONS"
+
+
+class Channel(StrEnum):
+    """What can be subscribed to."""
+
+    BOOK = "book"
+    TRADES = "trades"
+    LEVEL2 = "level2"
+    ORDERS = "orders"
+    INSTRUMENTS = "instruments"
+    HEARTBEAT = "heartbeat"
+
+
+class Envelope(Struct, forbid_unknown_fields=True):
+    """Every frame a client sends. req_id and params stay as sent until the method is known."""
+
+    method: str
+    req_id: Raw = Raw()
+    params: Raw = Raw()
+
+
+class RecoveredEnvelope(Struct):
+    """What can be told of a frame that is an object but no good envelope."""
+
+    method: Raw = Raw()
+    req_id: Raw = Raw()
+
+
+class Params(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The parameters of a method of one book. The symbol chooses the book and is then unset: the
+    engine takes it from the key."""
+
+    symbol: str | UnsetType
+
+
+class PlaceOrder(Params):
+    side: str
+    order_type: str
+    quantity: str
+    price: OptionalText = UNSET
+    time_in_force: OptionalText = UNSET
+    post_only: bool | str | UnsetType = UNSET
+    client_order_id: OptionalText = UNSET
+
+
+class CancelOrder(Params):
+    order_id: OptionalText = UNSET
+    client_order_id: OptionalText = UNSET
+
+
+class AmendOrder(Params):
+    order_id: OptionalText = UNSET
+    client_order_id: OptionalText = UNSET
+    price: OptionalText = UNSET
+    quantity: OptionalText = UNSET
+    remaining_quantity: OptionalText = UNSET
+
+
+class CancelAllOrders(Params):
+    pass
+
+
+class GetBook(Params):
+    depth: OptionalCount = UNSET
+
+
+class GetOrder(Params):
+    order_id: OptionalText = UNSET
+    client_order_id: OptionalText = UNSET
+
+
+class GetOpenOrders(Params):
+    after: OptionalText = UNSET
+    limit: OptionalCount = UNSET
+
+
+class GetTrades(Params):
+    limit: OptionalCount = UNSET
+
+
+class GetInstrument(Params):
+    pass
+
+
+class SubscribeParams(Struct, forbid_unknown_fields=True, kw_only=True):
+    """`after` resumes: every update with a greater sequence follows, in place of a snapshot."""
+
+    channel: Channel
+    symbols: Symbols | UnsetType = UNSET
+    after: Sequence | UnsetType = UNSET
+    epoch: Sequence | UnsetType = UNSET
+
+
+class UnsubscribeParams(Struct, forbid_unknown_fields=True, kw_only=True):
+    channel: Channel
+    symbols: Symbols | UnsetType = UNSET
+
+
+class PingParams(Struct, forbid_unknown_fields=True):
+    pass
+
+
+class Position(Struct):
+    """Where in a book's history a reply or message stands; read out of JSON that says more."""
+
+    sequence: int
+    epoch: int
+
+
+class PublishReply(Struct):
+    """Reply of publish_book; wait_ms tells when the next book may be written."""
+
+    published: bool
+    sequence: int
+    wait_ms: int
+
+
+class Page(Struct):
+    """What paging needs to know of a get_open_orders reply."""
+
+    class Order(Struct):
+        order_id: str
+
+    sequence: int
+    epoch: int
+    orders: list[Order]
+    more: bool

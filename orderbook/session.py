@@ -1,0 +1,393 @@
+"""One websocket client as a state machine without input or output: frames in, requests out.
+
+`receive` takes a frame and returns exactly one outcome: a reply that is ready to send, a command or
+query for the engine, a subscription request, or the reason to close. Answers are made by splicing:
+what the engine wrote goes out as it is, between the few bytes that name the request.
+
+A frame that is not understood is answered with a code and the connection lives on; only too many of
+them in a row end it.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from orderbook import messages
+from orderbook.messages import Channel, RejectCode
+
+MALFORMED_FRAMES_MAX = 100
+CLOSE_CODE_ABUSE = 1008
+NAME_ECHOED_LENGTH_MAX = 64
+INTEGER_DIGITS_MAX = 20
+
+_REJECTED = b'{"status":"rejected",'
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A frame for the client."""
+
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One JSON command for `execute` of a book; answer with `answer(head, reply)`."""
+
+    method: str
+    symbol: str
+    payload: bytes
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One read-only function of a book, its arguments as for FCALL_RO."""
+
+    method: str
+    symbol: str
+    arguments: list[str]
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """A channel's symbols (none: every symbol); `after` and `epoch` resume one of them."""
+
+    channel: Channel
+    symbols: tuple[str, ...]
+    after: int | None
+    epoch: int | None
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribe:
+    channel: Channel
+    symbols: tuple[str, ...]
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The client has gone too far: send `frame`, then close."""
+
+    frame: bytes
+    code: int
+    reason: str
+
+
+Outcome = Reply | Command | Query | Subscribe | Unsubscribe | Ping | Close
+
+
+def answer(head: bytes, reply: bytes) -> bytes:
+    """The frame that answers a request with the engine's reply."""
+    if reply.startswith(_REJECTED):
+        return head + b'false,"error":{' + reply[len(_REJECTED) :] + b"}"
+    return head + b'true,"result":' + reply + b"}"
+
+
+def failure(head: bytes, code: RejectCode, message: str) -> bytes:
+    """The frame that refuses a request."""
+    text = msgspec.json.encode(message)
+    return b'%sfalse,"error":{"code":"%s","message":%s}}' % (head, code.encode(), text)
+
+
+class Session:
+    """The client of one connection, acting for one account."""
+
+    def __init__(self, account: str) -> None:
+        # The account's characters need no escaping: the host has checked them.
+        self.account = account
+        self._prefixes = {
+            method: f'{{"method":"{method}","account":"{account}"'.encode() for method in _COMMANDS
+        }
+        self._malformed_in_a_row = 0
+
+    def receive(self, frame: bytes) -> Outcome:
+        """What a text frame asks for."""
+        try:
+            outcome = self._understand(frame)
+        except _RefusedError as refused:
+            return self._refuse(refused)
+        self._malformed_in_a_row = 0
+        return outcome
+
+    def receive_binary(self) -> Outcome:
+        """Binary frames mean nothing here."""
+        message = "binary frames are not understood: send text frames of JSON"
+        return self._refuse(_RefusedError(_HEAD_UNKNOWN, RejectCode.MALFORMED_COMMAND, message))
+
+    def _refuse(self, refused: "_RefusedError") -> Reply | Close:
+        frame = failure(refused.head, refused.code, str(refused))
+        if refused.code is not RejectCode.MALFORMED_COMMAND:
+            self._malformed_in_a_row = 0
+            return Reply(frame)
+        self._malformed_in_a_row += 1
+        if self._malformed_in_a_row < MALFORMED_FRAMES_MAX:
+            return Reply(frame)
+        return Close(frame, CLOSE_CODE_ABUSE, "too many malformed frames")
+
+    def _understand(self, frame: bytes) -> Outcome:
+        envelope = _decode_envelope(frame)
+        method = envelope.method
+        head = _head(method, _req_id(frame, envelope))
+        raw_params = bytes(envelope.params) or b"{}"
+        _check_duplicates_around(frame, envelope, raw_params, head)
+        decoder = _DECODERS.get(method)
+        if decoder is None:
+            raise _RefusedError(head, RejectCode.UNKNOWN_METHOD, "there is no such method")
+        try:
+            params = decoder.decode(raw_params)
+        except msgspec.ValidationError as error:
+            raise _refused_params(head, error) from None
+        except (ValueError, RecursionError):
+            raise _RefusedError(head, *_NOT_JSON) from None
+        if isinstance(params, messages.Params):
+            return self._for_book(method, head, params, raw_params)
+        _check_duplicates(raw_params, msgspec.json.encode(params), head)
+        if isinstance(params, messages.SubscribeParams):
+            return _subscribe(params, head)
+        if isinstance(params, messages.UnsubscribeParams):
+            return Unsubscribe(params.channel, _symbols(params, head), head)
+        return Ping(head)
+
+    def _for_book(
+        self, method: str, head: bytes, params: messages.Params, raw_params: bytes
+    ) -> Command | Query:
+        symbol = str(params.symbol)
+        params.symbol = UNSET
+        body = msgspec.json.encode(params)
+        _check_duplicates(raw_params, b'"symbol":""' + body, head)
+        if method not in _COMMANDS:
+            return Query(method, symbol, self._arguments(method, params), head)
+        separator = b"," if len(body) > len(b"{}") else b""
+        payload = self._prefixes[method] + separator + body[1:]
+        return Command(method, symbol, payload, head)
+
+    def _arguments(self, method: str, params: messages.Params) -> list[str]:
+        arguments = []
+        if method in _ABOUT_ACCOUNT:
+            arguments += ["account", self.account]
+        for name, value in msgspec.structs.asdict(params).items():
+            if value is not UNSET:
+                arguments += [name, str(value)]
+        return arguments
+
+
+class _RefusedError(Exception):
+    """A frame that is answered with an error."""
+
+    def __init__(self, head: bytes, code: RejectCode, message: str) -> None:
+        super().__init__(message)
+        self.head = head
+        self.code = code
+
+
+_COMMANDS: dict[str, type[Struct]] = {
+    "place_order": messages.PlaceOrder,
+    "cancel_order": messages.CancelOrder,
+    "amend_order": messages.AmendOrder,
+    "cancel_all_orders": messages.CancelAllOrders,
+}
+_QUERIES: dict[str, type[Struct]] = {
+    "get_book": messages.GetBook,
+    "get_order": messages.GetOrder,
+    "get_open_orders": messages.GetOpenOrders,
+    "get_trades": messages.GetTrades,
+    "get_instrument": messages.GetInstrument,
+}
+_OWN: dict[str, type[Struct]] = {
+    "subscribe": messages.SubscribeParams,
+    "unsubscribe": messages.UnsubscribeParams,
+    "ping": messages.PingParams,
+}
+# Queries that are asked for the connection's own account.
+_ABOUT_ACCOUNT = frozenset({"get_order", "get_open_orders"})
+_RESUMABLE = frozenset({Channel.TRADES, Channel.LEVEL2, Channel.ORDERS})
+
+_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
+    method: msgspec.json.Decoder(struct)
+    for method, struct in (_COMMANDS | _QUERIES | _OWN).items()
+}
+_decode_good_envelope = msgspec.json.Decoder(messages.Envelope).decode
+_decode_other_envelope = msgspec.json.Decoder(messages.RecoveredEnvelope).decode
+
+_HEAD_UNKNOWN = b'{"success":'
+_NOT_JSON = (RejectCode.MALFORMED_COMMAND, "the frame is not a JSON object")
+_REQ_ID_IN_TEXT = re.compile(
+    rb'"req_id"\s*:\s*(-?(?:0|[1-9]\d{0,%d})(?=[\s,}])|"[^"\\\x00-\x1f\x80-\xff]{0,%d}")'
+    % (INTEGER_DIGITS_MAX - 1, messages.REQ_ID_LENGTH_MAX)
+)
+_INTEGER = re.compile(rb"-?(?:0|[1-9]\d{0,%d})" % (INTEGER_DIGITS_MAX - 1))
+_FIELD_IN_ERROR = re.compile(r"`([A-Za-z0-9_]{1,64})`")
+_PATH_IN_ERROR = re.compile(r" - at `\$\.?([A-Za-z0-9_]*)")
+_TYPES_IN_ERROR = re.compile(r"Expected `([^`]*)`, got `([^`]*)`")
+
+
+def _head(method: str, req_id: bytes) -> bytes:
+    """How every answer to a request begins: its method and req_id as sent."""
+    if len(method) > NAME_ECHOED_LENGTH_MAX:
+        return _head_without_method(req_id)
+    name = msgspec.json.encode(method)
+    if not req_id:
+        return b'{"method":%s,"success":' % name
+    return b'{"method":%s,"req_id":%s,"success":' % (name, req_id)
+
+
+def _head_without_method(req_id: bytes) -> bytes:
+    return b'{"req_id":%s,"success":' % req_id if req_id else _HEAD_UNKNOWN
+
+
+def _decode_envelope(frame: bytes) -> messages.Envelope:
+    try:
+        return _decode_good_envelope(frame)
+    except msgspec.ValidationError as error:
+        head = _recovered_head(frame)
+        if head is None:
+            raise _RefusedError(_HEAD_UNKNOWN, *_NOT_JSON) from None
+        raise _refused_envelope(head, error) from None
+    except (ValueError, RecursionError):
+        # ValueError is what all of broken JSON, broken escapes and broken UTF-8 have in common.
+        match = _REQ_ID_IN_TEXT.search(frame)
+        head = _head_without_method(match[1] if match else b"")
+        raise _RefusedError(head, *_NOT_JSON) from None
+
+
+def _recovered_head(frame: bytes) -> bytes | None:
+    """The head for an object that is no good envelope; None when the frame is no object."""
+    try:
+        envelope = _decode_other_envelope(frame)
+        method = msgspec.json.decode(envelope.method, type=str) if bytes(envelope.method) else ""
+    except msgspec.ValidationError as error:
+        if "`$.method`" not in str(error) and " - at " not in str(error):
+            envelope, method = None, ""
+        else:
+            method = ""
+    except (ValueError, RecursionError):
+        return None
+    if envelope is None:
+        return None
+    req_id = bytes(envelope.req_id)
+    req_id = req_id if _is_req_id(req_id) else b""
+    return _head(method, req_id) if method else _head_without_method(req_id)
+
+
+def _is_req_id(raw: bytes) -> bool:
+    if raw.startswith(b'"'):
+        try:
+            return len(msgspec.json.decode(raw, type=str)) <= messages.REQ_ID_LENGTH_MAX
+        except ValueError:
+            return False
+    return _INTEGER.fullmatch(raw) is not None
+
+
+def _req_id(frame: bytes, envelope: messages.Envelope) -> bytes:
+    """The req_id as sent, or nothing where there is none."""
+    raw = bytes(envelope.req_id)
+    if not raw or _is_req_id(raw):
+        return raw
+    head = _recovered_head(frame) or _HEAD_UNKNOWN
+    if raw.startswith(b'"') or _INTEGER.match(raw):
+        message = "req_id must be an integer, or text of at most 64 characters"
+        raise _RefusedError(head, RejectCode.INVALID_VALUE, message)
+    raise _RefusedError(head, RejectCode.WRONG_TYPE, "req_id must be an integer or text")
+
+
+def _refused_envelope(head: bytes, error: msgspec.ValidationError) -> _RefusedError:
+    return _refused(head, error)
+
+
+def _refused_params(head: bytes, error: msgspec.ValidationError) -> _RefusedError:
+    if str(error).startswith("Expected `object`") and " - at " not in str(error):
+        return _RefusedError(head, RejectCode.WRONG_TYPE, "field params must be an object")
+    return _refused(head, error)
+
+
+def _refused(head: bytes, error: msgspec.ValidationError) -> _RefusedError:
+    """msgspec says in words what is wrong; our codes say it in a word."""
+    text = str(error)
+    named = _FIELD_IN_ERROR.search(text)
+    name = f" {named[1]}" if named else ""
+    if text.startswith("Object missing required field"):
+        return _RefusedError(head, RejectCode.MISSING_FIELD, f"missing field{name}")
+    if text.startswith("Object contains unknown field"):
+        return _RefusedError(head, RejectCode.UNKNOWN_FIELD, f"unknown field{name}")
+    path = _PATH_IN_ERROR.search(text)
+    field = path[1] if path else "params"
+    types = _TYPES_IN_ERROR.search(text)
+    if types is None:
+        message = f"{field} has a value that is not allowed"
+        return _RefusedError(head, RejectCode.INVALID_VALUE, message)
+    expected = types[1].replace("str", "text").replace("bool", "true or false")
+    return _RefusedError(head, RejectCode.WRONG_TYPE, f"field {field} must be {expected}")
+
+
+def _check_duplicates(raw: bytes, encoded: bytes, head: bytes) -> None:
+    """JSON decoders keep the last of two equal names; we refuse both.
+
+    Each name and each text has two quotation marks, so as many of them in the frame as in what was
+    understood proves that nothing was dropped. More may also be escapes: only then look closely.
+    """
+    if raw.count(b'"') != encoded.count(b'"') + encoded.startswith(b'"symbol"') * 0:
+        _look_for_duplicates(raw, head)
+
+
+def _check_duplicates_around(
+    frame: bytes, envelope: messages.Envelope, raw_params: bytes, head: bytes
+) -> None:
+    req_id = bytes(envelope.req_id)
+    params_given = bool(bytes(envelope.params))
+    marks = 4 + (2 + req_id.count(b'"') if req_id else 0) + 2 * params_given
+    if frame.count(b'"') - raw_params.count(b'"') != marks:
+        _look_for_duplicates(frame, head)
+
+
+def _look_for_duplicates(raw: bytes, head: bytes) -> None:
+    def refuse_equal_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = dict(pairs)
+        if len(names) != len(pairs):
+            raise _RefusedError(head, RejectCode.DUPLICATE_FIELD, "a field is given twice")
+        return names
+
+    try:
+        json.loads(raw, object_pairs_hook=refuse_equal_names)
+    except (ValueError, RecursionError):
+        raise _RefusedError(head, *_NOT_JSON) from None
+
+
+def _symbols(
+    params: messages.SubscribeParams | messages.UnsubscribeParams, head: bytes
+) -> tuple[str, ...]:
+    """The symbols without repetition; none for the channels that are not about one."""
+    if params.channel is Channel.HEARTBEAT and params.symbols is not UNSET:
+        message = "the heartbeat channel has no symbols"
+        raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, message)
+    if params.symbols is not UNSET:
+        return tuple(dict.fromkeys(params.symbols))
+    if params.channel in {Channel.HEARTBEAT, Channel.INSTRUMENTS}:
+        return ()
+    raise _RefusedError(head, RejectCode.MISSING_FIELD, "missing field symbols")
+
+
+def _subscribe(params: messages.SubscribeParams, head: bytes) -> Subscribe:
+    symbols = _symbols(params, head)
+    after = None if params.after is UNSET else params.after
+    epoch = None if params.epoch is UNSET else params.epoch
+    if epoch is not None and after is None:
+        raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, "epoch goes with after only")
+    if after is not None and params.channel not in _RESUMABLE:
+        message = "after goes with trades, level2 and orders only"
+        raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, message)
+    if after is not None and len(symbols) != 1:
+        raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, "after goes with one symbol only")
+    return Subscribe(params.channel, symbols, after, epoch, head)

@@ -1,0 +1,225 @@
+"""Where the primaries are: one server, a Sentinel service or a cluster behind one small interface.
+
+A node is one primary with a connection pool of its own. Every fresh connection first asks the
+server for its run_id: so a restart or a failover is known before the first command reaches the new
+server, and the engine can begin a new epoch there. redis-py never retries by itself here: a command whose
+reply was lost may have run, and only its sender can know whether to send it again.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+SOCKET_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 2.0
+REDIS_PORT_DEFAULT = 6379
+SENTINEL_PORT_DEFAULT = 26379
+CONNECTIONS_PER_NODE_MAX = 512
+
+
+class Node:
+    """One primary: a client of its own and the run_id its newest connection saw."""
+
+    def __init__(self) -> None:
+        self.client: Redis
+        self.run_id: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Connection settings for the client of this node."""
+        return {**_OPTIONS, "redis_connect_func": self._greet, "retry": Retry(NoBackoff(), 0)}
+
+    async def _greet(self, connection: AbstractConnection) -> None:
+        await connection.on_connect()
+        try:
+            await connection.send_command("INFO", "server")
+            reply = await connection.read_response()
+        except ResponseError:
+            # INFO may be forbidden to us; epochs are then somebody else's to begin.
+            return
+        for line in reply.decode().splitlines():
+            if line.startswith("run_id:"):
+                self.run_id = line.removeprefix("run_id:")
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+
+_OPTIONS: Mapping[str, Any] = {
+    "protocol": 2,
+    "decode_responses": False,
+    "socket_timeout": SOCKET_TIMEOUT_S,
+    "socket_connect_timeout": CONNECT_TIMEOUT_S,
+    "socket_keepalive": True,
+    "max_connections": CONNECTIONS_PER_NODE_MAX,
+}
+
+
+class Topology(Protocol):
+    """Which node holds which key. `is_cluster`: keys of different segments may not share a call."""
+
+    is_cluster: bool
+
+    def node(self, key: str) -> Node: ...
+
+    def nodes(self) -> list[Node]: ...
+
+    async def refresh(self) -> None:
+        """Looks again after a node was lost or said that a key has moved."""
+
+    async def close(self) -> None: ...
+
+
+class SingleTopology:
+    """One server, or whichever server Sentinel calls the primary."""
+
+    is_cluster = False
+
+    def __init__(self, node: Node, sentinel: Sentinel | None = None) -> None:
+        self._node = node
+        self._sentinel = sentinel
+
+    def node(self, key: str) -> Node:  # noqa: ARG002
+        return self._node
+
+    def nodes(self) -> list[Node]:
+        return [self._node]
+
+    async def refresh(self) -> None:
+        """Drops idle connections: the next one resolves the name, or asks Sentinel, anew."""
+        await self._node.client.connection_pool.disconnect(inuse_connections=False)
+
+    async def close(self) -> None:
+        await self._node.close()
+        if self._sentinel is not None:
+            for client in self._sentinel.sentinels:
+                await client.aclose()
+
+
+class ClusterTopology:
+    """A cluster: RedisCluster knows the slots, each primary has a client of its own."""
+
+    is_cluster = True
+
+    def __init__(self, cluster: RedisCluster, credentials: Mapping[str, Any]) -> None:
+        self._cluster = cluster
+        self._credentials = credentials
+        self._nodes: dict[str, Node] = {}
+
+    @classmethod
+    async def connect(
+        cls, hosts: list[tuple[str, int]], credentials: Mapping[str, Any]
+    ) -> "ClusterTopology":
+        host, port = hosts[0]
+        cluster = RedisCluster(
+            host=host,
+            port=port,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            **credentials,
+        )
+        topology = cls(cluster, credentials)
+        try:
+            await cluster.initialize()
+        except BaseException:
+            await cluster.aclose()
+            raise
+        await topology._sync()
+        return topology
+
+    def node(self, key: str) -> Node:
+        owner = self._cluster.get_node_from_key(key)
+        if owner is None or owner.name not in self._nodes:
+            raise RedisError(f"no primary is known for the key {key}")
+        return self._nodes[owner.name]
+
+    def nodes(self) -> list[Node]:
+        return list(self._nodes.values())
+
+    async def refresh(self) -> None:
+        await self._cluster.nodes_manager.initialize()
+        await self._sync()
+
+    async def close(self) -> None:
+        for node in self._nodes.values():
+            await node.close()
+        await self._cluster.aclose()
+
+    async def _sync(self) -> None:
+        primaries = {node.name: node for node in self._cluster.get_primaries()}
+        for name in self._nodes.keys() - primaries.keys():
+            await self._nodes.pop(name).close()
+        for name, primary in primaries.items():
+            if name not in self._nodes:
+                node = Node()
+                node.client = Redis(
+                    host=primary.host, port=int(primary.port), **self._credentials, **node.options()
+                )
+                self._nodes[name] = node
+
+
+async def connect(url: str) -> Topology:
+    """Opens redis://, rediss://, unix://, redis+sentinel://…/SERVICE or redis+cluster://….
+
+    Raises ValueError for an address that is none, RedisError for a cluster that does not answer;
+    other servers are first spoken to when they are first called.
+    """
+    parts = urlsplit(url)
+    if parts.scheme in {"redis+sentinel", "rediss+sentinel"}:
+        return _sentinel(parts)
+    if parts.scheme in {"redis+cluster", "rediss+cluster"}:
+        return await ClusterTopology.connect(_hosts(parts, REDIS_PORT_DEFAULT), _credentials(parts))
+    node = Node()
+    node.client = Redis.from_url(url, **node.options())
+    return SingleTopology(node)
+
+
+def _sentinel(parts: SplitResult) -> SingleTopology:
+    service, _, database = parts.path.strip("/").partition("/")
+    if not service:
+        raise ValueError("a Sentinel address ends with the name of its service: …/SERVICE")
+    query = dict(parse_qsl(parts.query))
+    sentinel_credentials = {
+        "password": query.get("sentinel_password"),
+        "username": query.get("sentinel_username"),
+        "socket_timeout": CONNECT_TIMEOUT_S,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+    }
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]_hosts(parts, SENTINEL_PORT_DEFAULT), sentinel_kwargs=sentinel_credentials)
+    node = Node()
+    node.client = sentinel.master_for(
+        service, db=int(database or 0), **_credentials(parts), **node.options()
+    )
+    return SingleTopology(node, sentinel)
+
+
+def _hosts(parts: SplitResult, port_default: int) -> list[tuple[str, int]]:
+    """host:port,host:port of an address; urlsplit itself knows only one of them."""
+    addresses = parts.netloc.rpartition("@")[2].split(",")
+    hosts = []
+    for address in addresses:
+        single = urlsplit(f"//{address}")
+        if not single.hostname:
+            raise ValueError(f"no host in {address!r}")
+        hosts.append((single.hostname, single.port or port_default))
+    return hosts
+
+
+def _credentials(parts: SplitResult) -> dict[str, Any]:
+    """Options of every connection that an address names besides its hosts."""
+    username, _, password = parts.netloc.rpartition("@")[0].partition(":")
+    credentials: dict[str, Any] = {}
+    if parts.scheme.startswith("rediss"):
+        credentials["ssl"] = True
+    if username:
+        credentials["username"] = unquote(username)
+    if password:
+        credentials["password"] = unquote(password)
+    return credentials

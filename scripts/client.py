@@ -1,0 +1,272 @@
+"""A websocket client that survives its host.
+
+The idea: a client needs to remember two things to lose nothing. What it asked and was not answered:
+this is sent again on the next connection, word for word, which is safe because every order command
+carries a client_order_id. And how far it has read each channel: a subscription is resumed with
+`after`. Which host answers does not matter, so it goes to the next address.
+"""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+from aiohttp import WSMsgType
+
+CONNECT_TIMEOUT_S = 5.0
+RECONNECT_DELAY_S = 0.05
+# Longer than a host needs to start again, when there is no other.
+RECONNECT_TIMEOUT_S = 30.0
+RETRY_DELAY_S = 0.1
+FRAME_BYTES_MAX = 1 << 24
+
+# The server asks us not to come back as we are.
+CLOSE_CODES_FINAL = frozenset({1008, 1009})
+# Nobody can say yet what became of the command, or it was not taken: ask again.
+CODES_TO_RETRY = frozenset({"OUTCOME_UNKNOWN", "UNAVAILABLE", "DRAINING"})
+
+Params = dict[str, Any]
+
+
+class Refusal(msgspec.Struct):
+    """Why a request was not done."""
+
+    code: str
+    message: str
+
+
+class Trade(msgspec.Struct):
+    """One trade of the trades channel."""
+
+    trade_id: str
+    price: str
+    quantity: str
+    maker_order_id: str
+    taker_order_id: str
+
+
+class Report(msgspec.Struct):
+    """One report of the orders channel; an order of its snapshot has no event."""
+
+    order_id: str
+    event: str = ""
+    trade_id: str = ""
+    remaining_quantity: str = ""
+    quantity: str = ""
+
+
+class Frame(msgspec.Struct):
+    """Any frame from a host: an answer has a req_id, an update a channel."""
+
+    channel: str = ""
+    req_id: int | None = None
+    success: bool = True
+    result: msgspec.Raw = msgspec.Raw(b"")
+    error: Refusal | None = None
+    symbol: str = ""
+    type: str = ""
+    sequence: int = 0
+    epoch: int = 0
+    trades: list[Trade] = []
+    orders: list[Report] = []
+
+
+OnReply = Callable[[Frame], None]
+OnUpdate = Callable[[Frame], None]
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Frame).decode
+
+
+class ClientError(Exception):
+    """The connection is lost for good: no host takes us, or a host told us not to come back."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A request without an answer yet."""
+
+    frame: bytes
+    on_reply: OnReply
+    repeatable: bool
+
+
+@dataclass(slots=True)
+class _Position:
+    """How far a channel has been read."""
+
+    sequence: int = 0
+    epoch: int = 0
+    known: bool = False
+
+
+class Client:
+    """One account's connection to whichever of `urls` answers, beginning with the first.
+
+    `on_update` gets every frame of the subscribed channels. Use as an async context manager.
+    """
+
+    def __init__(self, urls: Sequence[str], account: str, on_update: OnUpdate) -> None:
+        self.reconnects = 0
+        self.resent = 0
+        self._urls = itertools.cycle(urls)
+        self._account = account
+        self._on_update = on_update
+        self._request_ids = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._positions: dict[tuple[str, str], _Position] = {}
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._connected = asyncio.Event()
+        self._session = aiohttp.ClientSession()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run())
+        connected = asyncio.create_task(self._connected.wait())
+        await asyncio.wait({self._task, connected}, return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            connected.cancel()
+            await self._session.close()
+            await self._task
+        return self
+
+    async def __aexit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ClientError):
+            await self._task
+        await self._session.close()
+
+    @property
+    def pending_count(self) -> int:
+        """Requests that are not answered yet."""
+        return len(self._pending)
+
+    async def submit(self, method: str, params: Params, on_reply: OnReply) -> None:
+        """Sends a request; `on_reply` gets its answer, possibly from another host."""
+        self._raise_if_lost()
+        request_id = next(self._request_ids)
+        frame = _encode({"method": method, "req_id": request_id, "params": params})
+        repeatable = "client_order_id" in params or not method.endswith(("_order", "_orders"))
+        repeatable = repeatable or method.startswith("get_")
+        self._pending[request_id] = _Pending(frame, on_reply, repeatable)
+        await self._send(frame)
+
+    async def request(self, method: str, params: Params) -> Frame:
+        """Sends a request and waits for its answer. Raises ClientError."""
+        answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        await self.submit(method, params, answer.set_result)
+        assert self._task is not None
+        await asyncio.wait({answer, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        self._raise_if_lost()
+        return answer.result()
+
+    async def subscribe(self, channel: str, symbol: str) -> None:
+        """Subscribes now, and on every later connection from where this one ended."""
+        answer = await self.request("subscribe", {"channel": channel, "symbols": [symbol]})
+        if answer.error:
+            raise ClientError(f"subscribe {channel} {symbol}: {answer.error.message}")
+        self._positions.setdefault((channel, symbol), _Position())
+
+    def _raise_if_lost(self) -> None:
+        if self._task is not None and self._task.done():
+            self._task.result()
+
+    async def _send(self, frame: bytes) -> None:
+        if self._socket is None or self._socket.closed:
+            return
+        # What could not be sent is sent when we are connected again.
+        with contextlib.suppress(ConnectionError):
+            await self._socket.send_frame(frame, WSMsgType.TEXT)
+
+    async def _run(self) -> None:
+        while True:
+            socket = await self._connect_somewhere()
+            try:
+                await self._resume(socket)
+                self._socket = socket
+                self._connected.set()
+                await self._read(socket)
+            finally:
+                self._socket = None
+                await socket.close()
+            if socket.close_code in CLOSE_CODES_FINAL:
+                raise ClientError(f"closed for good with code {socket.close_code}")
+            self.reconnects += 1
+
+    async def _connect_somewhere(self) -> aiohttp.ClientWebSocketResponse:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + RECONNECT_TIMEOUT_S
+        while True:
+            url = next(self._urls)
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    return await self._session.ws_connect(
+                        url, params={"account": self._account}, max_msg_size=FRAME_BYTES_MAX
+                    )
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                if loop.time() > deadline:
+                    raise ClientError(f"no host takes us, last {url}: {error}") from error
+                await asyncio.sleep(RECONNECT_DELAY_S)
+
+    async def _resume(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        with contextlib.suppress(ConnectionError):
+            for (channel, symbol), position in self._positions.items():
+                params: Params = {"channel": channel, "symbols": [symbol]}
+                if position.known:
+                    params |= {"after": position.sequence, "epoch": position.epoch}
+                frame = _encode({"method": "subscribe", "params": params})
+                await socket.send_frame(frame, WSMsgType.TEXT)
+            for pending in self._pending.values():
+                if not pending.repeatable:
+                    raise ClientError("the outcome of a command without client_order_id is unknown")
+                self.resent += 1
+                await socket.send_frame(pending.frame, WSMsgType.TEXT)
+
+    async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        async for message in socket:
+            if message.type is not WSMsgType.TEXT:
+                return
+            frame = _decode(message.data)
+            if frame.channel:
+                self._take_update(frame)
+            else:
+                self._take_answer(frame)
+
+    def _take_update(self, frame: Frame) -> None:
+        position = self._positions.setdefault((frame.channel, frame.symbol), _Position())
+        position.sequence = frame.sequence
+        position.epoch = frame.epoch
+        position.known = True
+        self._on_update(frame)
+
+    def _take_answer(self, frame: Frame) -> None:
+        if frame.req_id is None:
+            # The answer to a resumed subscription; only a refusal would mean something.
+            if frame.error:
+                raise ClientError(f"{frame.error.code}: {frame.error.message}")
+            return
+        pending = self._pending.get(frame.req_id)
+        if pending is None:
+            raise ClientError(f"an answer to req_id {frame.req_id}, which is not waiting for one")
+        if frame.error and frame.error.code in CODES_TO_RETRY and pending.repeatable:
+            self.resent += 1
+            asyncio.get_running_loop().call_later(RETRY_DELAY_S, self._retry, frame.req_id)
+            return
+        del self._pending[frame.req_id]
+        pending.on_reply(frame)
+
+    def _retry(self, request_id: int) -> None:
+        pending = self._pending.get(request_id)
+        if pending is not None:
+            asyncio.ensure_future(self._send(pending.frame))  # noqa: RUF006
