@@ -42,6 +42,7 @@ local function new_side(book_key, side_key, sign)
     key = side_key(book_key),
     levels_key = keys.levels(side_key(book_key)),
     sign = sign,
+    score_prefix = sign < 0 and "-" or "",
     members = {},
     ranks = {},
     head = 1,
@@ -201,7 +202,7 @@ function book.level(b, side_name, price)
   local side = b[side_name]
   local total = side.levels[price]
   if not total then
-    local text = redis.call("HGET", side.levels_key, numbers.integer_text(price))
+    local text = redis.call("HGET", side.levels_key, instrument.ticks_text(b.instrument, price))
     total = tonumber(text or 0)
     side.levels[price] = total
   end
@@ -222,7 +223,7 @@ function book.prefetch_levels(b, side_name, prices)
   local side = b[side_name]
   local names = {}
   for i, price in ipairs(prices) do
-    names[i] = numbers.integer_text(price)
+    names[i] = instrument.ticks_text(b.instrument, price)
   end
   if #names == 0 then
     return
@@ -335,14 +336,20 @@ function book.queue(b, side_name)
   end
 end
 
+-- Behind all elements of the same rank: what is queued later has less priority.
 local function insert_by_rank(side, element)
   local list, rank = side.added, element.rank
-  local index = #list
-  while index > 0 and list[index].rank > rank do
-    index = index - 1
+  local low, high = 1, #list + 1
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if list[middle].rank > rank then
+      high = middle
+    else
+      low = middle + 1
+    end
   end
-  table.insert(list, index + 1, element)
-  side.added_head = math.min(side.added_head, index + 1)
+  table.insert(list, low, element)
+  side.added_head = math.min(side.added_head, low)
 end
 
 -- ---- changes
@@ -407,12 +414,13 @@ local function changed_levels(side)
   local changed, levels, sign = {}, side.levels, side.sign
   for price, before in pairs(side.levels_before) do
     if levels[price] ~= before then
-      changed[#changed + 1] = price
+      changed[#changed + 1] = price * sign
     end
   end
-  table.sort(changed, function(left, right)
-    return left * sign < right * sign
-  end)
+  table.sort(changed)
+  for i = 1, #changed do
+    changed[i] = changed[i] * sign
+  end
   return changed
 end
 
@@ -427,14 +435,15 @@ local function arguments_for(plan, command, key)
   return arguments
 end
 
-local function plan_queue_write(side, plan, o)
+local function plan_queue_write(b, plan, o)
+  local side = b[o.side]
   if o.stored_member then
     local removed = arguments_for(plan, "ZREM", side.key)
     removed[#removed + 1] = o.stored_member
   end
   if o.member then
     local added = arguments_for(plan, "ZADD", side.key)
-    added[#added + 1] = numbers.integer_text(o.price * side.sign)
+    added[#added + 1] = side.score_prefix .. instrument.ticks_text(b.instrument, o.price)
     added[#added + 1] = o.member
   end
 end
@@ -466,12 +475,12 @@ local function plan_order_writes(b, plan)
     local member, stored = o.member, o.stored_member
     if member then
       records[#records + 1] = o.order_id
-      records[#records + 1] = order.record(o)
+      records[#records + 1] = order.record(o, instrument.ticks_text(b.instrument, o.price))
     elseif stored then
       gone[#gone + 1] = o.order_id
     end
     if member ~= stored then
-      plan_queue_write(b[o.side], plan, o)
+      plan_queue_write(b, plan, o)
     end
     if (member == nil) ~= (stored == nil) then
       plan_index_write(b, plan, o)
@@ -479,10 +488,10 @@ local function plan_order_writes(b, plan)
   end
 end
 
-local function plan_level_writes(side, prices, plan)
+local function plan_level_writes(b, side, prices, plan)
   for _, price in ipairs(prices) do
     local total = side.levels[price]
-    local name = numbers.integer_text(price)
+    local name = instrument.ticks_text(b.instrument, price)
     if total == 0 then
       local gone = arguments_for(plan, "HDEL", side.levels_key)
       gone[#gone + 1] = name
@@ -535,8 +544,8 @@ function book.write(b)
   local plan = { ZREM = {}, ZADD = {}, HSET = {}, HDEL = {}, SADD = {}, SREM = {} }
   local bid_prices, ask_prices = changed_levels(b.buy), changed_levels(b.sell)
   plan_order_writes(b, plan)
-  plan_level_writes(b.buy, bid_prices, plan)
-  plan_level_writes(b.sell, ask_prices, plan)
+  plan_level_writes(b, b.buy, bid_prices, plan)
+  plan_level_writes(b, b.sell, ask_prices, plan)
   local rotation = memory.rotation(b)
   local state = state_pairs(b)
   local refused = events.append(b, bid_prices, ask_prices)

@@ -72,7 +72,7 @@ function events.accepted(b, o)
     '{"event":"accepted",'
       .. events.terms(b, o)
       .. ',"priority":'
-      .. o.priority
+      .. numbers.integer_text(o.priority)
       .. ',"timestamp_ms":'
       .. b.timestamp_ms
       .. "}"

@@ -39,12 +39,24 @@ local function with_steps(record)
   record.quantity_min = least and numbers.parse(least, record.quantity_step) or 1
   record.quantity_max = most and numbers.parse(most, record.quantity_step) or record.lots_max
   record.prices = {}
+  record.ticks_texts = {}
   record.price_texts = {}
   record.quantity_texts = {}
   return record
 end
 
--- Ticks as decimal text. A call meets the same prices again and again, so it remembers them.
+-- Ticks as digits: the name of a level. A call meets the same prices again and again, so it
+-- remembers this and the two texts below.
+function instrument.ticks_text(record, ticks)
+  local text = record.ticks_texts[ticks]
+  if not text then
+    text = numbers.integer_text(ticks)
+    record.ticks_texts[ticks] = text
+  end
+  return text
+end
+
+-- Ticks as decimal text.
 function instrument.price_text(record, ticks)
   local text = record.price_texts[ticks]
   if not text then

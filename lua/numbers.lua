@@ -3,7 +3,7 @@
 -- A price is a whole number of ticks and a quantity a whole number of lots; no fraction ever enters
 -- the engine. Lua's only number is the double, exact for integers up to 2^53 - 1, so that is the
 -- limit of everything here. Lua would read `0x10`, `1e5` and ` 1` as numbers and write 1e15 as
--- `1e+15`; therefore text is taken in by pattern and put out with `%.0f`.
+-- `1e+15`; therefore text is taken in by pattern and put out with `%d`.
 
 local numbers = {}
 
@@ -84,12 +84,10 @@ function numbers.parse(text, step)
   return scaled / step.size
 end
 
--- An exact integer as plain digits. Lua's own conversion is quicker and exact to 14 digits.
+-- An exact integer as plain digits. `%d` is exact for every integer a double can hold, and several
+-- times quicker than the formats for fractions, Lua's own conversion among them.
 function numbers.integer_text(number)
-  if number < 1e14 and number > -1e14 then
-    return "" .. number
-  end
-  return string.format("%.0f", number)
+  return string.format("%d", number)
 end
 
 -- A whole number of steps as the shortest decimal text: 100.5, not 100.50.
@@ -101,7 +99,7 @@ function numbers.text(count, step)
   if decimals == 0 then
     return numbers.integer_text(scaled)
   end
-  local digits = string.format("%0" .. (decimals + 1) .. ".0f", scaled)
+  local digits = string.format("%0" .. (decimals + 1) .. "d", scaled)
   local fraction = string.gsub(string.sub(digits, -decimals), "0+$", "")
   local whole = string.sub(digits, 1, -decimals - 1)
   if fraction == "" then

@@ -59,14 +59,16 @@ function order.parse(order_id, text)
   }
 end
 
-function order.record(o)
+function order.record(o, price_text)
+  local remaining = numbers.integer_text(o.remaining)
+  local quantity = o.quantity == o.remaining and remaining or numbers.integer_text(o.quantity)
   return o.side
     .. " "
-    .. numbers.integer_text(o.price)
+    .. price_text
     .. " "
-    .. numbers.integer_text(o.quantity)
+    .. quantity
     .. " "
-    .. numbers.integer_text(o.remaining)
+    .. remaining
     .. " "
     .. o.place
     .. " "
