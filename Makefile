@@ -2,9 +2,8 @@
 # luacheck (Debian: lua-check) and stylua (npm: @johnnymorganz/stylua-bin) are needed for lua/.
 
 PYTHON ?= python
-# Real order flow, which is not part of the repository; see scripts/.
-DATA ?= $(or $(ORDERBOOK_DATA),../shared/data)
-LOBSTER = $(DATA)/lobster
+# Real order flow is not part of the repository: the scripts look for it where ORDERBOOK_DATA says,
+# else in ../shared/data.
 GOOG = GOOG_2012-06-21_34200000_57600000
 
 .PHONY: check static format-check lint types luacheck stylua test test-long fix bench bench-quick challenge lobster demo clean
@@ -41,17 +40,17 @@ fix:
 	stylua lua
 
 bench:
-	$(PYTHON) scripts/bench.py --data $(DATA)/challenge/normal.bin.xz
+	$(PYTHON) scripts/bench.py
 
 bench-quick:
-	$(PYTHON) scripts/bench.py --data $(DATA)/challenge/small-normal.bin.xz
+	$(PYTHON) scripts/bench.py --messages 20000 --rounds 2
 
 challenge:
-	$(PYTHON) scripts/challenge.py $(DATA)/challenge/normal.bin.xz
+	$(PYTHON) scripts/challenge.py normal.bin.xz
 
 lobster:
-	$(PYTHON) scripts/lobster.py --script $(LOBSTER)/GOOG_10.script.jsonl.xz \
-	  --orderbook $(LOBSTER)/$(GOOG)_orderbook_10.csv.xz --levels 10 --json
+	$(PYTHON) scripts/lobster.py --script GOOG_10.script.jsonl.xz \
+	  --orderbook $(GOOG)_orderbook_10.csv.xz --levels 10 --json
 
 demo:
 	$(PYTHON) -m orderbook demo

@@ -86,9 +86,10 @@ function book.from(record)
   }
 end
 
--- Bounds on the work of one call. Every account of a call is two arguments of its one XADD, and
--- Lua passes at most 8,000 arguments: fills bound the accounts.
-book.fills_per_call_max = 3000
+-- Bounds on the work of one call. Every account of a call is two arguments of its one XADD, and Lua
+-- passes at most 8,000 arguments.
+book.fills_per_call_max = 10000
+book.accounts_per_call_max = 3500
 book.cancels_per_call_max = 1000
 book.account_orders_max = 10000
 

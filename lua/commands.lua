@@ -107,6 +107,15 @@ local function remember(b, memo_record, reply)
   return reply
 end
 
+-- Remembers the reply to an amend or cancel. One that was sent by order_id ends what is
+-- remembered of the order's last amend by name: repeating that one now asks for something new.
+local function remember_change(b, o, values, memo_record, reply)
+  if values.order_id and o.client_order_id then
+    memory.forget(b, memory.target_name(o.account, o.client_order_id))
+  end
+  return remember(b, memo_record, reply)
+end
+
 -- ---- place_order
 
 local place_schema = fields.schema({
@@ -334,7 +343,7 @@ local function cancel_order(b, values)
   book.dequeue(b, o)
   book.close(b, o)
   events.canceled(b, o, "requested")
-  return remember(b, memo_record, canceled_reply(b, o))
+  return remember_change(b, o, values, memo_record, canceled_reply(b, o))
 end
 
 local amend_schema = fields.schema({
@@ -450,7 +459,7 @@ local function amend_order(b, values)
   if not reply then
     return nil, refused
   end
-  return remember(b, memo_record, reply)
+  return remember_change(b, o, values, memo_record, reply)
 end
 
 -- ---- cancel_all_orders
@@ -545,7 +554,7 @@ local function single(method)
     end
     local values, malformed = fields.from_arguments(arguments, method.schema)
     if not values then
-      return reject.json(malformed)
+      return reject.json(malformed, fields.echo_argument(arguments))
     end
     local reply, refused = method.run(b, values)
     if not reply then
@@ -838,11 +847,13 @@ local function get_order(call_keys, arguments)
   if b then
     values, refusal = fields.from_arguments(arguments, cancel_schema)
   end
-  if values then
+  if values and values.client_order_id and not values.account then
+    refusal = reject.new("MISSING_FIELD", "missing field account")
+  elseif values then
     o, refusal = find_order(b, values)
   end
   if not o then
-    return reject.json(refusal)
+    return reject.json(refusal, fields.echo_argument(arguments))
   end
   return order_json(b, o)
     .. string.format(',"account":"%s","sequence":%.0f}', o.account, b.sequence)

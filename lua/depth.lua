@@ -62,10 +62,10 @@ local function side_levels(record, side_key, sign, count)
   return levels
 end
 
-local function levels_json(levels)
+local function levels_json(levels, count)
   local rows = {}
-  for i, level in ipairs(levels) do
-    rows[i] = '["' .. level[1] .. '","' .. level[2] .. '"]'
+  for i = 1, math.min(#levels, count) do
+    rows[i] = '["' .. levels[i][1] .. '","' .. levels[i][2] .. '"]'
   end
   return "[" .. table.concat(rows, ",") .. "]"
 end
@@ -113,13 +113,15 @@ local function checksum_text(levels)
 end
 
 -- The common part of get_book's reply and of the published book: "bids":…,"asks":…,"checksum":…
+-- The checksum is that of the published levels, however many are asked for.
 function depth.json(record, levels_count)
-  local bids = side_levels(record, keys.bids(record.key), -1, levels_count)
-  local asks = side_levels(record, keys.asks(record.key), 1, levels_count)
+  local read_count = math.max(levels_count, depth.published_levels)
+  local bids = side_levels(record, keys.bids(record.key), -1, read_count)
+  local asks = side_levels(record, keys.asks(record.key), 1, read_count)
   return string.format(
     '"bids":%s,"asks":%s,"checksum":%.0f',
-    levels_json(bids),
-    levels_json(asks),
+    levels_json(bids, levels_count),
+    levels_json(asks, levels_count),
     crc32(checksum_text(asks) .. checksum_text(bids))
   )
 end

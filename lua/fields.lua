@@ -154,6 +154,16 @@ function fields.echo(values)
   return nil
 end
 
+-- The same from FCALL arguments, however malformed the rest of them is.
+function fields.echo_argument(arguments)
+  for i = 1, #arguments - 1, 2 do
+    if arguments[i] == "client_order_id" then
+      return fields.echo({ client_order_id = arguments[i + 1] })
+    end
+  end
+  return nil
+end
+
 -- What a retry must repeat exactly: the method and every field but who sent it under which id.
 function fields.content(method, values, schema)
   local parts = { method }

@@ -32,6 +32,23 @@ function matching.would_trade(b, side, limit)
   return best ~= nil and crosses(side, limit, best)
 end
 
+local function too_many_fills()
+  return reject.with("TOO_MANY_FILLS", "one call can fill at most 10000 makers of 3500 accounts")
+end
+
+-- Whether the call would have more accounts to report to than one stream entry can carry.
+local function too_many_accounts(b, fills)
+  local count, seen = #b.events.accounts + 1, {}
+  for _, fill in ipairs(fills) do
+    local account = fill.maker.account
+    if not seen[account] and not b.events.reports[account] then
+      seen[account] = true
+      count = count + 1
+    end
+  end
+  return count > book.accounts_per_call_max
+end
+
 -- The fills of a taker { side, limit (nil for market), lots }: a list of { maker, lots }, and the
 -- lots left over. Changes nothing. nil and a refusal where there would be more fills than a call
 -- may do.
@@ -45,14 +62,14 @@ function matching.plan(b, taker)
       break
     end
     if #fills == b.fills_left then
-      return reject.with(
-        "TOO_MANY_FILLS",
-        "one call can fill at most " .. book.fills_per_call_max .. " makers"
-      )
+      return too_many_fills()
     end
     local lots = math.min(left, maker.remaining)
     fills[#fills + 1] = { maker = maker, lots = lots }
     left = left - lots
+  end
+  if #fills + #b.events.accounts > book.accounts_per_call_max and too_many_accounts(b, fills) then
+    return too_many_fills()
   end
   return fills, left
 end

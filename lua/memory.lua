@@ -17,7 +17,7 @@ local memory = {}
 memory.generation_length = 100000
 
 function memory.new()
-  return { replies = {}, names = {}, written = 0 }
+  return { replies = {}, names = {}, forgotten = {} }
 end
 
 -- Under which name a command's own id is kept.
@@ -54,6 +54,12 @@ function memory.remember(b, name, content, reply)
   b.memory.names[#b.memory.names + 1] = name
 end
 
+-- What was remembered under a name answers nobody any more.
+function memory.forget(b, name)
+  b.memory.replies[name] = false
+  b.memory.forgotten[#b.memory.forgotten + 1] = name
+end
+
 -- Reads the replies to these names in two calls.
 function memory.prefetch(b, names)
   if #names == 0 then
@@ -77,16 +83,23 @@ function memory.rotation(b)
   return full and redis.call("EXISTS", keys.replies(b.key)) == 1
 end
 
--- The pairs to be written, once for each name.
+-- Writes what was forgotten and what is remembered.
 function memory.write(b, rotation)
+  if #b.memory.forgotten > 0 then
+    redis.call("HDEL", keys.replies(b.key), unpack(b.memory.forgotten))
+    redis.call("HDEL", keys.replies_previous(b.key), unpack(b.memory.forgotten))
+  end
   if rotation then
     redis.call("UNLINK", keys.replies_previous(b.key))
     redis.call("RENAME", keys.replies(b.key), keys.replies_previous(b.key))
   end
   local texts = {}
   for _, name in ipairs(b.memory.names) do
-    texts[#texts + 1] = name
-    texts[#texts + 1] = b.memory.replies[name]
+    local text = b.memory.replies[name]
+    if text then
+      texts[#texts + 1] = name
+      texts[#texts + 1] = text
+    end
   end
   if #texts > 0 then
     redis.call("HSET", keys.replies(b.key), unpack(texts))

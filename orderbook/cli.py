@@ -82,7 +82,8 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        # click declares it for the class; every instance of ours has its own.
+        self.exit_code = exit_code  # type: ignore[misc]
 
 
 @click.group(
@@ -315,12 +316,11 @@ def serve(
     with contextlib.ExitStack() as cleanup:
         books_url = redis_url or _start_embedded(cleanup, data_dir, redis_port)
         settings = _HostSettings(host, port, books_url, read_url, allow_origin)
-        if as_worker:
-            _run_host(settings, reuse_port=True, announce=lambda _: print("ready", flush=True))
-        elif workers == 1:
-            _run_host(settings, reuse_port=False, announce=partial(_announce, settings, as_json))
+        announce = partial(_announce, settings, as_json)
+        if workers == 1 or as_worker:
+            _run_host(settings, as_worker, announce)
         else:
-            _run_workers(settings, workers, partial(_announce, settings, as_json))
+            _run_workers(settings, workers, announce)
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,7 @@ class _HostSettings:
             "ORDERBOOK_REDIS_URL": self.redis_url,
             "ORDERBOOK_SERVE_READ_URL": self.read_url or "",
             "ORDERBOOK_SERVE_ALLOW_ORIGIN": " ".join(self.origins),
-            # Ours to act on, not the worker's.
+            # For the parent to act on, not for the worker.
             "ORDERBOOK_SERVE_DATA_DIR": "",
             "ORDERBOOK_SERVE_REDIS_PORT": "",
         }
@@ -380,6 +380,32 @@ def _announce(settings: _HostSettings, as_json: bool, port: int) -> None:
     sys.stdout.flush()
 
 
+def _run_host(settings: _HostSettings, reuse_port: bool, announce: Callable[[int], None]) -> None:
+    import logging
+
+    from orderbook.host import HostConfig, run
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    config = HostConfig(
+        redis_url=settings.redis_url,
+        read_url=settings.read_url,
+        host=settings.host,
+        port=settings.port,
+        reuse_port=reuse_port,
+        origins=settings.origins,
+    )
+    try:
+        with _failures_explained(settings.redis_url):
+            run(config, announce)
+    except OSError as error:
+        raise _cannot_listen(settings, error) from error
+
+
+def _cannot_listen(settings: _HostSettings, error: OSError) -> Failure:
+    return Failure(f"{settings.host}:{settings.port}: {error.strerror}", EXIT_USAGE)
+
+
 def _run_workers(settings: _HostSettings, count: int, announce: Callable[[int], None]) -> None:
     from orderbook.workers import WorkerError, Workers
 
@@ -393,7 +419,7 @@ def _run_workers(settings: _HostSettings, count: int, announce: Callable[[int], 
     except WorkerError as error:
         raise Failure(str(error), EXIT_UNREACHABLE) from error
     except OSError as error:
-        raise Failure(f"{settings.host}:{settings.port}: {error.strerror}", EXIT_USAGE) from error
+        raise _cannot_listen(settings, error) from error
 
 
 # functions

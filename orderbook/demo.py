@@ -35,15 +35,16 @@ REPLY_TIMEOUT_S = 10.0
 CATCH_UP_TIMEOUT_S = 10.0
 CATCH_UP_INTERVAL_S = 0.05
 LATENCIES_MAX = 500_000
-TAPE_LENGTH = 200
-TAPE_ROWS = 14
+TAPE_LENGTH = 22
+TAPE_WIDTH = 42
 LADDER_DEPTH = 10
-FRAMES_PER_SECOND = 8
+FRAMES_PER_SECOND = 5
 FOCUS_SECONDS = 4.0
 # Of every eight traders, three take.
 TAKER_PATTERN = (False, True, False, False, True, False, False, True)
 
 Json = dict[str, Any]
+Strategies = dict[str, Trader]
 
 
 class DemoError(Exception):
@@ -67,18 +68,20 @@ class MarketView:
     market: Market
     book: Json | None = None
     books_relayed: int = 0
-    trades: deque[Json] = field(default_factory=lambda: deque(maxlen=TAPE_LENGTH))
+    last_trade: Json | None = None
     trade_count: int = 0
-    last_trade_id: int = 0
     trades_out_of_order: int = 0
+
+    @property
+    def last_trade_id(self) -> int:
+        return int(self.last_trade["trade_id"]) if self.last_trade else 0
 
     def add_trade(self, trade: Json) -> None:
         # Trade ids of a book count from one without gaps: so a missing or repeated one shows.
         if int(trade["trade_id"]) != self.last_trade_id + 1:
             self.trades_out_of_order += 1
-        self.last_trade_id = int(trade["trade_id"])
+        self.last_trade = trade
         self.trade_count += 1
-        self.trades.append(trade)
 
 
 @dataclass
@@ -139,6 +142,7 @@ class _Demo:
         self._websocket_url = websocket_url
         self._views = {market.symbol: MarketView(market) for market in MARKETS}
         self._figures = Figures()
+        self._tape: deque[Json] = deque(maxlen=TAPE_LENGTH)
         self._stopping = asyncio.Event()
         self._started = time.monotonic()
 
@@ -148,7 +152,8 @@ class _Demo:
             loop.add_signal_handler(number, self._stopping.set)
         async with aiohttp.ClientSession() as http:
             viewer_socket = await self._open(http, "viewer")
-            await self._subscribe(viewer_socket)
+            for channel in ("book", "trades"):
+                await self._subscribe(viewer_socket, channel)
             self._started = time.monotonic()
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -160,7 +165,7 @@ class _Demo:
                     viewer.cancel()
                     painter.cancel()
             except* (aiohttp.ClientError, TimeoutError, DemoError) as errors:
-                raise DemoError(f"the demo broke: {errors.exceptions[0]!r}") from errors
+                raise DemoError(f"the demo broke: {_first_of(errors)!r}") from errors
             finally:
                 await viewer_socket.close()
         return summary
@@ -172,10 +177,9 @@ class _Demo:
     ) -> aiohttp.ClientWebSocketResponse:
         return await http.ws_connect(self._websocket_url, params={"account": account})
 
-    async def _subscribe(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        for number, channel in enumerate(("book", "trades")):
-            params = {"channel": channel, "symbols": [*self._views]}
-            await _send(socket, {"method": "subscribe", "req_id": number, "params": params})
+    async def _subscribe(self, socket: aiohttp.ClientWebSocketResponse, channel: str) -> None:
+        params = {"channel": channel, "symbols": [*self._views]}
+        await _send(socket, {"method": "subscribe", "req_id": channel, "params": params})
 
     async def _view(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         async for frame in socket:
@@ -193,6 +197,7 @@ class _Demo:
             else:
                 for trade in message["trades"]:
                     view.add_trade(trade)
+                    self._tape.append({**trade, "symbol": message["symbol"]})
         raise DemoError(f"the viewer's connection was closed with code {socket.close_code}")
 
     async def _trade(self, http: aiohttp.ClientSession) -> None:
@@ -204,7 +209,7 @@ class _Demo:
             for number, takes in enumerate(kinds):
                 kind: Callable[..., Trader] = Taker if takes else Maker
                 own_dice = Random(f"{self._options.random_seed}/{number}")
-                strategies = [kind(m, fair_prices[m.symbol], own_dice) for m in MARKETS]
+                strategies = {m.symbol: kind(m, fair_prices[m.symbol], own_dice) for m in MARKETS}
                 account = f"{'taker' if takes else 'maker'}-{number}"
                 tasks.create_task(self._trade_as(http, account, strategies, own_dice))
             try:
@@ -213,20 +218,22 @@ class _Demo:
                 self._stopping.set()
 
     async def _trade_as(
-        self, http: aiohttp.ClientSession, account: str, strategies: list[Trader], dice: Random
+        self, http: aiohttp.ClientSession, account: str, strategies: Strategies, dice: Random
     ) -> None:
         """One trader: a command at random times, one after the other, until the end."""
         socket = await self._open(http, account)
+        await self._subscribe(socket, "orders")
+        await _result(socket, "orders", strategies)
         rate = self._options.rate / self._options.traders
         due = time.monotonic()
         for req_id in itertools.count():
             due += dice.expovariate(rate)
             if await self._stops_before(due):
                 break
-            strategy = dice.choice(strategies)
+            strategy = strategies[dice.choice(MARKETS).symbol]
             method, params = strategy.next_command()
             await _send(socket, {"method": method, "req_id": req_id, "params": params})
-            result = await _result(socket, req_id)
+            result = await _result(socket, req_id, strategies)
             # From when it should have been sent: a slow host cannot hide behind a waiting trader.
             latency_ms = (time.monotonic() - due) * 1000
             self._figures.add(method, params["symbol"], result, latency_ms)
@@ -301,23 +308,20 @@ class _Demo:
             return
         with Live(self._picture(80), auto_refresh=False, screen=True) as live:
             while True:
-                live.update(self._picture(live.console.width), refresh=True)
+                picture = self._picture(live.console.width)
+                # Laid out beside the loop: the traders' latency is not to be that of a drawing.
+                await asyncio.to_thread(live.update, picture, refresh=True)
                 await asyncio.sleep(1 / FRAMES_PER_SECOND)
 
     def _picture(self, width: int) -> RenderableType:
         views = [*self._views.values()]
-        tape_width = 40
-        ladder_count = max(1, min(len(views), (width - tape_width) // (display.LADDER_WIDTH + 1)))
+        ladder_count = max(1, min(len(views), (width - TAPE_WIDTH) // (display.LADDER_WIDTH + 1)))
         first = int((time.monotonic() - self._started) / FOCUS_SECONDS) % len(views)
         if ladder_count == len(views):
             first = 0
         focus = (views + views)[first : first + ladder_count]
         ladders = [display.ladder(view.book, LADDER_DEPTH) for view in focus if view.book]
-        trades = sorted(
-            ({**trade, "symbol": view.market.symbol} for view in views for trade in view.trades),
-            key=lambda trade: (trade["timestamp_ms"], int(trade["trade_id"])),
-        )
-        row = display.side_by_side([*ladders, display.tape(trades, TAPE_ROWS)], len(ladders) + 1)
+        row = display.side_by_side([*ladders, display.tape(self._tape)])
         return Group(self._headline(), display.markets(self._rows()), row)
 
     def _rows(self) -> list[Json]:
@@ -326,8 +330,8 @@ class _Demo:
                 "symbol": view.market.symbol,
                 "bid": view.book["bids"][0][0] if view.book and view.book["bids"] else "",
                 "ask": view.book["asks"][0][0] if view.book and view.book["asks"] else "",
-                "last": view.trades[-1]["price"] if view.trades else "",
-                "last_side": view.trades[-1]["aggressor_side"] if view.trades else "",
+                "last": view.last_trade["price"] if view.last_trade else "",
+                "last_side": view.last_trade["aggressor_side"] if view.last_trade else "",
                 "trades": view.trade_count,
                 "books": view.books_relayed,
             }
@@ -353,6 +357,12 @@ class _Demo:
         return line
 
 
+def _first_of(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def _same_book(relayed: Json | None, stored: Json) -> bool:
     return relayed is not None and all(
         relayed[name] == stored[name] for name in ("bids", "asks", "checksum")
@@ -372,15 +382,25 @@ async def _send(socket: aiohttp.ClientWebSocketResponse, message: Json) -> None:
     await socket.send_str(msgspec.json.encode(message).decode())
 
 
-async def _result(socket: aiohttp.ClientWebSocketResponse, req_id: int) -> Json:
-    """The reply to a request: its result, or its error with status "rejected" as from FCALL."""
-    frame = await socket.receive(timeout=REPLY_TIMEOUT_S)
-    if frame.type is not aiohttp.WSMsgType.TEXT:
-        raise DemoError(f"a trader's connection was closed with code {socket.close_code}")
-    reply: Json = msgspec.json.decode(frame.data)
-    if reply.get("req_id") != req_id:
-        raise DemoError(f"an answer to another question came: {reply}")
-    if reply["success"]:
-        result: Json = reply["result"]
+async def _result(
+    socket: aiohttp.ClientWebSocketResponse, req_id: int | str, strategies: Strategies
+) -> Json:
+    """The reply to a request: its result, or its error with status "rejected" as from FCALL.
+
+    What comes on the orders channel before it is passed to the strategies.
+    """
+    while True:
+        frame = await socket.receive(timeout=REPLY_TIMEOUT_S)
+        if frame.type is not aiohttp.WSMsgType.TEXT:
+            raise DemoError(f"a trader's connection was closed with code {socket.close_code}")
+        message: Json = msgspec.json.decode(frame.data)
+        if message.get("channel") != "orders":
+            break
+        for report in message.get("orders", []):
+            strategies[message["symbol"]].learn_report(report)
+    if message.get("req_id") != req_id:
+        raise DemoError(f"an answer to another question came: {message}")
+    if message["success"]:
+        result: Json = message["result"]
         return result
-    return {"status": "rejected", **reply["error"]}
+    return {"status": "rejected", **message["error"]}

@@ -6,7 +6,6 @@ where the output is not a terminal, rich leaves the colours out and the text sta
 
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
-from itertools import zip_longest
 from typing import Any
 
 from rich.console import Group
@@ -16,6 +15,7 @@ from rich.text import Text
 
 LADDER_WIDTH = 38
 BAR_WIDTH = 8
+PANEL_FRAME_WIDTH = 4
 
 BUY_STYLE = "green"
 SELL_STYLE = "red"
@@ -28,32 +28,54 @@ Level = Sequence[str]
 def ladder(book: Message, depth: int) -> Panel:
     """A book as traders know it: asks above, best at the bottom; the spread; bids below.
 
-    Always `2 × depth + 1` rows high, so that a live view does not jump.
+    Always `2 × depth + 1` rows high, so that a live view does not jump. Made of plain lines: to lay
+    out a table takes rich many times longer, which a live view would pay at every frame.
     """
-    asks = [*book["asks"]][:depth]
-    bids = [*book["bids"]][:depth]
+    bids = _aligned(book["bids"][:depth], book["asks"][:depth])
+    asks = _aligned(book["asks"][:depth], book["bids"][:depth])
     largest = max((Decimal(quantity) for _, quantity in [*asks, *bids]), default=Decimal(1))
-    table = Table.grid(padding=(0, 1))
-    table.add_column(width=BAR_WIDTH, justify="right")
-    table.add_column(width=12, justify="right")
-    table.add_column(width=12, justify="right")
-    blanks: list[Level] = [("", "")] * depth
-    for level in reversed([*asks, *blanks][:depth]):
-        _add_level(table, level, largest, SELL_STYLE)
-    table.add_row("", Text("spread", style="dim"), Text(_spread(bids, asks), style="dim"))
-    for level in [*bids, *blanks][:depth]:
-        _add_level(table, level, largest, BUY_STYLE)
-    subtitle = f"sequence {book['sequence']}"
-    return Panel(table, title=f"[bold]{book['symbol']}", subtitle=subtitle, width=LADDER_WIDTH)
+    lines = [
+        *[_blank_line()] * (depth - len(asks)),
+        *[_level_line(level, largest, SELL_STYLE) for level in reversed(asks)],
+        Text(_columns("", "spread", _spread(bids, asks)), style="dim"),
+        *[_level_line(level, largest, BUY_STYLE) for level in bids],
+        *[_blank_line()] * (depth - len(bids)),
+    ]
+    return Panel(
+        Text("\n").join(lines),
+        title=f"[bold]{book['symbol']}",
+        subtitle=f"sequence {book['sequence']}",
+        width=max(LADDER_WIDTH, max(line.cell_len for line in lines) + PANEL_FRAME_WIDTH),
+    )
 
 
-def _add_level(table: Table, level: Level, largest: Decimal, style: str) -> None:
+def _columns(bar: str, quantity: str, price: str) -> str:
+    return f"{bar:>{BAR_WIDTH}} {quantity:>12} {price:>12}"
+
+
+def _blank_line() -> Text:
+    return Text(_columns("", "", ""))
+
+
+def _level_line(level: Level, largest: Decimal, style: str) -> Text:
     price, quantity = level
-    if not price:
-        table.add_row("", "", "")
-        return
     bar = "█" * max(1, round(Decimal(quantity) / largest * BAR_WIDTH))
-    table.add_row(Text(bar, style=f"dim {style}"), quantity, Text(price, style=f"bold {style}"))
+    line = Text(_columns(bar, quantity, price))
+    line.stylize(f"dim {style}", 0, BAR_WIDTH)
+    line.stylize(f"bold {style}", -len(price))
+    return line
+
+
+def _aligned(levels: Sequence[Level], others: Sequence[Level]) -> list[Level]:
+    """Levels with as many decimals as any of both sides: points stand below points."""
+    decimals = [
+        max(len(text.partition(".")[2]) for text in column)
+        for column in zip(*levels, *others, strict=True)
+    ]
+    return [
+        [f"{Decimal(text):.{places}f}" for text, places in zip(level, decimals, strict=True)]
+        for level in levels
+    ]
 
 
 def _spread(bids: Sequence[Level], asks: Sequence[Level]) -> str:
@@ -69,21 +91,19 @@ def book_lines(book: Message) -> str:
     return "\n".join([f"{book['symbol']} sequence {book['sequence']}", *asks, *bids])
 
 
-def tape(trades: Iterable[Message], rows: int | None = None) -> Table:
-    """Trades, newest first; `symbol` is shown where the trades carry one."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "price", "quantity", "trade"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    newest_first = list(trades)[::-1][:rows]
-    for trade in newest_first:
-        style = _SIDE_STYLES[trade["aggressor_side"]]
-        table.add_row(
-            Text(trade.get("symbol", trade["aggressor_side"]), style=style),
-            Text(trade["price"], style=style),
-            trade["quantity"],
-            trade["trade_id"],
-        )
-    return table
+def tape(trades: Iterable[Message]) -> Text:
+    """Trades, newest first; with their symbol where they carry one, else with the taker's side."""
+    lines = [Text(_tape_columns("", "price", "quantity", "trade"), style="dim")]
+    for trade in reversed([*trades]):
+        name = trade.get("symbol", trade["aggressor_side"])
+        line = Text(_tape_columns(name, trade["price"], trade["quantity"], trade["trade_id"]))
+        line.stylize(_SIDE_STYLES[trade["aggressor_side"]], 0, len(name))
+        lines.append(line)
+    return Text("\n").join(lines)
+
+
+def _tape_columns(name: str, price: str, quantity: str, trade_id: str) -> str:
+    return f"{name:<9} {price:>10} {quantity:>10} {trade_id:>7}"
 
 
 def records(rows: Sequence[Message], columns: Sequence[str]) -> Table:
@@ -124,12 +144,10 @@ def _line(item: object) -> str:
     return str(item)
 
 
-def side_by_side(panels: Sequence[Any], per_row: int) -> Table:
-    """Panels in rows of `per_row`."""
+def side_by_side(panels: Sequence[Any]) -> Table:
+    """Panels in one row."""
     grid = Table.grid(padding=(0, 1))
-    iterators = [iter(panels)] * per_row
-    for row in zip_longest(*iterators, fillvalue=""):
-        grid.add_row(*row)
+    grid.add_row(*panels)
     return grid
 
 

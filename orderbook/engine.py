@@ -77,9 +77,10 @@ def rejection(code: RejectCode, message: str) -> bytes:
 class Engine:
     """Every function of docs/protocol.md on a single server, a Sentinel service or a cluster."""
 
-    def __init__(self, primaries: Topology, read_client: Redis | None) -> None:
+    def __init__(self, primaries: Topology, readers: Topology) -> None:
         self._topology = primaries
-        self._read_client = read_client
+        # Where streams are read: replicas, or the primaries themselves.
+        self._readers = readers
         self._segments: dict[str, str] = {}
         self._reports_epochs = False
         self._run_ids: dict[str, str] = {}
@@ -95,12 +96,14 @@ class Engine:
             primaries = await topology.connect(redis_url)
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
-        read_client = None
-        if read_url is not None:
-            read_client = (await topology.connect(read_url)).nodes()[0].client
-        engine = cls(primaries, read_client)
+        engine = cls(primaries, primaries)
         try:
+            if read_url is not None:
+                engine._readers = await topology.connect(read_url)
             await engine.instruments()
+        except (RedisError, OSError) as error:
+            await engine.close()
+            raise _unavailable(error) from error
         except BaseException:
             await engine.close()
             raise
@@ -108,8 +111,8 @@ class Engine:
 
     async def close(self) -> None:
         """Closes every connection."""
-        if self._read_client is not None:
-            await self._read_client.aclose()
+        if self._readers is not self._topology:
+            await self._readers.close()
         await self._topology.close()
 
     # ---- where things are
@@ -133,7 +136,11 @@ class Engine:
 
     def stream_client(self, symbol: str) -> Redis:
         """The client from which a book's streams are read: the replica where one was given."""
-        return self._read_client or self._topology.node(self.book_key(symbol)).client
+        return self._readers.node(self.book_key(symbol)).client
+
+    async def read_stream(self, symbol: str, *arguments: str | bytes | int) -> RedisReply:
+        """One Redis command where a book's streams are read. Raises EngineError."""
+        return await self._on_node(self._readers.node(self.book_key(symbol)), arguments)
 
     async def instruments(self) -> dict[str, str]:
         """Symbol to segment of every instrument, read anew."""
@@ -149,16 +156,19 @@ class Engine:
 
     # ---- epochs
 
-    async def begin_epochs(self) -> None:
+    async def begin_epochs(self) -> dict[str, str]:
         """Reports every server's run_id to its books, once for each server.
 
         For hosts: from here on, a command that finds another server is preceded by begin_epoch.
+        Returns the instruments.
         """
         self._reports_epochs = True
         await self.ping()
-        for symbol in await self.instruments():
+        instruments = await self.instruments()
+        for symbol in instruments:
             if self._epoch_is_due(symbol, self._topology.node(self.book_key(symbol))):
                 await self.begin_epoch(symbol)
+        return instruments
 
     def _epoch_is_due(self, symbol: str, node: Node) -> bool:
         return node.run_id is not None and self._run_ids.get(symbol) != node.run_id
@@ -355,7 +365,7 @@ class Engine:
         return decoded
 
     async def place_order(self, symbol: str, **fields: Field) -> Reply:
-        """Fields: account side order_type quantity price time_in_force post_only client_order_id."""
+        """Fields: account side order_type quantity …, as in docs/protocol.md."""
         return _decode(await self.call("place_order", symbol, *_arguments(fields)))
 
     async def cancel_order(self, symbol: str, **fields: Field) -> Reply:

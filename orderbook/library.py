@@ -96,7 +96,9 @@ def _sorted_names(sources: dict[str, str]) -> list[str]:
     try:
         order = list(TopologicalSorter(requires).static_order())
     except CycleError as error:
-        raise LibraryError(f"the Lua modules require each other in a circle: {error.args[1]}") from error
+        raise LibraryError(
+            f"the Lua modules require each other in a circle: {error.args[1]}"
+        ) from error
     return [name for name in order if name != GENERATED_MODULE]
 
 

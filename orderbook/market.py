@@ -119,6 +119,9 @@ class Trader(Protocol):
     def learn(self, method: str, params: Fields, result: Fields) -> None:
         """`result` is the reply; a rejected one has status "rejected"."""
 
+    def learn_report(self, report: Fields) -> None:
+        """A report of the orders channel about an order of this trader."""
+
 
 @dataclass
 class Maker:
@@ -163,8 +166,12 @@ class Maker:
             if result["status"] in {"open", "partially_filled"}:
                 self.order_ids.append(result["order_id"])
         elif order_id in self.order_ids and result["status"] not in {"open", "partially_filled"}:
-            # Canceled now, or gone before we asked: filled by somebody.
+            # Canceled now, or gone before we asked: filled while our command was on its way.
             self.order_ids.remove(order_id)
+
+    def learn_report(self, report: Fields) -> None:
+        if report.get("status") == "filled" and report["order_id"] in self.order_ids:
+            self.order_ids.remove(report["order_id"])
 
 
 @dataclass
@@ -194,3 +201,6 @@ class Taker:
 
     def learn(self, method: str, params: Fields, result: Fields) -> None:
         """A taker leaves nothing in the book and so has nothing to remember."""
+
+    def learn_report(self, report: Fields) -> None:
+        """The same."""

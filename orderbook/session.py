@@ -142,7 +142,7 @@ class Session:
         method = envelope.method
         head = _head(method, _req_id(frame, envelope))
         raw_params = bytes(envelope.params) or b"{}"
-        _check_duplicates_around(frame, envelope, raw_params, head)
+        _check_duplicates(frame, _envelope_marks(envelope), head)
         decoder = _DECODERS.get(method)
         if decoder is None:
             raise _RefusedError(head, RejectCode.UNKNOWN_METHOD, "there is no such method")
@@ -154,7 +154,7 @@ class Session:
             raise _RefusedError(head, *_NOT_JSON) from None
         if isinstance(params, messages.Params):
             return self._for_book(method, head, params, raw_params)
-        _check_duplicates(raw_params, msgspec.json.encode(params), head)
+        _check_duplicates(raw_params, msgspec.json.encode(params).count(b'"'), head)
         if isinstance(params, messages.SubscribeParams):
             return _subscribe(params, head)
         if isinstance(params, messages.UnsubscribeParams):
@@ -167,7 +167,7 @@ class Session:
         symbol = str(params.symbol)
         params.symbol = UNSET
         body = msgspec.json.encode(params)
-        _check_duplicates(raw_params, b'"symbol":""' + body, head)
+        _check_duplicates(raw_params, body.count(b'"') + 2 * _MARKS_PER_TEXT, head)
         if method not in _COMMANDS:
             return Query(method, symbol, self._arguments(method, params), head)
         separator = b"," if len(body) > len(b"{}") else b""
@@ -216,12 +216,12 @@ _ABOUT_ACCOUNT = frozenset({"get_order", "get_open_orders"})
 _RESUMABLE = frozenset({Channel.TRADES, Channel.LEVEL2, Channel.ORDERS})
 
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
-    method: msgspec.json.Decoder(struct)
-    for method, struct in (_COMMANDS | _QUERIES | _OWN).items()
+    method: msgspec.json.Decoder(struct) for method, struct in (_COMMANDS | _QUERIES | _OWN).items()
 }
 _decode_good_envelope = msgspec.json.Decoder(messages.Envelope).decode
 _decode_other_envelope = msgspec.json.Decoder(messages.RecoveredEnvelope).decode
 
+_MARKS_PER_TEXT = 2
 _HEAD_UNKNOWN = b'{"success":'
 _NOT_JSON = (RejectCode.MALFORMED_COMMAND, "the frame is not a JSON object")
 _REQ_ID_IN_TEXT = re.compile(
@@ -232,6 +232,13 @@ _INTEGER = re.compile(rb"-?(?:0|[1-9]\d{0,%d})" % (INTEGER_DIGITS_MAX - 1))
 _FIELD_IN_ERROR = re.compile(r"`([A-Za-z0-9_]{1,64})`")
 _PATH_IN_ERROR = re.compile(r" - at `\$\.?([A-Za-z0-9_]*)")
 _TYPES_IN_ERROR = re.compile(r"Expected `([^`]*)`, got `([^`]*)`")
+_TYPES_IN_WORDS = {
+    "str": "text",
+    "int": "an integer",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
 
 
 def _head(method: str, req_id: bytes) -> bytes:
@@ -253,33 +260,28 @@ def _decode_envelope(frame: bytes) -> messages.Envelope:
         return _decode_good_envelope(frame)
     except msgspec.ValidationError as error:
         head = _recovered_head(frame)
-        if head is None:
-            raise _RefusedError(_HEAD_UNKNOWN, *_NOT_JSON) from None
-        raise _refused_envelope(head, error) from None
+        if head is not None:
+            raise _refused(head, error) from None
     except (ValueError, RecursionError):
-        # ValueError is what all of broken JSON, broken escapes and broken UTF-8 have in common.
-        match = _REQ_ID_IN_TEXT.search(frame)
-        head = _head_without_method(match[1] if match else b"")
-        raise _RefusedError(head, *_NOT_JSON) from None
+        # ValueError is what broken JSON, broken escapes and broken UTF-8 have in common.
+        pass
+    match = _REQ_ID_IN_TEXT.search(frame)
+    raise _RefusedError(_head_without_method(match[1] if match else b""), *_NOT_JSON)
 
 
 def _recovered_head(frame: bytes) -> bytes | None:
     """The head for an object that is no good envelope; None when the frame is no object."""
     try:
         envelope = _decode_other_envelope(frame)
-        method = msgspec.json.decode(envelope.method, type=str) if bytes(envelope.method) else ""
-    except msgspec.ValidationError as error:
-        if "`$.method`" not in str(error) and " - at " not in str(error):
-            envelope, method = None, ""
-        else:
-            method = ""
     except (ValueError, RecursionError):
         return None
-    if envelope is None:
-        return None
     req_id = bytes(envelope.req_id)
-    req_id = req_id if _is_req_id(req_id) else b""
-    return _head(method, req_id) if method else _head_without_method(req_id)
+    if not _is_req_id(req_id):
+        req_id = b""
+    try:
+        return _head(msgspec.json.decode(envelope.method, type=str), req_id)
+    except ValueError:
+        return _head_without_method(req_id)
 
 
 def _is_req_id(raw: bytes) -> bool:
@@ -297,14 +299,10 @@ def _req_id(frame: bytes, envelope: messages.Envelope) -> bytes:
     if not raw or _is_req_id(raw):
         return raw
     head = _recovered_head(frame) or _HEAD_UNKNOWN
-    if raw.startswith(b'"') or _INTEGER.match(raw):
+    if raw.startswith(b'"') or raw.lstrip(b"-").isdigit():
         message = "req_id must be an integer, or text of at most 64 characters"
         raise _RefusedError(head, RejectCode.INVALID_VALUE, message)
     raise _RefusedError(head, RejectCode.WRONG_TYPE, "req_id must be an integer or text")
-
-
-def _refused_envelope(head: bytes, error: msgspec.ValidationError) -> _RefusedError:
-    return _refused(head, error)
 
 
 def _refused_params(head: bytes, error: msgspec.ValidationError) -> _RefusedError:
@@ -328,28 +326,29 @@ def _refused(head: bytes, error: msgspec.ValidationError) -> _RefusedError:
     if types is None:
         message = f"{field} has a value that is not allowed"
         return _RefusedError(head, RejectCode.INVALID_VALUE, message)
-    expected = types[1].replace("str", "text").replace("bool", "true or false")
+    expected = " or ".join(_TYPES_IN_WORDS.get(word, word) for word in types[1].split(" | "))
     return _RefusedError(head, RejectCode.WRONG_TYPE, f"field {field} must be {expected}")
 
 
-def _check_duplicates(raw: bytes, encoded: bytes, head: bytes) -> None:
+def _check_duplicates(raw: bytes, marks_expected: int, head: bytes) -> None:
     """JSON decoders keep the last of two equal names; we refuse both.
 
     Each name and each text has two quotation marks, so as many of them in the frame as in what was
     understood proves that nothing was dropped. More may also be escapes: only then look closely.
     """
-    if raw.count(b'"') != encoded.count(b'"') + encoded.startswith(b'"symbol"') * 0:
+    if raw.count(b'"') != marks_expected:
         _look_for_duplicates(raw, head)
 
 
-def _check_duplicates_around(
-    frame: bytes, envelope: messages.Envelope, raw_params: bytes, head: bytes
-) -> None:
-    req_id = bytes(envelope.req_id)
-    params_given = bool(bytes(envelope.params))
-    marks = 4 + (2 + req_id.count(b'"') if req_id else 0) + 2 * params_given
-    if frame.count(b'"') - raw_params.count(b'"') != marks:
-        _look_for_duplicates(frame, head)
+def _envelope_marks(envelope: messages.Envelope) -> int:
+    """The quotation marks of an envelope without its params: names, the method, a text req_id."""
+    req_id, params = bytes(envelope.req_id), bytes(envelope.params)
+    marks = _MARKS_PER_TEXT * 2
+    if req_id:
+        marks += _MARKS_PER_TEXT + req_id.count(b'"')
+    if params:
+        marks += _MARKS_PER_TEXT + params.count(b'"')
+    return marks
 
 
 def _look_for_duplicates(raw: bytes, head: bytes) -> None:

@@ -2,8 +2,8 @@
 
 A node is one primary with a connection pool of its own. Every fresh connection first asks the
 server for its run_id: so a restart or a failover is known before the first command reaches the new
-server, and the engine can begin a new epoch there. redis-py never retries by itself here: a command whose
-reply was lost may have run, and only its sender can know whether to send it again.
+server, and the engine can begin a new epoch there. redis-py never retries by itself here: a command
+whose reply was lost may have run, and only its sender can know whether to send it again.
 """
 
 from collections.abc import Mapping
@@ -186,13 +186,14 @@ def _sentinel(parts: SplitResult) -> SingleTopology:
     if not service:
         raise ValueError("a Sentinel address ends with the name of its service: …/SERVICE")
     query = dict(parse_qsl(parts.query))
-    sentinel_credentials = {
+    credentials = {
         "password": query.get("sentinel_password"),
         "username": query.get("sentinel_username"),
         "socket_timeout": CONNECT_TIMEOUT_S,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
     }
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]_hosts(parts, SENTINEL_PORT_DEFAULT), sentinel_kwargs=sentinel_credentials)
+    hosts = _hosts(parts, SENTINEL_PORT_DEFAULT)
+    sentinel = Sentinel(hosts, sentinel_kwargs=credentials)  # type: ignore[no-untyped-call]
     node = Node()
     node.client = sentinel.master_for(
         service, db=int(database or 0), **_credentials(parts), **node.options()

@@ -4,16 +4,17 @@ The idea: a host is stateless, so more of them is only more processes. The kerne
 connections over all that listen on the port (SO_REUSEPORT). The parent holds the port, bound but
 not listening, for as long as it runs: so it can be chosen freely, and is still ours when a worker
 has to be replaced. A worker gets its settings as environment variables, which keep a password out
-of the process list, and tells that it is ready by printing one line.
+of the process list, and tells that it is ready by printing its addresses in one line.
 """
 
 import contextlib
+import json
 import os
 import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +30,49 @@ class WorkerError(Exception):
     """A host process did not come up; it has said why on stderr."""
 
 
+class HostProcess:
+    """One `orderbook serve` as a child: `arguments` are its own, after --json."""
+
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._ready, ready_there = os.pipe()
+        command = [sys.executable, "-m", "orderbook", "serve", "--json", *arguments]
+        try:
+            surroundings = Surroundings(stdout=ready_there, environment=environment)
+            self._process = ChildProcess(command, surroundings)
+        finally:
+            os.close(ready_there)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_until_ready(self) -> dict[str, str]:
+        """Returns the addresses that the host announces. Raises WorkerError."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        line = b""
+        while not line.endswith(b"\n"):
+            remaining_s = max(0.0, deadline - time.monotonic())
+            if not select.select([self._ready], [], [], remaining_s)[0]:
+                raise WorkerError(f"a host process was not ready in {START_TIMEOUT_S:.0f} s")
+            part = os.read(self._ready, 4096)
+            if not part:
+                raise WorkerError("a host process did not start")
+            line += part
+        addresses: dict[str, str] = json.loads(line)
+        return addresses
+
+    def status(self) -> int | None:
+        """The exit status, or None while it runs."""
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def stop(self) -> None:
+        self._process.stop()
+        os.close(self._ready)
+
+
 class Workers:
     """`count` host processes at `host`:`port` (0: any free port), as a context manager.
 
@@ -40,7 +84,7 @@ class Workers:
         self._port_wanted = port
         self._count = count
         self._settings = settings
-        self._workers: list[_Worker] = []
+        self._workers: list[HostProcess] = []
         self._cleanup = contextlib.ExitStack()
         self.port = 0
 
@@ -51,7 +95,7 @@ class Workers:
             reservation = _reserve(self._host, self._port_wanted)
             self._cleanup.enter_context(reservation)
             self.port = int(reservation.getsockname()[1])
-            self._workers = [_Worker(self._environment()) for _ in range(self._count)]
+            self._workers = [self._start_worker() for _ in range(self._count)]
             for worker in self._workers:
                 worker.wait_until_ready()
             undo.pop_all()
@@ -73,7 +117,7 @@ class Workers:
                 if status is not None:
                     print(f"a host process ended with status {status}: restarted", file=sys.stderr)
                     worker.stop()
-                    self._workers[index] = _Worker(self._environment())
+                    self._workers[index] = self._start_worker()
 
     def _stop(self) -> None:
         # All are told before the first is waited for: they drain at the same time.
@@ -84,49 +128,14 @@ class Workers:
         self._workers = []
         self._cleanup.close()
 
-    def _environment(self) -> dict[str, str]:
-        return {
+    def _start_worker(self) -> HostProcess:
+        environment = {
             **os.environ,
             **self._settings,
             "ORDERBOOK_SERVE_HOST": self._host,
             "ORDERBOOK_SERVE_PORT": str(self.port),
         }
-
-
-class _Worker:
-    """One `orderbook serve --as-worker`."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._ready, ready_there = os.pipe()
-        try:
-            self._process = ChildProcess(
-                [sys.executable, "-m", "orderbook", "serve", "--as-worker"],
-                Surroundings(stdout=ready_there, environment=environment),
-            )
-        finally:
-            os.close(ready_there)
-
-    def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        line = b""
-        while not line.endswith(b"\n"):
-            remaining_s = max(0.0, deadline - time.monotonic())
-            if not select.select([self._ready], [], [], remaining_s)[0]:
-                raise WorkerError(f"a host process was not ready in {START_TIMEOUT_S:.0f} s")
-            part = os.read(self._ready, 4096)
-            if not part:
-                raise WorkerError("a host process did not start")
-            line += part
-
-    def status(self) -> int | None:
-        return self._process.poll()
-
-    def terminate(self) -> None:
-        self._process.terminate()
-
-    def stop(self) -> None:
-        self._process.stop()
-        os.close(self._ready)
+        return HostProcess(["--as-worker"], environment)
 
 
 def _reserve(host: str, port: int) -> socket.socket:

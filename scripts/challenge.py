@@ -279,12 +279,21 @@ def run(path: Path, redis_url: str | None, batch: int, messages_max: int | None)
 
 @click.command()
 @click.argument("file")
-@click.option("--redis-url", envvar="ORDERBOOK_REDIS_URL", help="An empty server; default: an embedded one.")
-@click.option("--batch", type=click.IntRange(1, BATCH_MAX), default=64, show_default=True,
-              help="Commands per call; 1 calls each command's own function.")
+@click.option(
+    "--redis-url", envvar="ORDERBOOK_REDIS_URL", help="An empty server; default: an embedded one."
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, BATCH_MAX),
+    default=64,
+    show_default=True,
+    help="Commands per call; 1 calls each command's own function.",
+)
 @click.option("--messages", "messages_max", type=click.IntRange(1), help="Stop after so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object instead of the hash.")
-def main(file: str, redis_url: str | None, batch: int, messages_max: int | None, as_json: bool) -> None:
+def main(
+    file: str, redis_url: str | None, batch: int, messages_max: int | None, as_json: bool
+) -> None:
     """Print the SHA-256 of the report stream of FILE; exit 1 when it is known to be another."""
     result = run(find_data(file, "challenge"), redis_url, batch, messages_max)
     click.echo(msgspec.json.encode(result).decode() if as_json else result.hash)

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
+import click
 import msgspec
 from aiohttp import WSMsgType
 
@@ -23,12 +24,14 @@ RECONNECT_DELAY_S = 0.05
 # Longer than a host needs to start again, when there is no other.
 RECONNECT_TIMEOUT_S = 30.0
 RETRY_DELAY_S = 0.1
+POLL_INTERVAL_S = 0.02
 FRAME_BYTES_MAX = 1 << 24
 
 # The server asks us not to come back as we are.
 CLOSE_CODES_FINAL = frozenset({1008, 1009})
 # Nobody can say yet what became of the command, or it was not taken: ask again.
 CODES_TO_RETRY = frozenset({"OUTCOME_UNKNOWN", "UNAVAILABLE", "DRAINING"})
+METHODS_THAT_CHANGE = frozenset({"place_order", "amend_order", "cancel_order"})
 
 Params = dict[str, Any]
 
@@ -83,7 +86,27 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Frame).decode
 
 
-class ClientError(Exception):
+async def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    """Waits for what will come by itself; returns whether it came in time."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + timeout_s
+    while not condition():
+        if loop.time() > deadline_s:
+            return False
+        await asyncio.sleep(POLL_INTERVAL_S)
+    return True
+
+
+async def _first_of(running: asyncio.Task[None] | None, wanted: asyncio.Future[Any]) -> None:
+    """Waits for `wanted`, or for the end of what would bring it."""
+    assert running is not None
+    try:
+        await asyncio.wait({running, wanted}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        wanted.cancel()
+
+
+class ClientError(click.ClickException):
     """The connection is lost for good: no host takes us, or a host told us not to come back."""
 
 
@@ -124,15 +147,14 @@ class Client:
         self._connected = asyncio.Event()
         self._session = aiohttp.ClientSession()
         self._task: asyncio.Task[None] | None = None
+        self._retries: set[asyncio.Future[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run())
-        connected = asyncio.create_task(self._connected.wait())
-        await asyncio.wait({self._task, connected}, return_when=asyncio.FIRST_COMPLETED)
+        await _first_of(self._task, asyncio.ensure_future(self._connected.wait()))
         if self._task.done():
-            connected.cancel()
             await self._session.close()
-            await self._task
+            self._raise_if_lost()
         return self
 
     async def __aexit__(
@@ -157,8 +179,7 @@ class Client:
         self._raise_if_lost()
         request_id = next(self._request_ids)
         frame = _encode({"method": method, "req_id": request_id, "params": params})
-        repeatable = "client_order_id" in params or not method.endswith(("_order", "_orders"))
-        repeatable = repeatable or method.startswith("get_")
+        repeatable = method not in METHODS_THAT_CHANGE or "client_order_id" in params
         self._pending[request_id] = _Pending(frame, on_reply, repeatable)
         await self._send(frame)
 
@@ -166,8 +187,7 @@ class Client:
         """Sends a request and waits for its answer. Raises ClientError."""
         answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         await self.submit(method, params, answer.set_result)
-        assert self._task is not None
-        await asyncio.wait({answer, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        await _first_of(self._task, answer)
         self._raise_if_lost()
         return answer.result()
 
@@ -194,7 +214,6 @@ class Client:
             socket = await self._connect_somewhere()
             try:
                 await self._resume(socket)
-                self._socket = socket
                 self._connected.set()
                 await self._read(socket)
             finally:
@@ -220,14 +239,18 @@ class Client:
                 await asyncio.sleep(RECONNECT_DELAY_S)
 
     async def _resume(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        # What is submitted from here on goes out by itself.
+        unanswered = list(self._pending.values())
+        subscribed = list(self._positions.items())
+        self._socket = socket
         with contextlib.suppress(ConnectionError):
-            for (channel, symbol), position in self._positions.items():
+            for (channel, symbol), position in subscribed:
                 params: Params = {"channel": channel, "symbols": [symbol]}
                 if position.known:
                     params |= {"after": position.sequence, "epoch": position.epoch}
                 frame = _encode({"method": "subscribe", "params": params})
                 await socket.send_frame(frame, WSMsgType.TEXT)
-            for pending in self._pending.values():
+            for pending in unanswered:
                 if not pending.repeatable:
                     raise ClientError("the outcome of a command without client_order_id is unknown")
                 self.resent += 1
@@ -261,12 +284,15 @@ class Client:
             raise ClientError(f"an answer to req_id {frame.req_id}, which is not waiting for one")
         if frame.error and frame.error.code in CODES_TO_RETRY and pending.repeatable:
             self.resent += 1
-            asyncio.get_running_loop().call_later(RETRY_DELAY_S, self._retry, frame.req_id)
+            loop = asyncio.get_running_loop()
+            loop.call_later(RETRY_DELAY_S, self._retry, pending.frame, self._socket)
             return
         del self._pending[frame.req_id]
         pending.on_reply(frame)
 
-    def _retry(self, request_id: int) -> None:
-        pending = self._pending.get(request_id)
-        if pending is not None:
-            asyncio.ensure_future(self._send(pending.frame))  # noqa: RUF006
+    def _retry(self, frame: bytes, socket: aiohttp.ClientWebSocketResponse | None) -> None:
+        """Sends again, unless another connection was made and has done so."""
+        if self._socket is socket:
+            sending = asyncio.ensure_future(self._send(frame))
+            self._retries.add(sending)
+            sending.add_done_callback(self._retries.discard)

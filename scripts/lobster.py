@@ -17,7 +17,7 @@ import io
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
@@ -29,7 +29,9 @@ import msgspec
 from rich.console import Console
 from rich.progress import track
 
-from hosts import Host, TradeWatcher, WebsocketClient, start_hosts
+from audit import TradeTape, Violations
+from client import Client, Frame, wait_until
+from hosts import start_hosts
 from rig import Book, Command, Reply, find_data, open_book, open_data, open_server, pack
 
 SYMBOL = "GOOG"
@@ -38,6 +40,8 @@ TICK_SIZE = "0.01"
 LOT_SIZE = "1"
 ROWS_OF_GOOG = 147_916
 HOSTS_MAX = 8
+TAPE_TIMEOUT_S = 10.0
+DIFFERENCES_SHOWN_MAX = 5
 # The data's prices are dollars × 10,000; a level that is not there has this price.
 PRICE_SCALE = 10_000
 PRICE_EMPTY = 9_999_999_999
@@ -84,8 +88,15 @@ class Tally:
     first_differences: list[str] = field(default_factory=list)
 
     def note(self, difference: str) -> None:
-        if len(self.first_differences) < 5:
+        if len(self.first_differences) < DIFFERENCES_SHOWN_MAX:
             self.first_differences.append(difference)
+
+    def compare(self, row: int, found: "Depth", expected: "Depth") -> None:
+        self.rows += 1
+        if found == expected:
+            self.rows_equal += 1
+        else:
+            self.note(f"row {row}: {found} instead of {expected}")
 
 
 class Day:
@@ -249,54 +260,223 @@ class Plan:
     def rows(self) -> Iterator[tuple[list[Operation], Depth]]:
         """Each message's operations with the exchange's book after it."""
         pairs = zip(read_script(self.script), read_depths(self.orderbook, self.levels), strict=True)
-        return track(
+        tracked = track(
             itertools.islice(pairs, self.rows_max),
             description=SYMBOL,
             total=self.rows_max or ROWS_OF_GOOG,
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
         )
+        return iter(tracked)
 
 
 class DepthReader:
-    """Reads the top of the book from Redis; ask() may be sent right behind a command."""
+    """Reads the top of the book back from Redis."""
 
     def __init__(self, book: Book, levels: int) -> None:
         self._connection = book.connection
         self._packed = pack("FCALL_RO", "get_book", 1, book.key, "depth", str(levels))
 
-    def ask(self) -> None:
+    def read(self) -> Depth:
         self._connection.send(self._packed)
-
-    def answer(self) -> Depth:
         return _decode_depth(self._connection.receive())
 
 
-def _compare(tally: Tally, found: Depth, expected: Depth) -> None:
-    tally.rows += 1
-    if found == expected:
-        tally.rows_equal += 1
-    else:
-        tally.note(f"row {tally.rows - 1}: {found} instead of {expected}")
+# Runs the commands of the message with this row number; answers with their replies.
+Execute = Callable[[int, list[Command]], Awaitable[Sequence[bytes]]]
 
 
-def replay_by_calls(plan: Plan, book: Book, tally: Tally) -> None:
-    """The day through FCALL, one connection."""
+async def replay(plan: Plan, execute: Execute, depth: DepthReader) -> Tally:
+    """The whole day, one message after the other, each acknowledged before the next."""
+    tally = Tally()
     day = Day(tally)
-    depth = DepthReader(book, plan.levels)
-    for operations, expected in plan.rows():
-        asked = False
-        for call in _last_flagged(in_calls(operations)):
-            sent = [(operation, day.commands(operation)) for operation in call.operations]
-            commands = [command for _, of_one in sent for command in of_one]
-            if commands:
-                book.send(commands)
-            if call.is_last:
-                depth.ask()
-                asked = True
-            replies = iter(book.receive() if commands else [])
-            for operation, of_one in sent:
-                day.learn(operation, list(itertools.islice(replies, len(of_one))))
-        if not asked:
-            depth.ask()
-        _compare(tally, depth.answer(), expected)
+    for row, (operations, expected) in enumerate(plan.rows()):
+        for call in in_calls(operations):
+            await _run_call(row, call, day, execute)
+        tally.compare(row, depth.read(), expected)
+    return tally
+
+
+async def _run_call(row: int, call: list[Operation], day: Day, execute: Execute) -> None:
+    sent = [(operation, day.commands(operation)) for operation in call]
+    commands = [command for _, of_one in sent for command in of_one]
+    replies = iter(await execute(row, commands) if commands else [])
+    for operation, of_one in sent:
+        day.learn(operation, list(itertools.islice(replies, len(of_one))))
+
+
+async def replay_by_calls(plan: Plan, book: Book) -> Tally:
+    """The day through FCALL on one connection."""
+
+    async def execute(_row: int, commands: list[Command]) -> list[bytes]:
+        book.send(commands)
+        return book.receive()
+
+    return await replay(plan, execute, DepthReader(book, plan.levels))
+
+
+async def replay_by_hosts(plan: Plan, book: Book, urls: list[str]) -> tuple[Tally, list[TradeTape]]:
+    """The day through websocket hosts in turn; and what a subscriber on each host saw."""
+    violations = Violations()
+    tapes = [TradeTape(SYMBOL, violations) for _ in urls]
+    async with contextlib.AsyncExitStack() as cleanup:
+        for url, tape in zip(urls, tapes, strict=True):
+            subscriber = Client([url], "subscriber", tape.take)
+            await cleanup.enter_async_context(subscriber)
+            await subscriber.subscribe("trades", SYMBOL)
+        clients = [Client([url], ACCOUNT, _ignore_update) for url in urls]
+        for client in clients:
+            await cleanup.enter_async_context(client)
+
+        async def execute(row: int, commands: list[Command]) -> list[bytes]:
+            return await _submit_all(clients[row % len(clients)], commands)
+
+        tally = await replay(plan, execute, DepthReader(book, plan.levels))
+        await _wait_for_tapes(tapes, _last_trade_id(book))
+    for violation in violations.sentences:
+        tally.note(violation)
+    return tally, tapes
+
+
+async def _submit_all(client: Client, commands: list[Command]) -> list[bytes]:
+    """All at once: a connection's commands are run in the order they were sent."""
+    answers = await asyncio.gather(
+        *(client.request(command["method"], _params(command)) for command in commands)
+    )
+    return [_reply_of(answer) for answer in answers]
+
+
+def _params(command: Command) -> dict[str, str]:
+    """A websocket names the symbol, and has its account already."""
+    fields = {name: text for name, text in command.items() if name not in {"method", "account"}}
+    return {"symbol": SYMBOL, **fields}
+
+
+def _reply_of(answer: Frame) -> bytes:
+    if answer.error is None:
+        return bytes(answer.result)
+    refused = {"code": answer.error.code, "message": answer.error.message}
+    return msgspec.json.encode({"status": "rejected", **refused})
+
+
+def _ignore_update(frame: Frame) -> None:
+    raise AssertionError(f"nothing was subscribed, and yet {frame} came")
+
+
+def _last_trade_id(book: Book) -> int:
+    trades = book.read("get_trades", "limit", "1")["trades"]
+    return int(trades[-1]["trade_id"]) if trades else 0
+
+
+async def _wait_for_tapes(tapes: list[TradeTape], last_trade_id: int) -> None:
+    """A subscriber may be a moment behind the acknowledgements."""
+    await wait_until(lambda: all(tape.has_reached(last_trade_id) for tape in tapes), TAPE_TIMEOUT_S)
+
+
+class Subscriber(msgspec.Struct):
+    """What the trades subscriber of one host saw: how many, and their SHA-256 in order."""
+
+    trades: int
+    sha256: str
+
+
+class Result(msgspec.Struct, omit_defaults=True):
+    """What --json prints. Everything is as it should be when `passed`."""
+
+    rows: int
+    rows_equal: int
+    executions: int
+    makers_equal: int
+    rejected: int
+    verified: bool
+    passed: bool
+    seconds: float
+    subscribers: list[Subscriber] = []
+    subscribers_equal: bool | None = None
+    first_differences: list[str] = []
+
+
+def run(plan: Plan, redis_url: str | None, host_count: int) -> Result:
+    """Replays the day on a fresh book."""
+    tapes: list[TradeTape] = []
+    with open_server(redis_url) as url, open_book(url, SYMBOL) as book:
+        book.define(tick_size=TICK_SIZE, lot_size=LOT_SIZE)
+        started = time.perf_counter()
+        if host_count:
+            with start_hosts(url, host_count) as hosts:
+                urls = [host.url for host in hosts]
+                tally, tapes = asyncio.run(replay_by_hosts(plan, book, urls))
+        else:
+            tally = asyncio.run(replay_by_calls(plan, book))
+        seconds = time.perf_counter() - started
+        verified = book.read("verify_book")["verified"] is True
+        trades = _last_trade_id(book)
+    return _result(tally, tapes, verified and all(tape.count == trades for tape in tapes), seconds)
+
+
+def _result(tally: Tally, tapes: list[TradeTape], verified: bool, seconds: float) -> Result:
+    subscribers = [Subscriber(tape.count, tape.digest()) for tape in tapes]
+    equal = len(set(map(msgspec.json.encode, subscribers))) <= 1
+    passed = (
+        verified
+        and equal
+        and tally.rows_equal == tally.rows
+        and tally.makers_equal == tally.executions
+        and not tally.first_differences
+    )
+    return Result(
+        rows=tally.rows,
+        rows_equal=tally.rows_equal,
+        executions=tally.executions,
+        makers_equal=tally.makers_equal,
+        rejected=tally.rejected,
+        verified=verified,
+        passed=passed,
+        seconds=round(seconds, 1),
+        subscribers=subscribers,
+        subscribers_equal=equal if tapes else None,
+        first_differences=tally.first_differences,
+    )
+
+
+@click.command()
+@click.option("--script", required=True, help="The day as operations: …script.jsonl.xz")
+@click.option("--orderbook", required=True, help="The exchange's books: …orderbook_10.csv.xz")
+@click.option(
+    "--levels", type=click.IntRange(1, 10), default=10, show_default=True, help="Levels compared."
+)
+@click.option("--rows", "rows_max", type=click.IntRange(1), help="Stop after so many messages.")
+@click.option(
+    "--hosts",
+    "host_count",
+    type=click.IntRange(0, HOSTS_MAX),
+    default=0,
+    help="Go through so many websocket hosts; 0: FCALL.",
+)
+@click.option(
+    "--redis-url", envvar="ORDERBOOK_REDIS_URL", help="An empty server; default: an embedded one."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def main(  # noqa: PLR0913, PLR0917 - click passes every option by itself
+    script: str,
+    orderbook: str,
+    levels: int,
+    rows_max: int | None,
+    host_count: int,
+    redis_url: str | None,
+    as_json: bool,
+) -> None:
+    """Replay a trading day; exit 1 unless every row, every maker and the final book are right."""
+    files = find_data(script, "lobster"), find_data(orderbook, "lobster")
+    result = run(Plan(*files, levels, rows_max), redis_url, host_count)
+    if as_json:
+        click.echo(msgspec.json.encode(result))
+    else:
+        for name, value in msgspec.to_builtins(result).items():
+            click.echo(f"{name:18} {value}")
+    if not result.passed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

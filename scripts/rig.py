@@ -153,7 +153,7 @@ def pack_commands(key: str, commands: Sequence[Command]) -> bytes:
 
 @contextlib.contextmanager
 def open_server(redis_url: str | None) -> Iterator[str]:
-    """The URL of a server with the library loaded: the one given, else an embedded one of our own."""
+    """The URL of a server with the library loaded: the one given, else an embedded one."""
     with contextlib.ExitStack() as cleanup:
         url = redis_url or cleanup.enter_context(EmbeddedServer()).url
         asyncio.run(_load_library(url))
@@ -190,7 +190,9 @@ def _open_socket(parts: urllib.parse.SplitResult) -> socket.socket:
         local.connect(parts.path)
         return local
     if parts.scheme not in {"redis", "rediss"}:
-        raise click.ClickException(f"drivers need one server: redis://, rediss:// or unix://, not {parts.scheme}")
+        raise click.ClickException(
+            f"drivers need one server: redis://, rediss:// or unix://, not {parts.scheme}"
+        )
     host = parts.hostname or "127.0.0.1"
     remote = socket.create_connection((host, parts.port or 6379), ANSWER_TIMEOUT_S)
     remote.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

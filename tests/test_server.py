@@ -6,8 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from orderbook.child import ChildProcess, Surroundings
 from orderbook.server import EmbeddedServer, ServerError
-
-DEADLINE_S = 15.0
+from processes import is_alive, wait_until
 
 # Starts a server, tells its process id and URL, and waits to be killed.
 HOLDER = """
@@ -31,21 +28,12 @@ print(server.pid, server.url, flush=True)
 sys.stdin.read()
 """
 
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    # A process that ended but was not waited for still has its id: ask for its state.
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(1, flush=True)
+time.sleep(60)
+"""
 
 
 def start_holder(*arguments: str) -> tuple[subprocess.Popen[str], int, str]:
@@ -165,9 +153,8 @@ def test_platform_without_a_binary_is_told_what_to_do(monkeypatch: pytest.Monkey
 
 
 def test_child_that_ignores_sigterm_is_killed() -> None:
-    ignore = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     reader, writer = os.pipe()
-    child = ChildProcess([sys.executable, "-c", ignore], Surroundings(stdout=writer))
+    child = ChildProcess([sys.executable, "-c", STUBBORN], Surroundings(stdout=writer))
     os.close(writer)
     with contextlib.closing(os.fdopen(reader)) as output:
         assert output.readline() == "1\n"

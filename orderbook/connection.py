@@ -1,0 +1,488 @@
+"""One websocket: frames between its socket and its session, and what happens when it does not read.
+
+Everything for the client goes through one list that is written once per turn of the event loop, so
+that order is kept and a burst costs one system call. Frames are built here and not by aiohttp: a
+message for a thousand subscribers is then framed once. What the client has not read shows as the
+size of the write buffer, and decides:
+
+* a book waits, and only the newest of each symbol is kept (conflation);
+* a trade or report cannot be left out: beyond a limit the connection is closed, and the client
+  resumes from its sequence;
+* answers are held for a client that sends without reading, up to a limit; then no more is read from
+  it until it reads (backpressure, so nothing is lost).
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import WSMsgType, web
+from aiohttp.abc import AbstractStreamWriter
+
+from orderbook.engine import Batcher, Engine, EngineError
+from orderbook.feed import Feed, Subscription, Wanted
+from orderbook.messages import Channel, RejectCode
+from orderbook.metrics import Metrics
+from orderbook.session import (
+    Close,
+    Command,
+    Ping,
+    Query,
+    Reply,
+    Session,
+    Subscribe,
+    Unsubscribe,
+    answer,
+    failure,
+)
+
+CLOSE_IDLE = 1001
+CLOSE_TOO_LARGE = 1009
+CLOSE_DRAINING = 1012
+CLOSE_SLOW = 4001
+
+HEARTBEAT_S = 20.0
+# How long a client may take to read what is left and to answer our close.
+CLOSE_TIMEOUT_S = 5.0
+# How long a client that sent too much may go on sending before it is cut off and so misses why.
+TOO_LARGE_LINGER_S = 1.0
+LINGER_POLL_S = 0.02
+
+# RFC 6455, section 5.2: how long a payload its length in 7 and in 16 bits can tell.
+_LENGTH_IN_HEADER_MAX = 125
+_LENGTH_IN_TWO_BYTES_MAX = 0xFFFF
+
+# What a draining host still does: risk can be taken off until the end.
+_REFUSED_WHEN_DRAINING = frozenset({"place_order", "amend_order"})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one host allows. Bytes are bytes that the client has not read yet."""
+
+    connections_max: int = 10_000
+    subscriptions_per_connection_max: int = 1_000
+    in_flight_per_connection_max: int = 4_096
+    queries_in_flight_max: int = 64
+    frame_bytes_max: int = 16 * 1024
+    book_buffer_bytes_max: int = 64 * 1024
+    stream_buffer_bytes_max: int = 1024 * 1024
+    # A client may send a long burst before it reads the first answer: some may hold this much.
+    answer_buffer_bytes_max: int = 64 * 1024 * 1024
+    large_answer_buffers_max: int = 16
+    stalled_s_max: float = 30.0
+    idle_s_max: float = 600.0
+
+
+class Backend(Protocol):
+    """What connections share: their host."""
+
+    engine: Engine
+    feed: Feed
+    metrics: Metrics
+    limits: Limits
+    draining: bool
+    batchers: dict[str, Batcher]
+    queries: asyncio.Semaphore
+    large_buffers: set["Connection"]
+
+    async def find_batcher(self, symbol: str) -> Batcher | None:
+        """The batcher of a symbol, asking Redis about one that is new. Raises EngineError."""
+
+
+def text_frame(payload: bytes) -> bytes:
+    """A websocket text frame as a server sends it."""
+    length = len(payload)
+    if length <= _LENGTH_IN_HEADER_MAX:
+        return b"\x81%c%b" % (length, payload)
+    if length <= _LENGTH_IN_TWO_BYTES_MAX:
+        return b"\x81\x7e" + length.to_bytes(2, "big") + payload
+    return b"\x81\x7f" + length.to_bytes(8, "big") + payload
+
+
+class Socket(web.WebSocketResponse):
+    """A websocket that says why before it closes on a frame that is too large."""
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        super().__init__(
+            compress=False,
+            # aiohttp refuses from this size on, not beyond it.
+            max_msg_size=limits.frame_bytes_max + 1,
+            heartbeat=HEARTBEAT_S,
+            timeout=CLOSE_TIMEOUT_S,
+            decode_text=False,
+        )
+        self._frame_bytes_max = limits.frame_bytes_max
+        self._metrics = metrics
+
+    async def close(self, *, code: int = 1000, message: bytes = b"", drain: bool = True) -> bool:
+        if code == CLOSE_TOO_LARGE and not self.closed:
+            await self._explain()
+            message = RejectCode.FRAME_TOO_LARGE.encode()
+            drain = False
+        return await super().close(code=code, message=message, drain=drain)
+
+    async def _explain(self) -> None:
+        self._metrics.count_reject(RejectCode.FRAME_TOO_LARGE)
+        text = f"a frame has at most {self._frame_bytes_max} bytes"
+        frame = failure(b'{"success":', RejectCode.FRAME_TOO_LARGE, text)
+        with contextlib.suppress(ConnectionError):
+            await self.send_frame(frame, WSMsgType.TEXT)
+        # Closing with bytes unread resets the connection, and a reset overtakes what we have said.
+        deadline = time.monotonic() + TOO_LARGE_LINGER_S
+        while self._connected() and time.monotonic() < deadline:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(LINGER_POLL_S)
+
+    def _connected(self) -> bool:
+        transport = self._req.transport if self._req is not None else None
+        return transport is not None and not transport.is_closing()
+
+
+class Connection:
+    """A connected client."""
+
+    def __init__(
+        self, backend: Backend, socket: Socket, transport: asyncio.Transport, session: Session
+    ) -> None:
+        self._backend = backend
+        self._limits = backend.limits
+        self._socket = socket
+        self._transport = transport
+        self._session = session
+        self._writer: AbstractStreamWriter
+        self._loop = asyncio.get_running_loop()
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._closing: asyncio.Task[None] | None = None
+        self._in_flight = 0
+        self._room = asyncio.Event()
+        self._sent: dict[str, int] = {}
+        self._answered_count: dict[str, int] = {}
+        self._queries_waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
+        self._subscriptions: dict[tuple[Channel, str | None], Subscription | None] = {}
+        self._books: dict[str, bytes] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._heard_at = self._loop.time()
+
+    # ---- reading
+
+    async def run(self, writer: AbstractStreamWriter) -> None:
+        """Serves the client until the connection ends."""
+        self._writer = writer
+        try:
+            await self._read()
+        finally:
+            self._release()
+            if self._closing is not None:
+                await asyncio.wait({self._closing})
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._socket.receive()
+            if message.type is WSMsgType.TEXT:
+                outcome = self._session.receive(message.data)
+            elif message.type is WSMsgType.BINARY:
+                outcome = self._session.receive_binary()
+            else:
+                return
+            self._heard_at = self._loop.time()
+            if type(outcome) is Command:
+                batcher = self._backend.batchers.get(outcome.symbol)
+                if batcher is None:
+                    await self._command_for_new_symbol(outcome)
+                else:
+                    self._command(outcome, batcher)
+            elif type(outcome) is Close:
+                self._write(text_frame(outcome.frame))
+                self.close_soon(outcome.code, outcome.reason)
+                return
+            else:
+                await self._other(outcome)
+            if self._is_full():
+                await self._wait_for_room()
+
+    async def _other(self, outcome: object) -> None:
+        match outcome:
+            case Reply():
+                self._count_failure(outcome.frame)
+                self._write(text_frame(outcome.frame))
+            case Query():
+                self._query(outcome)
+            case Subscribe():
+                await self._subscribe(outcome)
+            case Unsubscribe():
+                self._unsubscribe(outcome)
+            case Ping():
+                reply = b'{"timestamp_ms":%d}' % (time.time_ns() // 1_000_000)
+                self._write(text_frame(answer(outcome.head, reply)))
+
+    def _is_full(self) -> bool:
+        if self._in_flight >= self._limits.in_flight_per_connection_max:
+            return True
+        return self._backlog() > self._limits.stream_buffer_bytes_max and not self._may_hold_more()
+
+    def _may_hold_more(self) -> bool:
+        """A client that sends without reading may for a while, if few others do."""
+        holders = self._backend.large_buffers
+        if self not in holders and len(holders) >= self._limits.large_answer_buffers_max:
+            return False
+        holders.add(self)
+        return self._backlog() <= self._limits.answer_buffer_bytes_max
+
+    async def _wait_for_room(self) -> None:
+        """Reads no further until answers are out: to the client this looks like a slow network."""
+        while self._in_flight >= self._limits.in_flight_per_connection_max:
+            self._room.clear()
+            await self._room.wait()
+        if self._backlog() <= self._limits.stream_buffer_bytes_max:
+            return
+        try:
+            async with asyncio.timeout(self._limits.stalled_s_max):
+                await self.ready()
+        except TimeoutError:
+            self._close_slow()
+        self._backend.large_buffers.discard(self)
+
+    # ---- commands and queries
+
+    async def _command_for_new_symbol(self, command: Command) -> None:
+        try:
+            batcher = await self._backend.find_batcher(command.symbol)
+        except EngineError as error:
+            self._fail(command.head, error.code, str(error))
+            return
+        if batcher is None:
+            self._fail(command.head, RejectCode.UNKNOWN_SYMBOL, "there is no such instrument")
+            return
+        self._command(command, batcher)
+
+    def _command(self, command: Command, batcher: Batcher) -> None:
+        if self._backend.draining and command.method in _REFUSED_WHEN_DRAINING:
+            self._fail(command.head, RejectCode.DRAINING, "the host takes no new orders")
+            return
+        self._in_flight += 1
+        self._sent[command.symbol] = self._sent.get(command.symbol, 0) + 1
+        batcher.submit(command.payload, partial(self._answered, command, time.perf_counter()))
+
+    def _answered(self, command: Command, received_at: float, reply: bytes) -> None:
+        self._in_flight -= 1
+        self._room.set()
+        self._write(text_frame(answer(command.head, reply)))
+        metrics = self._backend.metrics
+        metrics.count_reply(command.method, reply)
+        metrics.acknowledgement_seconds.observe(time.perf_counter() - received_at)
+        self._let_queries_go(command.symbol)
+
+    def _query(self, query: Query) -> None:
+        self._in_flight += 1
+        self._spawn(self._run_query(query, self._turn(query.symbol)))
+
+    def _turn(self, symbol: str) -> asyncio.Future[None] | None:
+        """A query sees what the commands sent before it did: it waits for their answers."""
+        sent = self._sent.get(symbol, 0)
+        if self._answered_count.get(symbol, 0) == sent:
+            return None
+        turn = self._loop.create_future()
+        self._queries_waiting.setdefault(symbol, deque()).append((sent, turn))
+        return turn
+
+    def _let_queries_go(self, symbol: str) -> None:
+        answered = self._answered_count.get(symbol, 0) + 1
+        self._answered_count[symbol] = answered
+        waiting = self._queries_waiting.get(symbol)
+        while waiting and waiting[0][0] <= answered:
+            _, turn = waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+
+    async def _run_query(self, query: Query, turn: asyncio.Future[None] | None) -> None:
+        try:
+            if turn is not None:
+                await turn
+            if not await self._backend.feed.knows(query.symbol):
+                self._fail(query.head, RejectCode.UNKNOWN_SYMBOL, "there is no such instrument")
+                return
+            async with self._backend.queries:
+                engine = self._backend.engine
+                reply = await engine.query(query.method, query.symbol, *query.arguments)
+            frame = answer(query.head, reply)
+            self._count_failure(frame[len(query.head) :])
+            self._write(text_frame(frame))
+        except EngineError as error:
+            self._fail(query.head, error.code, str(error))
+        finally:
+            self._in_flight -= 1
+            self._room.set()
+
+    # ---- subscriptions
+
+    async def _subscribe(self, request: Subscribe) -> None:
+        symbols: tuple[str | None, ...] = request.symbols or (None,)
+        try:
+            for symbol in request.symbols:
+                if not await self._backend.feed.knows(symbol):
+                    message = "there is no such instrument"
+                    self._fail(request.head, RejectCode.UNKNOWN_SYMBOL, message)
+                    return
+        except EngineError as error:
+            self._fail(request.head, error.code, str(error))
+            return
+        added = {(request.channel, symbol) for symbol in symbols} - self._subscriptions.keys()
+        limit = self._limits.subscriptions_per_connection_max
+        if len(self._subscriptions) + len(added) > limit:
+            message = f"a connection has at most {limit} subscriptions"
+            self._fail(request.head, RejectCode.TOO_MANY_SUBSCRIPTIONS, message)
+            return
+        self._succeed(request.head, request.channel, request.symbols)
+        for wanted in symbols:
+            self._subscribe_one(request, wanted)
+
+    def _subscribe_one(self, request: Subscribe, symbol: str | None) -> None:
+        name = (request.channel, symbol)
+        self._end_subscription(self._subscriptions.get(name))
+        if request.channel is Channel.HEARTBEAT:
+            self._subscriptions[name] = None
+            return
+        account = self._session.account if request.channel is Channel.ORDERS else ""
+        wanted = Wanted(request.channel, symbol, account, request.after, request.epoch)
+        self._subscriptions[name] = self._backend.feed.subscribe(wanted, self)
+
+    def _unsubscribe(self, request: Unsubscribe) -> None:
+        names = [(request.channel, symbol) for symbol in request.symbols or (None,)]
+        if any(name not in self._subscriptions for name in names):
+            message = "there is no such subscription"
+            self._fail(request.head, RejectCode.NOT_SUBSCRIBED, message)
+            return
+        for name in names:
+            self._end_subscription(self._subscriptions.pop(name))
+            self._books.pop(name[1] or "", None)
+        self._succeed(request.head, request.channel, request.symbols)
+
+    def _end_subscription(self, subscription: Subscription | None) -> None:
+        if subscription is not None:
+            self._backend.feed.unsubscribe(subscription)
+
+    def _succeed(self, head: bytes, channel: Channel, symbols: tuple[str, ...]) -> None:
+        result = msgspec.json.encode({"channel": channel, "symbols": symbols})
+        self._write(text_frame(answer(head, result)))
+
+    def _fail(self, head: bytes, code: RejectCode, message: str) -> None:
+        self._backend.metrics.count_reject(code)
+        self._write(text_frame(failure(head, code, message)))
+
+    def _count_failure(self, frame: bytes) -> None:
+        """Counts the code of an answer that is an error."""
+        _, marker, rest = frame.partition(b'false,"error":{"code":"')
+        if marker:
+            self._backend.metrics.count_reject(rest.partition(b'"')[0].decode())
+
+    # ---- writing
+
+    def send(self, message: bytes) -> None:
+        """Takes a frame that must arrive; see Subscriber."""
+        if self._backlog() > self._limits.stream_buffer_bytes_max:
+            self._close_slow()
+            return
+        self._write(message)
+
+    def send_book(self, symbol: str, message: bytes) -> None:
+        """Takes a book; see Subscriber."""
+        if self._backlog() <= self._limits.book_buffer_bytes_max:
+            self._books.pop(symbol, None)
+            self._write(message)
+            return
+        if symbol in self._books:
+            self._backend.metrics.books_conflated.inc()
+        elif not self._books:
+            self._spawn(self._send_newest_books())
+        self._books[symbol] = message
+
+    async def _send_newest_books(self) -> None:
+        await self.ready()
+        books, self._books = self._books, {}
+        for message in books.values():
+            self._write(message)
+
+    async def ready(self) -> None:
+        """Returns when the client has read most of what it was sent, or is gone."""
+        limit = self._limits.book_buffer_bytes_max
+        while self._closing is None and self._backlog() > limit:
+            self._flush()
+            if self._transport.is_closing():
+                return
+            with contextlib.suppress(ConnectionError):
+                await self._writer.drain()
+            # Where drain had nothing to wait for, others must get their turn all the same.
+            await asyncio.sleep(0)
+
+    def heartbeat(self, frame: bytes) -> None:
+        """Sends the host's heartbeat if the client wants it and reads."""
+        wanted = (Channel.HEARTBEAT, None) in self._subscriptions
+        if wanted and self._backlog() <= self._limits.book_buffer_bytes_max:
+            self._write(frame)
+            self._backend.metrics.count_sent(Channel.HEARTBEAT, 1)
+
+    def _backlog(self) -> int:
+        return self._transport.get_write_buffer_size() + self._out_bytes
+
+    def _write(self, frame: bytes) -> None:
+        if self._closing is not None:
+            return
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(frame)
+        self._out_bytes += len(frame)
+
+    def _flush(self) -> None:
+        if not self._out:
+            return
+        frames, self._out, self._out_bytes = self._out, [], 0
+        if not self._transport.is_closing() and not self._socket.closed:
+            self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+
+    # ---- the end
+
+    def close_if_idle(self) -> None:
+        """Closes a connection that wants nothing and says nothing."""
+        idle_s = self._loop.time() - self._heard_at
+        if idle_s > self._limits.idle_s_max and not self._subscriptions and not self._in_flight:
+            self.close_soon(CLOSE_IDLE, "idle")
+
+    def close_soon(self, code: int, reason: str) -> asyncio.Task[None]:
+        """Starts to close the connection; what was written before still goes out first."""
+        if self._closing is None:
+            self._flush()
+            self._closing = self._loop.create_task(self._close(code, reason))
+        return self._closing
+
+    def _close_slow(self) -> None:
+        if self._closing is None:
+            self._backend.metrics.slow_clients_closed.inc()
+            self.close_soon(CLOSE_SLOW, "slow: reconnect and resume from your sequence")
+
+    async def _close(self, code: int, reason: str) -> None:
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._socket.close(code=code, message=reason.encode(), drain=False)
+        if self._transport.get_write_buffer_size():
+            # It does not even read why: without this its socket would stay for as long as it likes.
+            self._transport.abort()
+
+    def _release(self) -> None:
+        for subscription in self._subscriptions.values():
+            self._end_subscription(subscription)
+        self._subscriptions.clear()
+        for task in self._tasks:
+            task.cancel()
+        self._backend.large_buffers.discard(self)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,731 @@
+"""One stream reader per process: from the books' streams to every subscriber, bytes as they are.
+
+A stream entry's fields are topics and its values finished messages, so relaying is a lookup and a
+send; nothing is parsed. Entry ids count without gaps, so the reader knows at once when it has
+missed something (the stream was trimmed, a server lost history) and then says so: a gap message, a
+new snapshot, and on from there.
+
+A subscription goes from history to live in one step that cannot be interrupted: it reads what it
+missed until its cursor has reached the reader's position or what the reader still remembers, and is
+attached in that same moment. So nothing is lost and nothing comes twice, whatever else happens. A
+snapshot is only another way to get a cursor: the state at sequence S, then everything after S.
+
+Every host also asks for the half-second book of books that changed; the first to ask wins.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from orderbook.engine import Engine, EngineError, RedisReply
+from orderbook.messages import Channel, Page, Position, PublishReply, RejectCode
+
+logger = logging.getLogger(__name__)
+
+# Below the socket timeout, so that a quiet stream is not taken for a broken connection.
+READ_BLOCK_MS = 1000
+READ_ENTRIES_MAX = 256
+HISTORY_ENTRIES_MAX = 128
+# What the reader remembers of each book, to let subscriptions join without asking Redis.
+RECENT_BYTES_MAX = 1024 * 1024
+CHECK_INTERVAL_S = 1.0
+START_TIMEOUT_S = 5.0
+RETRY_INTERVAL_S = 0.5
+BACKOFF_FIRST_S = 0.05
+BACKOFF_MAX_S = 2.0
+# Hosts wait a little differently long, so that mostly one of them asks for the next book.
+PUBLISH_JITTER_S = 0.02
+PUBLISH_RETRY_S = 0.5
+TRADES_IN_SNAPSHOT = 50
+ORDERS_PER_PAGE = 1000
+BOOK_LEVELS = 10
+
+_TROUBLE = (EngineError, RedisError, OSError)
+_LEVEL2, _EPOCH, _BOOK = b"level2", b"epoch", b"book"
+_REJECTED = b'{"status":"rejected"'
+
+_decode_position = msgspec.json.Decoder(Position).decode
+_decode_page = msgspec.json.Decoder(Page).decode
+_decode_published = msgspec.json.Decoder(PublishReply).decode
+
+
+class Subscriber(Protocol):
+    """Who gets messages: a websocket. `send` and `send_book` must not change subscriptions."""
+
+    def send(self, message: bytes) -> None:
+        """Takes a message that must arrive."""
+
+    def send_book(self, symbol: str, message: bytes) -> None:
+        """Takes a book; one that is not gone yet when the next comes may be left out."""
+
+    async def ready(self) -> None:
+        """Returns when there is room for more: for senders that can wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a subscription is for. No symbol: every instrument. `after` resumes a sequence."""
+
+    channel: Channel
+    symbol: str | None
+    account: str = ""
+    after: int | None = None
+    epoch: int | None = None
+
+    @property
+    def topic(self) -> bytes:
+        if self.channel is Channel.ORDERS:
+            return b"orders:" + self.account.encode()
+        return self.channel.encode()
+
+
+@dataclass(eq=False, slots=True)
+class Subscription:
+    """One subscriber on one topic of one book, or (without a symbol) one per book."""
+
+    wanted: Wanted
+    subscriber: Subscriber
+    # The sequence up to which the subscriber knows everything.
+    after: int = -1
+    task: asyncio.Task[None] | None = None
+    parts: dict[str, "Subscription"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """Messages that together are the state at a sequence."""
+
+    messages: list[bytes]
+    position: Position
+
+
+class _Book:
+    """What the reader knows of one book."""
+
+    def __init__(self, symbol: str, key: str) -> None:
+        self.symbol = symbol
+        self.key = key
+        self.position = 0
+        # Counts the holes in history: what was known before one is no beginning of what follows.
+        self.generation = 0
+        self.epoch: int | None = None
+        # Set while the streams of this book are being read.
+        self.attached = asyncio.Event()
+        self.defined = True
+        self.topics: dict[bytes, dict[Subscription, None]] = {}
+        self.recent: deque[tuple[int, list[bytes]]] = deque()
+        self.recent_bytes = 0
+        self.book_id = b"0-0"
+        self.book_sequence = 0
+        self.book_message = b""
+        self.changed_sequence = 0
+        self.publisher: asyncio.Task[None] | None = None
+        # The oldest sequence known to be unread, and since when.
+        self.unread: tuple[int, float] | None = None
+
+    def remember(self, sequence: int, fields: list[bytes]) -> None:
+        self.recent.append((sequence, fields))
+        self.recent_bytes += sum(map(len, fields))
+        while self.recent_bytes > RECENT_BYTES_MAX and len(self.recent) > 1:
+            _, forgotten = self.recent.popleft()
+            self.recent_bytes -= sum(map(len, forgotten))
+
+    def forget(self) -> None:
+        self.recent.clear()
+        self.recent_bytes = 0
+
+    def reaches_back_to(self, sequence: int) -> bool:
+        return bool(self.recent) and self.recent[0][0] <= sequence
+
+
+class _Group:
+    """Books whose streams one XREAD can name: all of a server, or a segment of a cluster."""
+
+    def __init__(self) -> None:
+        self.books: dict[str, _Book] = {}
+        self.to_attach: set[_Book] = set()
+        self.changed = asyncio.Event()
+        self.connection_id: int | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def attached(self) -> list[_Book]:
+        return [book for book in self.books.values() if book.attached.is_set()]
+
+
+def _same(message: bytes) -> bytes:
+    return message
+
+
+def _not_observed(_channel: str, _count: int) -> None:
+    pass
+
+
+class Feed:
+    """The streams of every book, from where they stand now. Use start() and stop().
+
+    `encode` turns a message into what subscribers are given; it is called once for each message.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        encode: Callable[[bytes], bytes] = _same,
+        observe_sent: Callable[[str, int], None] = _not_observed,
+    ) -> None:
+        self._engine = engine
+        self._encode = encode
+        self._observe_sent = observe_sent
+        self._books: dict[str, _Book] = {}
+        self._groups: dict[str, _Group] = {}
+        self._catalogs: dict[Subscription, None] = {}
+        self._flights: dict[Wanted, asyncio.Task[_Snapshot]] = {}
+        self._discovery: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._checked_at = 0.0
+
+    async def start(self) -> None:
+        """Returns when the books there are now are being read. Raises EngineError."""
+        await self._discover()
+        waits = [self._spawn(book.attached.wait()) for book in self._books.values()]
+        if waits:
+            # A book that cannot be read must not keep the others from being served.
+            await asyncio.wait(waits, timeout=START_TIMEOUT_S)
+        self._spawn(self._check_forever())
+
+    async def stop(self) -> None:
+        """Ends every task."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def knows(self, symbol: str) -> bool:
+        """Whether there is such an instrument, asking Redis about one that is new."""
+        if not self._is_defined(symbol):
+            if self._discovery is None:
+                self._discovery = self._spawn(self._discover())
+                self._discovery.add_done_callback(self._discovery_done)
+            await asyncio.shield(self._discovery)
+        return self._is_defined(symbol)
+
+    def _is_defined(self, symbol: str) -> bool:
+        book = self._books.get(symbol)
+        return book is not None and book.defined
+
+    def _discovery_done(self, task: asyncio.Task[None]) -> None:
+        self._discovery = None
+        if not task.cancelled():
+            task.exception()
+
+    def lag_s(self) -> float:
+        """For how long the oldest entry known to be unread has waited; 0 when there is none."""
+        now = asyncio.get_running_loop().time()
+        since = [book.unread[1] for book in self._books.values() if book.unread is not None]
+        # Redis not answering hides what is unread.
+        unseen = now - self._checked_at - CHECK_INTERVAL_S
+        return max([now - moment for moment in since] + [unseen, 0.0])
+
+    # ---- subscriptions
+
+    def subscribe(self, wanted: Wanted, subscriber: Subscriber) -> Subscription:
+        """Starts a subscription to a known symbol: its snapshot or history, then every update."""
+        subscription = Subscription(wanted, subscriber)
+        if wanted.symbol is not None:
+            self._begin(subscription, wanted.after)
+            return subscription
+        self._catalogs[subscription] = None
+        for book in self._books.values():
+            if book.defined:
+                self._begin_part(subscription, book)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Ends a subscription: nothing is sent for it from now on."""
+        self._catalogs.pop(subscription, None)
+        for part in subscription.parts.values():
+            self.unsubscribe(part)
+        if subscription.task is not None:
+            subscription.task.cancel()
+        if subscription.wanted.symbol is not None:
+            self._detach(self._books[subscription.wanted.symbol], subscription)
+
+    def _begin_part(self, catalog: Subscription, book: _Book) -> None:
+        if book.symbol not in catalog.parts:
+            wanted = Wanted(catalog.wanted.channel, book.symbol)
+            catalog.parts[book.symbol] = self.subscribe(wanted, catalog.subscriber)
+
+    def _begin(
+        self, subscription: Subscription, cursor: int | None, lost_after: int | None = None
+    ) -> None:
+        subscription.task = self._spawn(self._join(subscription, cursor, lost_after))
+
+    def _detach(self, book: _Book, subscription: Subscription) -> None:
+        subscribers = book.topics.get(subscription.wanted.topic)
+        if subscribers is not None:
+            subscribers.pop(subscription, None)
+            if not subscribers:
+                del book.topics[subscription.wanted.topic]
+
+    async def _join(
+        self, subscription: Subscription, cursor: int | None, lost_after: int | None
+    ) -> None:
+        """Brings a subscription to the present.
+
+        It knows everything up to `cursor`; where that is None it knows nothing, or nothing any
+        more since `lost_after`.
+        """
+        book = self._books[subscription.wanted.symbol or ""]
+        unchecked = cursor is not None
+        generation: int | None = None
+        while True:
+            await book.attached.wait()
+            try:
+                if cursor is not None and generation not in {None, book.generation}:
+                    cursor, lost_after = None, cursor
+                generation = book.generation
+                if unchecked and cursor is not None:
+                    if not await self._is_continued(book, subscription.wanted, cursor):
+                        cursor, lost_after = None, cursor
+                    unchecked = False
+                if cursor is None:
+                    cursor = await self._send_snapshot(subscription, lost_after)
+                if generation != book.generation:
+                    continue
+                if self._attach(book, subscription, cursor):
+                    return
+                reached = await self._send_history(book, subscription, cursor)
+            except _TROUBLE as error:
+                logger.debug("a subscription to %s has to wait: %s", book.symbol, error)
+                await asyncio.sleep(RETRY_INTERVAL_S)
+                continue
+            if reached is None:
+                lost_after = cursor
+            cursor = reached
+
+    async def _is_continued(self, book: _Book, wanted: Wanted, after: int) -> bool:
+        """Whether the history a client knows is the beginning of ours."""
+        if wanted.epoch is not None and wanted.epoch != book.epoch:
+            return False
+        return after <= book.position or after <= (await self._position(book)).sequence
+
+    def _attach(self, book: _Book, subscription: Subscription, cursor: int) -> bool:
+        """Makes a subscription live if nothing lies between its cursor and the reader.
+
+        Never waits: what is true when it begins is true when it ends.
+        """
+        if not book.attached.is_set():
+            return False
+        is_book = subscription.wanted.channel is Channel.BOOK
+        if is_book and book.book_sequence > cursor and book.book_message:
+            self._give(subscription, book.book_message)
+            cursor = book.book_sequence
+        if not is_book and cursor < book.position:
+            if not book.reaches_back_to(cursor + 1):
+                return False
+            for sequence, fields in book.recent:
+                if sequence > cursor:
+                    self._give_from_entry(subscription, fields)
+        subscription.after = cursor if is_book else max(cursor, book.position)
+        book.topics.setdefault(subscription.wanted.topic, {})[subscription] = None
+        return True
+
+    def _give_from_entry(self, subscription: Subscription, fields: list[bytes]) -> None:
+        topic = subscription.wanted.topic
+        for name, message in _pairs(fields):
+            if name == topic:
+                self._give(subscription, message)
+
+    def _give(self, subscription: Subscription, message: bytes) -> None:
+        encoded = self._encode(message)
+        if subscription.wanted.channel is Channel.BOOK:
+            subscription.subscriber.send_book(subscription.wanted.symbol or "", encoded)
+        else:
+            subscription.subscriber.send(encoded)
+        self._observe_sent(subscription.wanted.channel, 1)
+
+    async def _send_history(
+        self, book: _Book, subscription: Subscription, cursor: int
+    ) -> int | None:
+        """Sends a page of the stream after the cursor; the new cursor, or None where it is gone."""
+        first_id = f"{cursor + 1}-0"
+        entries = await self._engine.read_stream(
+            book.symbol, "XRANGE", book.key + ":events", first_id, "+", "COUNT", HISTORY_ENTRIES_MAX
+        )
+        for entry_id, fields in entries:
+            sequence = _sequence(entry_id)
+            if sequence != cursor + 1:
+                return None
+            cursor = sequence
+            self._give_from_entry(subscription, fields)
+            await subscription.subscriber.ready()
+        if not entries and book.attached.is_set() and cursor < book.position:
+            return None
+        return cursor
+
+    # ---- snapshots
+
+    async def _send_snapshot(self, subscription: Subscription, lost_after: int | None) -> int:
+        """Sends the state, after a gap message where something was lost; returns its sequence."""
+        await subscription.subscriber.ready()
+        snapshot = await self._snapshot(subscription.wanted)
+        if lost_after is not None and subscription.wanted.channel is not Channel.BOOK:
+            self._give(subscription, _gap(subscription.wanted, lost_after, snapshot.position))
+        for message in snapshot.messages:
+            self._give(subscription, message)
+        return snapshot.position.sequence
+
+    async def _snapshot(self, wanted: Wanted) -> _Snapshot:
+        """The state of a channel; those who ask while it is being read share the answer."""
+        same = Wanted(wanted.channel, wanted.symbol, wanted.account)
+        flight = self._flights.get(same)
+        if flight is None:
+            flight = self._spawn(self._read_snapshot(same))
+            self._flights[same] = flight
+            flight.add_done_callback(lambda task: self._flight_done(same, task))
+        return await asyncio.shield(flight)
+
+    def _flight_done(self, wanted: Wanted, task: asyncio.Task[_Snapshot]) -> None:
+        del self._flights[wanted]
+        if not task.cancelled():
+            # Whoever waited has been told; nobody may be left to wait.
+            task.exception()
+
+    async def _read_snapshot(self, wanted: Wanted) -> _Snapshot:
+        symbol, channel = wanted.symbol or "", wanted.channel
+        if channel is Channel.ORDERS:
+            return await self._read_orders(symbol, wanted.account)
+        if channel is Channel.INSTRUMENTS:
+            reply = await self._query("get_instrument", symbol)
+            position = _decode_position(reply)
+            head = _message_head(channel, symbol, "snapshot", position)
+            return _Snapshot([head + b',"instrument":' + reply + b"}"], position)
+        if channel is Channel.TRADES:
+            reply = await self._query("get_trades", symbol, "limit", str(TRADES_IN_SNAPSHOT))
+        else:
+            depth = str(BOOK_LEVELS) if channel is Channel.BOOK else "full"
+            reply = await self._query("get_book", symbol, "depth", depth)
+        return _Snapshot([_as_snapshot(channel, reply)], _decode_position(reply))
+
+    async def _read_orders(self, symbol: str, account: str) -> _Snapshot:
+        """Page by page. The first page's sequence counts: what changed while the others were read
+        comes again as updates, which tell an order's whole state and so do no harm."""
+        messages: list[bytes] = []
+        first: Position | None = None
+        after: list[str] = []
+        while True:
+            arguments = ["account", account, "limit", str(ORDERS_PER_PAGE), *after]
+            reply = await self._query("get_open_orders", symbol, *arguments)
+            page = _decode_page(reply)
+            messages.append(_as_snapshot(Channel.ORDERS, reply))
+            first = first or Position(page.sequence, page.epoch)
+            if not page.more:
+                return _Snapshot(messages, first)
+            after = ["after", page.orders[-1].order_id]
+
+    async def _position(self, book: _Book) -> Position:
+        return _decode_position(await self._query("get_instrument", book.symbol))
+
+    async def _query(self, function: str, symbol: str, *arguments: str) -> bytes:
+        reply = await self._engine.query(function, symbol, *arguments)
+        if reply.startswith(_REJECTED):
+            raise _GoneError(RejectCode.UNKNOWN_SYMBOL, reply.decode())
+        return reply
+
+    # ---- discovery
+
+    async def _check_forever(self) -> None:
+        """Once a second: new instruments, lost history, how far behind the reader is."""
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            try:
+                await self._discover()
+                for book in list(self._books.values()):
+                    if book.defined:
+                        await self._check(book)
+            except _TROUBLE as error:
+                logger.warning("the books cannot be checked: %s", error)
+
+    async def _discover(self) -> None:
+        instruments = await self._engine.begin_epochs()
+        self._checked_at = asyncio.get_running_loop().time()
+        for symbol in instruments:
+            book = self._books.get(symbol)
+            if book is None or book.key != self._engine.book_key(symbol):
+                self._add(symbol)
+            elif not book.attached.is_set():
+                book.defined = True
+                self._request_attach(book)
+        for symbol in self._books.keys() - instruments.keys():
+            book = self._books[symbol]
+            book.defined = False
+            book.attached.clear()
+
+    def _add(self, symbol: str) -> None:
+        book = _Book(symbol, self._engine.book_key(symbol))
+        self._books[symbol] = book
+        name = (self._engine.segment(symbol) or "") if self._engine.is_cluster else ""
+        if name not in self._groups:
+            self._groups[name] = _Group()
+            self._groups[name].task = self._spawn(self._read_forever(self._groups[name]))
+        self._groups[name].books[symbol] = book
+        self._request_attach(book)
+        for catalog in self._catalogs:
+            self._begin_part(catalog, book)
+
+    def _group_of(self, book: _Book) -> _Group:
+        return next(group for group in self._groups.values() if book in group.books.values())
+
+    def _request_attach(self, book: _Book) -> None:
+        group = self._group_of(book)
+        group.to_attach.add(book)
+        group.changed.set()
+        if group.connection_id is not None:
+            self._spawn(self._wake(group, book))
+
+    async def _wake(self, group: _Group, book: _Book) -> None:
+        """Ends the reader's wait for entries: it is to name another book in its next XREAD."""
+        with contextlib.suppress(*_TROUBLE):
+            connection_id = group.connection_id or 0
+            await self._engine.read_stream(book.symbol, "CLIENT", "UNBLOCK", connection_id)
+
+    async def _check(self, book: _Book) -> None:
+        """Compares where the book is with where we are."""
+        position_before = book.position
+        try:
+            state = await self._position(book)
+        except _GoneError:
+            book.attached.clear()
+            return
+        if not book.attached.is_set():
+            return
+        behind = state.sequence > book.position
+        if state.sequence < position_before or (not behind and state.epoch != book.epoch):
+            # A shorter or another history than the one we read: look where it stands now.
+            book.attached.clear()
+            self._request_attach(book)
+        if not behind:
+            book.unread = None
+        elif book.unread is None:
+            book.unread = (state.sequence, asyncio.get_running_loop().time())
+
+    # ---- reading
+
+    async def _read_forever(self, group: _Group) -> None:
+        backoff_s = BACKOFF_FIRST_S
+        while True:
+            try:
+                async with self._connection(group) as connection:
+                    group.to_attach.update(book for book in group.books.values() if book.defined)
+                    while True:
+                        await self._attach_waiting(group)
+                        await self._read_once(group, connection)
+                        backoff_s = BACKOFF_FIRST_S
+            except _TROUBLE as error:
+                logger.warning("the streams cannot be read: %s", error)
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+
+    @contextlib.asynccontextmanager
+    async def _connection(self, group: _Group) -> AsyncIterator[AbstractConnection]:
+        """A connection of the group's own, so that waiting for entries blocks nobody else."""
+        pool = self._client(group).connection_pool
+        connection: AbstractConnection = await pool.get_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.send_command("CLIENT", "ID")
+            group.connection_id = await connection.read_response()
+            yield connection
+        finally:
+            group.connection_id = None
+            for book in group.books.values():
+                book.attached.clear()
+            await connection.disconnect()
+            await pool.release(connection)
+
+    def _client(self, group: _Group) -> Redis:
+        return self._engine.stream_client(next(iter(group.books)))
+
+    async def _attach_waiting(self, group: _Group) -> None:
+        group.changed.clear()
+        waiting, group.to_attach = group.to_attach, set()
+        for book in waiting:
+            try:
+                await self._attach_book(book)
+            except _GoneError:
+                logger.info("the book of %s is gone", book.symbol)
+
+    async def _attach_book(self, book: _Book) -> None:
+        """Finds out whether the book's stream continues what was read of it before."""
+        events = await self._newest(book, ":events")
+        books = await self._newest(book, ":book")
+        last_sequence = max((_sequence(entry_id) for entry_id, _ in events), default=0)
+        state = await self._position(book)
+        first_time = book.epoch is None
+        lost = book.epoch != state.epoch or last_sequence < book.position
+        book.epoch = state.epoch
+        if lost:
+            before, book.position = book.position, last_sequence
+            book.changed_sequence = 0
+            book.book_id, book.book_sequence, book.book_message = b"0-0", 0, b""
+            for entry_id, fields in books:
+                book.book_id, book.book_sequence = entry_id, _sequence(entry_id)
+                book.book_message = fields[1]
+        book.unread = None
+        book.attached.set()
+        if lost and not first_time:
+            self._begin_again(book, before)
+        self._changed(book, last_sequence)
+
+    async def _newest(self, book: _Book, stream: str) -> RedisReply:
+        name = book.key + stream
+        return await self._engine.read_stream(book.symbol, "XREVRANGE", name, "+", "-", "COUNT", 1)
+
+    async def _read_once(self, group: _Group, connection: AbstractConnection) -> None:
+        books = group.attached()
+        if not books:
+            # Nothing to read; a defined book that cannot be read yet is tried again.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(group.changed.wait(), CHECK_INTERVAL_S)
+            return
+        streams = {}
+        for book in books:
+            streams[f"{book.key}:events".encode()] = book
+            streams[f"{book.key}:book".encode()] = book
+        ids = [name for book in books for name in (b"%d-0" % book.position, book.book_id)]
+        await connection.send_command(
+            *("XREAD", "COUNT", READ_ENTRIES_MAX, "BLOCK", READ_BLOCK_MS, "STREAMS"),
+            *(*streams, *ids),
+        )
+        for name, entries in await connection.read_response() or ():
+            relay = self._relay_book if name.endswith(b":book") else self._relay_events
+            for entry_id, fields in entries:
+                relay(streams[name], entry_id, fields)
+
+    def _relay_events(self, book: _Book, entry_id: bytes, fields: list[bytes]) -> None:
+        sequence = _sequence(entry_id)
+        if not book.attached.is_set() or sequence <= book.position:
+            return
+        before, book.position = book.position, sequence
+        if sequence != before + 1:
+            self._begin_again(book, before)
+            self._changed(book, sequence)
+            return
+        book.remember(sequence, fields)
+        for topic, message in _pairs(fields):
+            if topic == _EPOCH:
+                self._relay_epoch(book, message, before)
+                return
+            if topic == _LEVEL2:
+                self._changed(book, sequence)
+            subscribers = book.topics.get(topic)
+            if subscribers:
+                self._relay(sequence, message, subscribers)
+        if book.unread is not None and sequence >= book.unread[0]:
+            book.unread = None
+
+    def _relay(self, sequence: int, message: bytes, subscribers: dict[Subscription, None]) -> None:
+        encoded = self._encode(message)
+        channel = next(iter(subscribers)).wanted.channel
+        for subscription in subscribers:
+            if sequence > subscription.after:
+                subscription.subscriber.send(encoded)
+        self._observe_sent(channel, len(subscribers))
+
+    def _relay_book(self, book: _Book, entry_id: bytes, fields: list[bytes]) -> None:
+        if not book.attached.is_set():
+            return
+        sequence = _sequence(entry_id)
+        book.book_id, book.book_sequence, book.book_message = entry_id, sequence, fields[1]
+        subscribers = book.topics.get(_BOOK)
+        if not subscribers:
+            return
+        encoded = self._encode(fields[1])
+        for subscription in subscribers:
+            if sequence > subscription.after:
+                subscription.subscriber.send_book(book.symbol, encoded)
+        self._observe_sent(Channel.BOOK, len(subscribers))
+
+    def _relay_epoch(self, book: _Book, message: bytes, before: int) -> None:
+        epoch = _decode_position(message).epoch
+        if epoch != book.epoch:
+            book.epoch = epoch
+            self._begin_again(book, before)
+
+    def _begin_again(self, book: _Book, before: int) -> None:
+        """History has a hole after `before`: every subscription gets a gap and a snapshot."""
+        book.generation += 1
+        book.forget()
+        topics, book.topics = book.topics, {}
+        for subscribers in topics.values():
+            for subscription in subscribers:
+                self._begin(subscription, None, before)
+
+    # ---- the half-second book
+
+    def _changed(self, book: _Book, sequence: int) -> None:
+        book.changed_sequence = max(book.changed_sequence, sequence)
+        if book.publisher is None and book.changed_sequence > book.book_sequence:
+            book.publisher = self._spawn(self._publish(book))
+
+    async def _publish(self, book: _Book) -> None:
+        """Asks for the book until one is out that has every change we saw."""
+        try:
+            while book.attached.is_set() and book.changed_sequence > book.book_sequence:
+                wait_s = await self._publish_once(book)
+                await asyncio.sleep(wait_s + random.random() * PUBLISH_JITTER_S)
+        finally:
+            book.publisher = None
+
+    async def _publish_once(self, book: _Book) -> float:
+        try:
+            reply = await self._engine.call("publish_book", book.symbol)
+            if reply.startswith(_REJECTED):
+                return PUBLISH_RETRY_S
+            return _decode_published(reply).wait_ms / 1000
+        except _TROUBLE as error:
+            logger.debug("the book of %s cannot be published: %s", book.symbol, error)
+            return PUBLISH_RETRY_S
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+class _GoneError(EngineError):
+    """The book does not exist any more."""
+
+
+def _sequence(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[0])
+
+
+def _pairs(fields: list[bytes]) -> Iterable[tuple[bytes, bytes]]:
+    """An entry's topics and messages."""
+    return zip(fields[::2], fields[1::2], strict=True)
+
+
+def _as_snapshot(channel: Channel, reply: bytes) -> bytes:
+    """A query's reply as the first message of a channel."""
+    return b'{"channel":"%s","type":"snapshot",' % channel.encode() + reply[1:]
+
+
+def _message_head(channel: Channel, symbol: str, kind: str, position: Position) -> bytes:
+    head = f'{{"channel":"{channel}","symbol":"{symbol}","type":"{kind}"'
+    return f'{head},"sequence":{position.sequence},"epoch":{position.epoch}'.encode()
+
+
+def _gap(wanted: Wanted, after: int, position: Position) -> bytes:
+    """Says that updates between `after` and the snapshot that follows are not to be had."""
+    head = _message_head(wanted.channel, wanted.symbol or "", "gap", position)
+    return head + b',"after":%d}' % after

@@ -1,0 +1,266 @@
+"""The websocket host: an aiohttp application around one engine client and one stream reader.
+
+A host keeps nothing that matters. It can be killed at any moment and another started anywhere:
+every order that was acknowledged is in Redis, and clients resume at any other host from their
+sequence. What a host adds is shape checks, micro-batches, fan-out and a way to end that nobody
+notices: not ready any more, no new sockets, no new orders, answers for what is in flight, and a
+close code that says "come back, to any host".
+"""
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import re
+import secrets
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import msgspec
+from aiohttp import web
+from redis.exceptions import RedisError
+
+from orderbook import library
+from orderbook.connection import CLOSE_DRAINING, Connection, Limits, Socket, text_frame
+from orderbook.engine import Batcher, Engine, EngineError
+from orderbook.feed import Feed
+from orderbook.metrics import Metrics
+from orderbook.session import Session
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_INTERVAL_S = 1.0
+READY_TIMEOUT_S = 1.0
+READY_LAG_S_MAX = 5.0
+# Together below the five seconds in which a host is to be gone.
+DRAIN_ANSWERS_TIMEOUT_S = 2.0
+DRAIN_CLOSE_TIMEOUT_S = 1.5
+DRAIN_HTTP_TIMEOUT_S = 0.5
+
+_ACCOUNT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """Where a host listens, which books it serves and what it allows.
+
+    Accounts are whatever clients say (guest mode), so only loopback is listened on unless told
+    otherwise. `port` 0 takes any free one. `origins` are web origins beside the host's own.
+    """
+
+    redis_url: str
+    read_url: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8080
+    reuse_port: bool = False
+    origins: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+
+class Host:
+    """One host process. Use as an async context manager, or start() and drain()."""
+
+    engine: Engine
+    feed: Feed
+
+    def __init__(self, config: HostConfig) -> None:
+        self.config = config
+        self.limits = config.limits
+        self.metrics = Metrics()
+        self.draining = False
+        self.batchers: dict[str, Batcher] = {}
+        self.queries = asyncio.Semaphore(config.limits.queries_in_flight_max)
+        self.large_buffers: set[Connection] = set()
+        self.port = 0
+        self._connections: set[Connection] = set()
+        self._heartbeats: asyncio.Task[None] | None = None
+        self._cleanup = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        """Returns when the host takes connections.
+
+        Raises EngineError, LibraryError, or OSError for the port; nothing is left running then.
+        """
+        async with contextlib.AsyncExitStack() as cleanup:
+            config = self.config
+            self.engine = await Engine.connect(config.redis_url, read_url=config.read_url)
+            cleanup.push_async_callback(self.engine.close)
+            await library.check(self.engine)
+            encoder = text_frame
+            self.feed = Feed(self.engine, encode=encoder, observe_sent=self.metrics.count_sent)
+            cleanup.push_async_callback(self.feed.stop)
+            await self.feed.start()
+            await self._listen(cleanup)
+            self._heartbeats = asyncio.create_task(self._beat())
+            cleanup.callback(self._heartbeats.cancel)
+            self._cleanup = cleanup.pop_all()
+
+    async def drain(self) -> None:
+        """Ends the host as its clients would wish: see the head of this file."""
+        self.draining = True
+        await self._site.stop()
+        answers = [asyncio.create_task(batcher.drained()) for batcher in self.batchers.values()]
+        if answers:
+            await asyncio.wait(answers, timeout=DRAIN_ANSWERS_TIMEOUT_S)
+        closing = [
+            connection.close_soon(CLOSE_DRAINING, "the host is draining: reconnect")
+            for connection in self._connections
+        ]
+        if closing:
+            await asyncio.wait(closing, timeout=DRAIN_CLOSE_TIMEOUT_S)
+        await self._cleanup.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.drain()
+
+    async def find_batcher(self, symbol: str) -> Batcher | None:
+        """The batcher of a symbol, asking Redis about one that is new. Raises EngineError."""
+        if not await self.feed.knows(symbol):
+            return None
+        batcher = self.batchers.get(symbol)
+        if batcher is None:
+            observe = self.metrics.call_seconds.observe
+            batcher = Batcher(self.engine, symbol, observe_call_s=observe)
+            self.batchers[symbol] = batcher
+        return batcher
+
+    async def _listen(self, cleanup: contextlib.AsyncExitStack) -> None:
+        app = web.Application()
+        app.router.add_get("/ws", self._websocket)
+        app.router.add_get("/livez", self._livez)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics_text)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=DRAIN_HTTP_TIMEOUT_S,
+        )
+        await runner.setup()
+        cleanup.push_async_callback(runner.cleanup)
+        config = self.config
+        self._site = web.TCPSite(
+            runner, config.host, config.port, reuse_port=config.reuse_port or None
+        )
+        await self._site.start()
+        self.port = int(runner.addresses[0][1])
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+            now_ms = time.time_ns() // 1_000_000
+            frame = text_frame(b'{"channel":"heartbeat","timestamp_ms":%d}' % now_ms)
+            for connection in list(self._connections):
+                connection.heartbeat(frame)
+                connection.close_if_idle()
+
+    # ---- requests
+
+    async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        """GET /ws?account=NAME: refusals come before the upgrade, as plain HTTP."""
+        refusal = self._refusal(request)
+        if refusal is not None:
+            return refusal
+        account = request.query.get("account") or f"guest-{secrets.token_hex(8)}"
+        if _ACCOUNT.fullmatch(account) is None:
+            text = "account is 1 to 64 characters of A-Z a-z 0-9 _ . @ -"
+            return web.Response(status=400, text=text)
+        socket = Socket(self.limits, self.metrics)
+        writer = await socket.prepare(request)
+        transport = request.transport
+        if transport is None:
+            return socket
+        connection = Connection(self, socket, transport, Session(account))
+        self._connections.add(connection)
+        self.metrics.connections.inc()
+        try:
+            if self.draining:
+                # It came in while the door was closing.
+                connection.close_soon(CLOSE_DRAINING, "the host is draining: reconnect")
+            await connection.run(writer)
+        finally:
+            self._connections.discard(connection)
+            self.metrics.connections.dec()
+        return socket
+
+    def _refusal(self, request: web.Request) -> web.Response | None:
+        if self.draining:
+            return web.Response(status=503, text="the host is draining")
+        if not self._may_connect(request):
+            return web.Response(status=403, text="this origin may not connect")
+        if len(self._connections) >= self.limits.connections_max:
+            return web.Response(status=503, text="the host has no room for more connections")
+        return None
+
+    def _may_connect(self, request: web.Request) -> bool:
+        """Browsers name the page's origin: ours or an allowed one. Programs name none."""
+        origin = request.headers.get("Origin")
+        if origin is None or origin in self.config.origins:
+            return True
+        return urlsplit(origin).netloc == request.host
+
+    async def _livez(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        """Whether to send clients here; 503 with the reasons when not."""
+        reasons = await self._reasons_not_ready()
+        body = msgspec.json.encode({"ready": not reasons, "reasons": reasons})
+        status = 503 if reasons else 200
+        return web.Response(status=status, body=body, content_type="application/json")
+
+    async def _reasons_not_ready(self) -> list[str]:
+        if self.draining:
+            return ["draining"]
+        reasons = []
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await self.engine.ping()
+                for primary in self.engine.primaries():
+                    found = await library.installed(primary)
+                    if found is None or not library.fits(found):
+                        reasons.append("the library on the server is missing or does not fit")
+        except (EngineError, RedisError, OSError, TimeoutError) as error:
+            reasons.append(f"the server does not answer: {error}")
+        if self.feed.lag_s() > READY_LAG_S_MAX:
+            reasons.append(f"the streams are {self.feed.lag_s():.1f} s behind")
+        return reasons
+
+    async def _metrics_text(self, _: web.Request) -> web.Response:
+        self.metrics.stream_lag_seconds.set(self.feed.lag_s())
+        headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        return web.Response(body=self.metrics.text(), headers=headers)
+
+
+def _not_announced(_port: int) -> None:
+    pass
+
+
+async def serve(config: HostConfig, announce: Callable[[int], None] = _not_announced) -> None:
+    """Runs a host until SIGTERM or SIGINT, then drains it. `announce` is told the port.
+
+    Raises what Host.start raises.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with Host(config) as host:
+        announce(host.port)
+        await stopping.wait()
+
+
+def run(config: HostConfig, announce: Callable[[int], None] = _not_announced) -> None:
+    """The same for a process that does nothing else, on uvloop where it is installed."""
+    loop_run: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
+    with contextlib.suppress(ImportError):
+        loop_run = importlib.import_module("uvloop").run
+    loop_run(serve(config, announce))

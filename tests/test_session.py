@@ -1,0 +1,375 @@
+"""The websocket session: frames in, requests and replies out. Nothing here has a socket."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orderbook.messages import Channel, RejectCode
+from orderbook.session import (
+    MALFORMED_FRAMES_MAX,
+    Close,
+    Command,
+    Outcome,
+    Ping,
+    Query,
+    Reply,
+    Session,
+    Subscribe,
+    Unsubscribe,
+    answer,
+    failure,
+)
+
+LIMIT_ORDER = {
+    "symbol": "BTC-USD",
+    "side": "buy",
+    "order_type": "limit",
+    "price": "100.25",
+    "quantity": "3",
+}
+
+
+def frame(method: str, params: Any = None, req_id: Any = None) -> bytes:
+    envelope: dict[str, Any] = {"method": method}
+    if req_id is not None:
+        envelope["req_id"] = req_id
+    if params is not None:
+        envelope["params"] = params
+    return json.dumps(envelope).encode()
+
+
+def receive(data: bytes) -> Outcome:
+    return Session("alice").receive(data)
+
+
+def refused(data: bytes) -> dict[str, Any]:
+    """The error reply to a frame."""
+    outcome = receive(data)
+    assert isinstance(outcome, Reply)
+    reply: dict[str, Any] = json.loads(outcome.frame)
+    assert reply["success"] is False
+    assert reply["error"]["code"] in set(RejectCode)
+    assert reply["error"]["message"]
+    return reply
+
+
+def code(data: bytes) -> str:
+    return str(refused(data)["error"]["code"])
+
+
+# ---- what is understood
+
+
+def test_an_order_becomes_a_command_of_its_book_with_the_account_of_the_connection() -> None:
+    outcome = receive(frame("place_order", LIMIT_ORDER, 1))
+    assert isinstance(outcome, Command)
+    assert outcome.symbol == "BTC-USD"
+    expected = {"method": "place_order", "account": "alice", **LIMIT_ORDER}
+    del expected["symbol"]
+    assert json.loads(outcome.payload) == expected
+
+
+def test_a_command_without_fields_of_its_own_is_well_formed() -> None:
+    outcome = receive(frame("cancel_all_orders", {"symbol": "X"}))
+    assert isinstance(outcome, Command)
+    assert json.loads(outcome.payload) == {"method": "cancel_all_orders", "account": "alice"}
+
+
+def test_post_only_stays_a_json_boolean() -> None:
+    outcome = receive(frame("place_order", LIMIT_ORDER | {"post_only": True}))
+    assert isinstance(outcome, Command)
+    assert json.loads(outcome.payload)["post_only"] is True
+
+
+def test_queries_get_their_fields_as_arguments() -> None:
+    outcome = receive(frame("get_book", {"symbol": "X", "depth": 25}))
+    assert isinstance(outcome, Query)
+    assert (outcome.method, outcome.symbol, outcome.arguments) == ("get_book", "X", ["depth", "25"])
+    assert isinstance(
+        outcome := receive(frame("get_book", {"symbol": "X", "depth": "full"})), Query
+    )
+    assert outcome.arguments == ["depth", "full"]
+
+
+def test_queries_about_orders_are_asked_for_the_account_of_the_connection() -> None:
+    outcome = receive(frame("get_open_orders", {"symbol": "X", "limit": 10, "after": "7"}))
+    assert isinstance(outcome, Query)
+    assert outcome.arguments == ["account", "alice", "after", "7", "limit", "10"]
+    assert isinstance(
+        outcome := receive(frame("get_order", {"symbol": "X", "order_id": "3"})), Query
+    )
+    assert outcome.arguments == ["account", "alice", "order_id", "3"]
+
+
+def test_a_subscription_names_each_symbol_once() -> None:
+    outcome = receive(frame("subscribe", {"channel": "book", "symbols": ["A", "B", "A"]}))
+    assert isinstance(outcome, Subscribe)
+    assert (outcome.channel, outcome.symbols, outcome.after) == (Channel.BOOK, ("A", "B"), None)
+
+
+def test_a_subscription_can_resume_one_symbol() -> None:
+    params = {"channel": "trades", "symbols": ["A"], "after": 41, "epoch": 2}
+    outcome = receive(frame("subscribe", params))
+    assert isinstance(outcome, Subscribe)
+    assert (outcome.after, outcome.epoch) == (41, 2)
+
+
+def test_instruments_and_heartbeat_need_no_symbols() -> None:
+    assert isinstance(receive(frame("subscribe", {"channel": "instruments"})), Subscribe)
+    assert isinstance(receive(frame("subscribe", {"channel": "heartbeat"})), Subscribe)
+    assert isinstance(receive(frame("unsubscribe", {"channel": "heartbeat"})), Unsubscribe)
+
+
+def test_ping_takes_no_params_or_empty_ones() -> None:
+    assert isinstance(receive(frame("ping")), Ping)
+    assert isinstance(receive(frame("ping", {})), Ping)
+
+
+# ---- answers
+
+
+@pytest.mark.parametrize("req_id", [0, 7, -3, 2**53 + 1, "", "a", "q" * 64, 'quo"te', "é\\"])
+def test_req_id_is_echoed_as_sent(req_id: int | str) -> None:
+    outcome = receive(frame("place_order", LIMIT_ORDER, req_id))
+    assert isinstance(outcome, Command)
+    reply = json.loads(answer(outcome.head, b'{"status":"open"}'))
+    assert reply == {
+        "method": "place_order",
+        "req_id": req_id,
+        "success": True,
+        "result": {"status": "open"},
+    }
+
+
+def test_without_a_req_id_the_answer_has_none() -> None:
+    outcome = receive(frame("ping"))
+    assert isinstance(outcome, Ping)
+    assert json.loads(answer(outcome.head, b"{}")) == {
+        "method": "ping",
+        "success": True,
+        "result": {},
+    }
+
+
+def test_a_refusal_of_the_engine_becomes_an_error() -> None:
+    outcome = receive(frame("ping", req_id=1))
+    assert isinstance(outcome, Ping)
+    refusal = b'{"status":"rejected","code":"PRICE_OFF_TICK","message":"m","client_order_id":"a1"}'
+    assert json.loads(answer(outcome.head, refusal)) == {
+        "method": "ping",
+        "req_id": 1,
+        "success": False,
+        "error": {"code": "PRICE_OFF_TICK", "message": "m", "client_order_id": "a1"},
+    }
+
+
+def test_messages_of_refusals_are_escaped() -> None:
+    outcome = receive(frame("ping", req_id=1))
+    assert isinstance(outcome, Ping)
+    reply = json.loads(failure(outcome.head, RejectCode.UNAVAILABLE, 'a "quote" and \\ \n'))
+    assert reply["error"] == {"code": "UNAVAILABLE", "message": 'a "quote" and \\ \n'}
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"nonsense",
+        b"[]",
+        b"1",
+        b'"text"',
+        b"null",
+        b'{"method":"ping"',
+        b'{"method":"ping"} trailing',
+        b"{'method':'ping'}",
+        b"\xff\xfe",
+        b'{"method":"\xff"}',
+        b'{"method":"\\ud800"}',
+        b'{"method":"ping","params":{"\xff":1}}',
+        b"[" * 16000,
+        b'{"a":' * 3000,
+        b'{"method":"ping","params":' + b"[" * 8000 + b"]" * 8000 + b"}",
+        b'{"method":"place_order","params":{"symbol":"X","side":"\xff"}}',
+    ],
+)
+def test_what_is_no_json_object_is_malformed(data: bytes) -> None:
+    assert code(data) == "MALFORMED_COMMAND"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (frame("execute"), "UNKNOWN_METHOD"),
+        (frame("define_instrument", {"symbol": "X"}), "UNKNOWN_METHOD"),
+        (frame("m" * 10_000), "UNKNOWN_METHOD"),
+        (b"{}", "MISSING_FIELD"),
+        (b'{"req_id":1}', "MISSING_FIELD"),
+        (b'{"method":5}', "WRONG_TYPE"),
+        (b'{"method":"ping","extra":1}', "UNKNOWN_FIELD"),
+        (b'{"method":"ping","params":[]}', "WRONG_TYPE"),
+        (b'{"method":"ping","params":null}', "WRONG_TYPE"),
+        (b'{"method":"ping","params":{"x":1}}', "UNKNOWN_FIELD"),
+        (b'{"method":"ping","method":"ping"}', "DUPLICATE_FIELD"),
+        (b'{"method":"ping","req_id":1,"req_id":2}', "DUPLICATE_FIELD"),
+        (b'{"method":"ping","params":{},"params":{}}', "DUPLICATE_FIELD"),
+    ],
+)
+def test_a_wrong_envelope_is_refused_by_name(data: bytes, expected: str) -> None:
+    assert code(data) == expected
+
+
+@pytest.mark.parametrize("req_id", [None, 1.5, True, [], {}])
+def test_a_req_id_is_an_integer_or_text(req_id: Any) -> None:
+    data = json.dumps({"method": "ping", "req_id": req_id}).encode()
+    reply = refused(data)
+    assert reply["error"]["code"] == "WRONG_TYPE"
+    assert "req_id" not in reply
+
+
+@pytest.mark.parametrize("req_id", ["x" * 65, 10**64])
+def test_a_req_id_has_a_limited_length(req_id: Any) -> None:
+    assert code(frame("ping", req_id=req_id)) == "INVALID_VALUE"
+
+
+@pytest.mark.parametrize("field", list(LIMIT_ORDER.keys() - {"price"}))
+def test_a_missing_field_is_named(field: str) -> None:
+    params = {name: value for name, value in LIMIT_ORDER.items() if name != field}
+    error = refused(frame("place_order", params))["error"]
+    assert (error["code"], field in error["message"]) == ("MISSING_FIELD", True)
+
+
+@pytest.mark.parametrize("field", [*LIMIT_ORDER, "time_in_force", "client_order_id"])
+@pytest.mark.parametrize("value", [1, 1.5, True, None, [], {}])
+def test_a_value_that_is_not_text_is_refused_by_name(field: str, value: Any) -> None:
+    error = refused(frame("place_order", LIMIT_ORDER | {field: value}))["error"]
+    assert (error["code"], field in error["message"]) == ("WRONG_TYPE", True)
+
+
+@pytest.mark.parametrize("field", ["account", "method", "colour", "", "é", 'quo"te'])
+def test_an_unknown_field_is_refused(field: str) -> None:
+    assert code(frame("place_order", LIMIT_ORDER | {field: "x"})) == "UNKNOWN_FIELD"
+
+
+@pytest.mark.parametrize("field", LIMIT_ORDER)
+def test_a_field_given_twice_is_refused(field: str) -> None:
+    text = json.dumps(LIMIT_ORDER)
+    twice = text[:-1] + f', "{field}": "1"' + "}"
+    data = f'{{"method":"place_order","req_id":9,"params":{twice}}}'.encode()
+    reply = refused(data)
+    assert (reply["error"]["code"], reply["req_id"]) == ("DUPLICATE_FIELD", 9)
+
+
+def test_a_field_given_twice_is_found_behind_escapes() -> None:
+    params = '{"symbol":"X","order_id":"1","\\u006frder_id":"2"}'
+    assert code(f'{{"method":"cancel_order","params":{params}}}'.encode()) == "DUPLICATE_FIELD"
+
+
+def test_escapes_alone_are_no_duplicates() -> None:
+    params = '{"symbol":"X","client_order_id":"a\\"b\\u0022"}'
+    outcome = receive(f'{{"method":"cancel_order","params":{params}}}'.encode())
+    assert isinstance(outcome, Command)
+    assert json.loads(outcome.payload)["client_order_id"] == 'a"b"'
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"channel": "books", "symbols": ["A"]}, "INVALID_VALUE"),
+        ({"channel": 1, "symbols": ["A"]}, "WRONG_TYPE"),
+        ({"symbols": ["A"]}, "MISSING_FIELD"),
+        ({"channel": "book"}, "MISSING_FIELD"),
+        ({"channel": "book", "symbols": []}, "INVALID_VALUE"),
+        ({"channel": "book", "symbols": ["A"] * 257}, "INVALID_VALUE"),
+        ({"channel": "book", "symbols": "A"}, "WRONG_TYPE"),
+        ({"channel": "book", "symbols": [1]}, "WRONG_TYPE"),
+        ({"channel": "book", "symbols": ["A"], "after": 1}, "FIELD_NOT_ALLOWED"),
+        ({"channel": "trades", "symbols": ["A", "B"], "after": 1}, "FIELD_NOT_ALLOWED"),
+        ({"channel": "trades", "symbols": ["A"], "epoch": 1}, "FIELD_NOT_ALLOWED"),
+        ({"channel": "trades", "symbols": ["A"], "after": -1}, "INVALID_VALUE"),
+        ({"channel": "trades", "symbols": ["A"], "after": 2**53}, "INVALID_VALUE"),
+        ({"channel": "trades", "symbols": ["A"], "after": "1"}, "WRONG_TYPE"),
+        ({"channel": "heartbeat", "symbols": ["A"]}, "FIELD_NOT_ALLOWED"),
+    ],
+)
+def test_a_subscription_that_makes_no_sense_is_refused(params: Any, expected: str) -> None:
+    assert code(frame("subscribe", params)) == expected
+
+
+def test_the_req_id_is_recovered_wherever_it_can_be() -> None:
+    assert refused(frame("nothing", req_id=5))["req_id"] == 5
+    assert refused(b'{"method":"ping","req_id":"x","extra":1}')["req_id"] == "x"
+    assert refused(b'{"req_id":6,"method":7}')["req_id"] == 6
+    assert refused(b'{"req_id":8,"method":"place_order","params":{"symbol":"\xff"}}')["req_id"] == 8
+    assert refused(b'{"method":"ping","req_id":9,')["req_id"] == 9
+    assert "req_id" not in refused(b'{"method":"ping","req_id":')
+
+
+def test_the_method_is_named_where_it_is_known() -> None:
+    assert refused(frame("place_order", {}))["method"] == "place_order"
+    assert refused(frame("surprise"))["method"] == "surprise"
+    assert "method" not in refused(b"nonsense")
+    assert "method" not in refused(frame("m" * 10_000))
+
+
+# ---- abuse
+
+
+def test_too_many_malformed_frames_in_a_row_close_the_connection() -> None:
+    session = Session("alice")
+    outcomes = [session.receive(b"nonsense") for _ in range(MALFORMED_FRAMES_MAX)]
+    assert all(isinstance(outcome, Reply) for outcome in outcomes[:-1])
+    last = outcomes[-1]
+    assert isinstance(last, Close)
+    assert last.code == 1008
+    assert json.loads(last.frame)["error"]["code"] == "MALFORMED_COMMAND"
+
+
+def test_binary_frames_count_as_malformed() -> None:
+    session = Session("alice")
+    outcomes = [session.receive_binary() for _ in range(MALFORMED_FRAMES_MAX)]
+    assert isinstance(outcomes[0], Reply)
+    assert isinstance(outcomes[-1], Close)
+
+
+@pytest.mark.parametrize("between", [frame("ping"), frame("nothing"), frame("place_order", {})])
+def test_an_understood_frame_forgives_the_malformed_ones(between: bytes) -> None:
+    session = Session("alice")
+    for _ in range(MALFORMED_FRAMES_MAX - 1):
+        session.receive(b"nonsense")
+    session.receive(between)
+    assert isinstance(session.receive(b"nonsense"), Reply)
+
+
+# ---- anything at all
+
+_texts = st.text('a1é"\\\n\0', max_size=5)
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3),
+    max_leaves=8,
+)
+_methods = st.sampled_from(["place_order", "cancel_order", "get_book", "subscribe", "ping"])
+_names = st.sampled_from([*LIMIT_ORDER, "order_id", "channel", "symbols", "after"])
+_envelopes = st.fixed_dictionaries(
+    {"method": _methods | _json, "params": st.dictionaries(_names, _json) | _json},
+    optional={"req_id": _json},
+)
+
+
+@given(st.binary(max_size=200) | _envelopes.map(lambda value: json.dumps(value).encode()))
+def test_no_frame_breaks_the_session(data: bytes) -> None:
+    session = Session("alice")
+    outcome = session.receive(data)
+    if isinstance(outcome, Reply):
+        assert json.loads(outcome.frame)["success"] is False
+    if isinstance(outcome, Command):
+        command = json.loads(outcome.payload)
+        assert command["account"] == "alice"
+        assert "symbol" not in command
+    assert isinstance(session.receive(frame("ping")), Ping)
