@@ -476,7 +476,7 @@ local function plan_order_writes(b, plan)
     local member, stored = o.member, o.stored_member
     if member then
       records[#records + 1] = o.order_id
-      records[#records + 1] = order.record(o, instrument.ticks_text(b.instrument, o.price))
+      records[#records + 1] = order.record(o, b.instrument)
     elseif stored then
       gone[#gone + 1] = o.order_id
     end
@@ -499,7 +499,7 @@ local function plan_level_writes(b, side, prices, plan)
     else
       local totals = arguments_for(plan, "HSET", side.levels_key)
       totals[#totals + 1] = name
-      totals[#totals + 1] = numbers.integer_text(total)
+      totals[#totals + 1] = instrument.lots_text(b.instrument, total)
     end
   end
 end

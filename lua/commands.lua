@@ -36,8 +36,10 @@ end
 -- The reply to place_order and amend_order.
 local function order_reply(b, o, status, fills_json)
   return "{"
-    .. events.standing(b, o)
-    .. ',"status":"'
+    .. events.terms(b, o)
+    .. ',"remaining_quantity":"'
+    .. instrument.quantity_text(b.instrument, o.remaining)
+    .. '","status":"'
     .. status
     .. '","fills":'
     .. fills_json
@@ -566,10 +568,12 @@ end
 
 -- ---- execute
 
--- A command from its JSON: { method, values }, or { refusal, client_order_id }.
+-- A command from its JSON (whose decoder takes a zero byte for the end): { method, values }, or {
+-- refusal, client_order_id }.
 local function decode(text)
   local decoded, object = pcall(cjson.decode, text)
-  if not decoded or type(object) ~= "table" or type(object.method) ~= "string" then
+  local cut_short = string.find(text, "%z")
+  if not decoded or cut_short or type(object) ~= "table" or type(object.method) ~= "string" then
     return { refusal = reject.new("MALFORMED_COMMAND", "a command is a JSON object with a method") }
   end
   local method = methods[object.method]
@@ -581,7 +585,7 @@ local function decode(text)
   end
   object.method = nil
   local client_id = fields.echo(object)
-  local values, refusal = fields.from_object(object, method.schema)
+  local values, refusal = fields.from_object(object, method.schema, fields.count(text) - 1)
   if not values then
     return { refusal = refusal, client_order_id = client_id }
   end

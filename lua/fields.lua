@@ -21,36 +21,33 @@ local function run_id(text)
   return #text <= 64 and string.find(text, "^%w+$")
 end
 
-local function any(_)
-  return true
-end
+-- The fields with a set of values.
+local choices = {
+  side = { buy = true, sell = true },
+  order_type = { limit = true, market = true },
+  time_in_force = { gtc = true, ioc = true, fok = true },
+  post_only = { ["true"] = true, ["false"] = true },
+  status = { trading = true, halted = true, cancel_only = true },
+}
 
-local boolean = { ["true"] = true, ["false"] = true }
-
--- The form of every field of every command: a set of texts, or a function text -> true or nil. A
--- schema below picks from these by name.
+-- The fields with a form: a function text -> true or nil, or true for any text.
 local forms = {
   account = account,
   client_order_id = client_order_id,
   order_id = numbers.positive_integer,
   after = numbers.positive_integer,
-  side = { buy = true, sell = true },
-  order_type = { limit = true, market = true },
-  time_in_force = { gtc = true, ioc = true, fok = true },
-  post_only = boolean,
-  price = any,
-  quantity = any,
-  remaining_quantity = any,
+  price = true,
+  quantity = true,
+  remaining_quantity = true,
   run_id = run_id,
   depth = function(text)
     return text == "full" or numbers.positive_integer(text)
   end,
   limit = numbers.positive_integer,
-  tick_size = any,
-  lot_size = any,
-  min_quantity = any,
-  max_quantity = any,
-  status = { trading = true, halted = true, cancel_only = true },
+  tick_size = true,
+  lot_size = true,
+  min_quantity = true,
+  max_quantity = true,
   events_length_max = numbers.positive_integer,
   trades_length_max = numbers.positive_integer,
   book_length_max = numbers.positive_integer,
@@ -59,8 +56,9 @@ local forms = {
 -- A schema: which fields a command takes and which it cannot do without, in the order they are
 -- reported and compared.
 function fields.schema(names, required)
-  local schema = { names = names, required = required, forms = {} }
+  local schema = { names = names, required = required, choices = {}, forms = {} }
   for i = 1, #names do
+    schema.choices[names[i]] = choices[names[i]]
     schema.forms[names[i]] = forms[names[i]]
   end
   return schema
@@ -74,14 +72,6 @@ local function quoted(name)
   return ""
 end
 
--- Whether a value has its field's form.
-local function fits(form, value)
-  if type(form) == "table" then
-    return form[value]
-  end
-  return form(value)
-end
-
 local function missing_refusal(values, schema)
   local required = schema.required
   for i = 1, #required do
@@ -92,12 +82,20 @@ local function missing_refusal(values, schema)
   return nil
 end
 
-local function invalid(name)
-  return reject.with("INVALID_VALUE", name .. " has a value that is not allowed")
-end
-
-local function unknown(name)
-  return reject.with("UNKNOWN_FIELD", "unknown field" .. quoted(name))
+-- A refusal where a value does not belong to this field of the command, else nil.
+local function value_refusal(schema, name, value)
+  local choice, form = schema.choices[name], schema.forms[name]
+  if not choice and not form then
+    return reject.new("UNKNOWN_FIELD", "unknown field" .. quoted(name))
+  end
+  if type(value) ~= "string" then
+    return reject.new("WRONG_TYPE", "field " .. name .. " must be text")
+  end
+  local fits = choice and choice[value] or form == true or (form and form(value))
+  if not fits then
+    return reject.new("INVALID_VALUE", name .. " has a value that is not allowed")
+  end
+  return nil
 end
 
 -- From FCALL arguments: field, value, field, value …
@@ -108,15 +106,12 @@ function fields.from_arguments(arguments, schema)
   local values = {}
   for i = 1, #arguments, 2 do
     local name, value = arguments[i], arguments[i + 1]
-    local form = schema.forms[name]
-    if not form then
-      return unknown(name)
-    end
     if values[name] ~= nil then
       return reject.with("DUPLICATE_FIELD", "field " .. name .. " is given twice")
     end
-    if not fits(form, value) then
-      return invalid(name)
+    local refusal = value_refusal(schema, name, value)
+    if refusal then
+      return nil, refusal
     end
     values[name] = value
   end
@@ -124,25 +119,39 @@ function fields.from_arguments(arguments, schema)
   return not refusal and values or nil, refusal
 end
 
--- From a decoded JSON object, its method taken out. Values are text; post_only may be a JSON
--- boolean.
-function fields.from_object(object, schema)
-  local form_of = schema.forms
+-- From a decoded JSON object, its method taken out, whose text had fields_count fields. Values are
+-- text; post_only may be a JSON boolean.
+function fields.from_object(object, schema, fields_count)
+  if type(object.post_only) == "boolean" then
+    object.post_only = tostring(object.post_only)
+  end
+  local count = 0
   for name, value in pairs(object) do
-    local form = form_of[name]
-    if not form then
-      return unknown(name)
+    count = count + 1
+    local choice = schema.choices[name]
+    if not (choice and choice[value]) then
+      local refusal = value_refusal(schema, name, value)
+      if refusal then
+        return nil, refusal
+      end
     end
-    if name == "post_only" and type(value) == "boolean" then
-      object[name] = tostring(value)
-    elseif type(value) ~= "string" then
-      return reject.with("WRONG_TYPE", "field " .. name .. " must be text")
-    elseif not fits(form, value) then
-      return invalid(name)
-    end
+  end
+  if count < fields_count then
+    return reject.with("DUPLICATE_FIELD", "a field is given twice")
   end
   local refusal = missing_refusal(object, schema)
   return not refusal and object or nil, refusal
+end
+
+-- How many names with a value a JSON object's text has. Its decoder keeps only the last of equal
+-- ones.
+function fields.count(text)
+  local count, position = 0, 0
+  repeat
+    position = string.find(text, '"%s*:', position + 1)
+    count = count + 1
+  until not position
+  return count - 1
 end
 
 -- The client_order_id to echo in a refusal: only when it has the right form.

@@ -39,19 +39,29 @@ local function with_steps(record)
   record.quantity_min = least and numbers.parse(least, record.quantity_step) or 1
   record.quantity_max = most and numbers.parse(most, record.quantity_step) or record.lots_max
   record.prices = {}
-  record.ticks_texts = {}
-  record.price_texts = {}
-  record.quantity_texts = {}
+  record.ticks_texts, record.lots_texts = {}, {}
+  record.price_texts = numbers.is_unit(record.price_step) and record.ticks_texts or {}
+  record.quantity_texts = numbers.is_unit(record.quantity_step) and record.lots_texts or {}
   return record
 end
 
 -- Ticks as digits: the name of a level. A call meets the same prices again and again, so it
--- remembers this and the two texts below.
+-- remembers this and the texts below.
 function instrument.ticks_text(record, ticks)
   local text = record.ticks_texts[ticks]
   if not text then
     text = numbers.integer_text(ticks)
     record.ticks_texts[ticks] = text
+  end
+  return text
+end
+
+-- Lots as digits.
+function instrument.lots_text(record, lots)
+  local text = record.lots_texts[lots]
+  if not text then
+    text = numbers.integer_text(lots)
+    record.lots_texts[lots] = text
   end
   return text
 end

@@ -35,10 +35,8 @@ local function exact(digits)
   return number
 end
 
--- Step: what tick_size and lot_size are read into. A step of 0.05 has 2 decimals and size 5: text
--- is first scaled by 10^decimals and must then be a multiple of size. Returns { decimals, size,
--- text }, or nil where the text is no positive decimal.
-function numbers.step(text)
+-- Reads a step: see numbers.step.
+local function read_step(text)
   local whole, fraction = split(text)
   if not whole then
     return nil
@@ -52,10 +50,39 @@ function numbers.step(text)
   return { decimals = #fraction, size = size, text = canonical }
 end
 
+-- Steps read before. Every call needs two, and a text always gives the same step, so this is no
+-- state; it is emptied before it grows large.
+local steps_known_max = 1000
+local steps_known, steps_known_count = {}, 0
+
+-- Step: what tick_size and lot_size are read into. A step of 0.05 has 2 decimals and size 5: text
+-- is first scaled by 10^decimals and must then be a multiple of size. Returns { decimals, size,
+-- text }, or nil where the text is no positive decimal.
+function numbers.step(text)
+  local step = steps_known[text]
+  if step then
+    return step
+  end
+  step = read_step(text)
+  if steps_known_count == steps_known_max then
+    steps_known, steps_known_count = {}, 0
+  end
+  if step then
+    steps_known[text] = step
+    steps_known_count = steps_known_count + 1
+  end
+  return step
+end
+
+-- Whether a number of such steps has the same digits as its decimal text.
+function numbers.is_unit(step)
+  return step.decimals == 0 and step.size == 1
+end
+
 -- Decimal text as a whole number of steps. On failure nil and "malformed" (not a number the engine
 -- can hold) or "off_step" (a number between two steps).
 function numbers.parse(text, step)
-  if step.decimals == 0 and step.size == 1 and #text < 16 and string.find(text, "^[1-9]%d*$") then
+  if numbers.is_unit(step) and #text < 16 and string.find(text, "^[1-9]%d*$") then
     return tonumber(text)
   end
   local whole, fraction = split(text)

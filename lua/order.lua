@@ -10,6 +10,7 @@
 -- `member` in its side's sorted set. An order that has left the queue, or lost its place in it, has
 -- another member or none: that is how stale views of the queue recognise it.
 
+local instrument = require("instrument")
 local numbers = require("numbers")
 
 local order = {}
@@ -59,16 +60,15 @@ function order.parse(order_id, text)
   }
 end
 
-function order.record(o, price_text)
-  local remaining = numbers.integer_text(o.remaining)
-  local quantity = o.quantity == o.remaining and remaining or numbers.integer_text(o.quantity)
+-- The record as text; `rules` is the instrument it is of.
+function order.record(o, rules)
   return o.side
     .. " "
-    .. price_text
+    .. instrument.ticks_text(rules, o.price)
     .. " "
-    .. quantity
+    .. instrument.lots_text(rules, o.quantity)
     .. " "
-    .. remaining
+    .. instrument.lots_text(rules, o.remaining)
     .. " "
     .. o.place
     .. " "

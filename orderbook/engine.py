@@ -167,8 +167,15 @@ class Engine:
         instruments = await self.instruments()
         for symbol in instruments:
             if self._epoch_is_due(symbol, self._topology.node(self.book_key(symbol))):
-                await self.begin_epoch(symbol)
+                await self._try_to_begin_epoch(symbol)
         return instruments
+
+    async def _try_to_begin_epoch(self, symbol: str) -> None:
+        try:
+            await self.begin_epoch(symbol)
+        except EngineError as error:
+            # A damaged book stands still; the others must not.
+            logger.warning("no new epoch for %s: %s", symbol, error)
 
     def _epoch_is_due(self, symbol: str, node: Node) -> bool:
         return node.run_id is not None and self._run_ids.get(symbol) != node.run_id

@@ -15,6 +15,7 @@ from orderbook.engine import BATCH_LENGTH_MAX, Batcher, Engine, EngineError
 from servers import (
     BINARIES,
     Server,
+    connect,
     free_port,
     is_installed,
     load_library,
@@ -297,6 +298,16 @@ async def test_clients_that_only_look_begin_no_epoch(exchange: Engine, symbol: s
     await exchange.get_book(symbol)
     await exchange.place_order(symbol, **LIMIT)
     assert (await exchange.get_instrument(symbol))["epoch"] == 1
+
+
+async def test_a_damaged_book_keeps_no_other_from_its_epoch() -> None:
+    async with own_server() as (server, engine):
+        await engine.define_instrument("A", **RULES)
+        await engine.define_instrument("Z", **RULES)
+        server.client.xadd("orderbook:{main}:X:events", {"trades": "x"}, id="99-0")
+        assert (await engine.begin_epochs()).keys() == {"A", "X", "Z"}
+        assert (await engine.get_instrument("A"))["epoch"] == 2
+        assert (await engine.get_instrument("Z"))["epoch"] == 2
 
 
 async def test_reporting_the_same_server_again_changes_nothing(

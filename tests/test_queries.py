@@ -19,9 +19,13 @@ def checksum(asks: list[list[str]], bids: list[list[str]]) -> int:
     return zlib.crc32("".join(digits).encode())
 
 
-def test_checksum_of_the_example_in_the_protocol(book: Book) -> None:
-    book.limit("alice", "buy", "1", "100.25")
-    assert book.read("get_book")["checksum"] == 974947235
+def test_checksum_is_of_digits_asks_before_bids(book: Book) -> None:
+    book.limit("alice", "buy", "1", "0.05")
+    assert book.read("get_book")["checksum"] == zlib.crc32(b"51")
+    book.limit("alice", "buy", "20", "100.25")
+    book.limit("bob", "sell", "3", "100.50")
+    book.limit("bob", "sell", "4", "101")
+    assert book.read("get_book")["checksum"] == zlib.crc32(b"100531014" + b"100252051")
 
 
 def test_checksum_is_of_ten_levels_a_side_whatever_the_depth(book: Book) -> None:
