@@ -239,8 +239,7 @@ end
 
 local function load_chunk(side)
   local count = #side.members
-  local rows =
-    redis.call("ZRANGE", side.key, count, count + side.chunk - 1, "WITHSCORES")
+  local rows = redis.call("ZRANGE", side.key, count, count + side.chunk - 1, "WITHSCORES")
   for i = 1, #rows, 2 do
     count = count + 1
     side.members[count] = rows[i]

@@ -101,8 +101,7 @@ end
 local function walk_side(walk, side)
   local from = 0
   repeat
-    local rows =
-      redis.call("ZRANGE", side.key, from, from + chunk_length - 1, "WITHSCORES")
+    local rows = redis.call("ZRANGE", side.key, from, from + chunk_length - 1, "WITHSCORES")
     if from == 0 and rows[2] then
       side.best = tonumber(rows[2]) * side.sign
     end

@@ -465,9 +465,8 @@ async def _library_on(primary: "Redis") -> Reply:
     from orderbook import library
 
     found = await library.installed(primary)
-    options = primary.connection_pool.connection_kwargs
     return {
-        "node": options.get("path") or f"{options.get('host')}:{options.get('port')}",
+        "node": library.node_name(primary),
         "found_version": found and found.version,
         "found_digest": found and found.digest,
         "fits": found is not None and library.fits(found),

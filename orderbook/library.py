@@ -1,12 +1,12 @@
 """The Lua library: one text made of many files, and its way onto every primary.
 
-`FUNCTION LOAD` takes a single text and knows no `require`. The files in lua/ are ordinary modules all
-the same; `bundle` sorts them by what they require, wraps each in a function of its own and keeps a map
-from the lines of the bundle to the lines of the files, so that an error at `user_function:312` is
-shown as `lua/book.lua:41`.
+`FUNCTION LOAD` takes a single text and knows no `require`. The files in lua/ are ordinary modules
+all the same; `bundle` sorts them by what they require, wraps each in a function of its own and
+keeps a map from the lines of the bundle to the lines of the files, so that an error at
+`user_function:312` is shown as `lua/book.lua:41`.
 
-Who may load what: a deployer (`load`) replaces an older or different library, a host (`check`) only fills in a
-missing one, and nobody replaces a newer library by an older one.
+Who may load what: a deployer (`load`) replaces an older or different library, a host (`check`) only
+fills in a missing one, and nobody replaces a newer library by an older one.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _LUA_LINE = re.compile(r"@?user_function:\s?(\d+)")
 
 
 class LibraryError(Exception):
-    """The library cannot be bundled, or a server holds one that must not be replaced or used."""
+    """The library cannot be bundled, or a server has one that must not be replaced or used."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """The text for FUNCTION LOAD. `line_map[n]` is the "lua/file.lua:line" of the text's line n + 1."""
+    """The text for FUNCTION LOAD; `line_map[n]` is the "lua/file.lua:line" of its line n + 1."""
 
     text: str
     version: str
@@ -80,7 +80,7 @@ class Deployment(Protocol):
 
 
 def lua_directory() -> Path:
-    """Return the folder of the Lua files: inside the installed package, else beside it in a checkout."""
+    """Return the folder of the Lua files: in the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
     installed = package / "lua"
     return installed if installed.is_dir() else package.parent / "lua"
@@ -144,7 +144,8 @@ def _version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
-def _node_name(primary: Any) -> str:
+def node_name(primary: Any) -> str:
+    """Return how people call the server behind a client: host and port, or its socket's path."""
     options = primary.connection_pool.connection_kwargs
     return str(options.get("path") or f"{options.get('host')}:{options.get('port')}")
 
@@ -162,7 +163,7 @@ async def _on_every_primary(
         if action != "kept":
             await primary.execute_command("FUNCTION", "LOAD", "REPLACE", bundle().text)
         version = library.version if library else None
-        reports.append(PrimaryReport(_node_name(primary), version, action))
+        reports.append(PrimaryReport(node_name(primary), version, action))
     return reports
 
 
@@ -228,4 +229,5 @@ __all__ = [
     "fits",
     "installed",
     "load",
+    "node_name",
 ]

@@ -94,7 +94,7 @@ class Book:
             found.append((int(sequence), {k.decode(): decode(v) for k, v in fields.items()}))
         return found
 
-    def keys(self) -> list[bytes]:
+    def stored_keys(self) -> list[bytes]:
         """Every key of this book."""
         exactly = re.escape(self.key.encode()) + rb"(:.*)?"
         pattern = re.sub(r"([\[\]*?\\])", r"\\\1", self.key) + "*"
@@ -102,7 +102,7 @@ class Book:
 
     def contents(self) -> dict[bytes, Any]:
         """Everything that is stored for this book, byte for byte."""
-        return {key: _content(self.client, key) for key in self.keys()}
+        return {key: _content(self.client, key) for key in self.stored_keys()}
 
 
 _DEFINITION = {"tick_size": TICK_SIZE, "lot_size": LOT_SIZE}

@@ -3,8 +3,8 @@
 The rules, as this file understands them.
 
 *A book* is two queues of resting orders. Bids stand highest price first, asks lowest first; at one
-price, the order with the smaller `priority` stands first. Priority is one counter: an order gets the
-next number when it is accepted, and again whenever it must queue anew. Nothing else decides.
+price, the order with the smaller `priority` stands first. Priority is one counter: an order gets
+the next number when it is accepted, and again whenever it must queue anew. Nothing else decides.
 
 *An incoming order* (the taker) trades with the opposite queue from its front for as long as prices
 cross, always at the price of the resting order (the maker), always as much as both have. A trade
@@ -193,9 +193,7 @@ class Call:
 
     def report(self, account: str, event: str, **content: Any) -> None:
         self.changed = True
-        self.reports.setdefault(account, []).append(
-            {"event": event, **content, "timestamp_ms": 0}
-        )
+        self.reports.setdefault(account, []).append({"event": event, **content, "timestamp_ms": 0})
 
 
 @dataclass
@@ -330,27 +328,10 @@ class ReferenceBook:
     def _define_instrument(self, call: Call, fields: Mapping[str, str]) -> Json:
         new = dict(self.instrument) if self.instrument else self._first_definition(fields)
         for name, value in fields.items():
-            new[name] = int(value) if name in COUNTS else value
-        sizes = ("tick_size", "lot_size")
-        for name in (*sizes, "min_quantity", "max_quantity"):
-            new[name] = decimal_number(new[name]) if name in fields else self.instrument.get(name)
-        for name in sizes:
-            if new[name] <= 0:
-                raise RejectedError("INVALID_NUMBER")
-            if self.orders and new[name] != self.instrument[name]:
-                raise RejectedError("INSTRUMENT_IN_USE")
-        lot = new["lot_size"]
-        new["min_quantity"] = lot if new["min_quantity"] is None else new["min_quantity"]
-        if new["max_quantity"] is None:
-            scale = Decimal(10) ** decimals(lot)
-            new["max_quantity"] = EXACT_MAX / scale // lot * lot
-        for name in ("min_quantity", "max_quantity"):
-            if new[name] % lot:
-                raise RejectedError("QUANTITY_OFF_LOT")
-        if new["min_quantity"] <= 0:
-            raise RejectedError("QUANTITY_TOO_SMALL")
-        if new["min_quantity"] > new["max_quantity"]:
-            raise RejectedError("INVALID_VALUE")
+            new[name] = new_rule(name, value)
+        self._check_steps(new)
+        set_default_limits(new)
+        check_limits(new)
         if new != self.instrument:
             self.instrument = new
             call.changed = True
@@ -359,6 +340,13 @@ class ReferenceBook:
             call.topics["instruments"] = {"instrument": reply}
             call.stamped.append(reply)
         return reply
+
+    def _check_steps(self, new: Json) -> None:
+        for name in ("tick_size", "lot_size"):
+            if new[name] <= 0:
+                raise RejectedError("INVALID_NUMBER")
+            if self.orders and new[name] != self.instrument[name]:
+                raise RejectedError("INSTRUMENT_IN_USE")
 
     @staticmethod
     def _first_definition(fields: Mapping[str, str]) -> Json:
@@ -662,7 +650,7 @@ class ReferenceBook:
     # ---- retries
 
     def _recall(self, fields: Mapping[str, str], content: Any) -> Json | None:
-        """The first reply to this very command, None for a new one; refuses an id used otherwise."""
+        """The first reply to this very command, None for a new one; refuses an id used before."""
         if "client_order_id" not in fields:
             return None
         name = (fields["account"], fields["client_order_id"])
@@ -786,6 +774,31 @@ class ReferenceBook:
             "levels": sum(len(self.levels(side)) for side in SIDES),
             "sequence": self.sequence,
         }
+
+
+def new_rule(name: str, value: str) -> Any:
+    """The value of an instrument's field."""
+    if name in COUNTS:
+        return int(value)
+    return value if name == "status" else decimal_number(value)
+
+
+def set_default_limits(instrument: Json) -> None:
+    """One lot, and as many as are exact."""
+    lot = instrument["lot_size"]
+    exact_max = EXACT_MAX / Decimal(10) ** decimals(lot)
+    instrument.setdefault("min_quantity", lot)
+    instrument.setdefault("max_quantity", exact_max // lot * lot)
+
+
+def check_limits(instrument: Json) -> None:
+    least, most = instrument["min_quantity"], instrument["max_quantity"]
+    if least % instrument["lot_size"] or most % instrument["lot_size"]:
+        raise RejectedError("QUANTITY_OFF_LOT")
+    if least <= 0:
+        raise RejectedError("QUANTITY_TOO_SMALL")
+    if least > most:
+        raise RejectedError("INVALID_VALUE")
 
 
 def price_of(order: Order) -> Decimal:

@@ -6,6 +6,7 @@ more implementation; it has no process.
 """
 
 import contextlib
+import importlib.util
 import shutil
 import socket
 import subprocess
@@ -95,12 +96,7 @@ ENGINES = (*BINARIES, "fakeredis")
 
 def is_installed(engine: str) -> bool:
     if engine == "fakeredis":
-        try:
-            import fakeredis
-            import lupa
-        except ImportError:
-            return False
-        return bool(fakeredis and lupa)
+        return all(importlib.util.find_spec(name) for name in ("fakeredis", "lupa"))
     return BINARIES[engine]() is not None
 
 
@@ -119,7 +115,7 @@ def load_library(client: Any, engine: str) -> None:
 
 
 def connect(port: int) -> Any:
-    """A client that never sends anything twice. Any: redis-py's types promise awaitables as well."""
+    """A client that never sends anything twice. Any: redis-py types each reply as awaitable too."""
     return Redis(
         host=HOST,
         port=port,

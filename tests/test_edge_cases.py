@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import challenge
 import pytest
 
-from books import Book, Json
+import challenge
+from books import Book
 from conftest import ROOT
 from reference import ReferenceBook
 
@@ -56,6 +56,7 @@ class ReferenceDoor:
 
     def send(self, commands: Sequence[dict[str, str]]) -> None:
         replies = self.book.execute(commands)
+        assert isinstance(replies, list)
         self.replies.append([json.dumps({"message": "", **reply}).encode() for reply in replies])
 
     def receive(self) -> list[bytes]:
@@ -84,7 +85,7 @@ def deep_sweep() -> list[list[int]]:
     return [*sellers, [challenge.NEW, 0, 0, 5000, 5001, 100]]
 
 
-def to_messages(case: Json) -> list[challenge.Message]:
+def to_messages(case: dict[str, Any]) -> list[challenge.Message]:
     listed = case["messages"] if isinstance(case["messages"], list) else deep_sweep()
     return [
         challenge.Message(kind, side, ioc, 0, quantity, sequence, order_id, price, 0)
@@ -96,7 +97,7 @@ def report_lines(door: challenge.Door, messages: list[challenge.Message], batch:
     return [line for lines in challenge.replay(door, messages, batch) for line in lines]
 
 
-def check_case(case: Json, lines: list[str]) -> None:
+def check_case(case: dict[str, Any], lines: list[str]) -> None:
     if isinstance(case["expected"], list):
         assert lines == case["expected"]
     assert challenge.hash_reports([lines]) == case["sha256"]

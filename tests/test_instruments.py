@@ -36,7 +36,7 @@ def test_definition_appears_in_the_stream(new_book: NewBook) -> None:
 def test_first_definition_needs_tick_and_lot(new_book: NewBook, given: dict[str, str]) -> None:
     book = new_book()
     assert_rejected(book.ask("define_instrument", **given), "MISSING_FIELD")
-    assert book.keys() == []
+    assert book.stored_keys() == []
     assert not book.client.hexists("orderbook:instruments", book.symbol)
 
 
@@ -89,7 +89,7 @@ def test_instruments_are_found_by_symbol(book: Book) -> None:
 def test_symbol_lives_in_one_segment(book: Book) -> None:
     other = Book(book.client, book.symbol, segment="other")
     assert_rejected(other.define(), "SYMBOL_IN_OTHER_SEGMENT")
-    assert other.keys() == []
+    assert other.stored_keys() == []
     assert book.client.hget("orderbook:instruments", book.symbol) == b"main"
 
 

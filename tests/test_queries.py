@@ -1,6 +1,7 @@
 """Reading a book: depth with its checksum, orders, pages of open orders, recent trades."""
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from books import Book, Json, timeless
@@ -145,14 +146,15 @@ def test_trade_names_both_orders_and_the_aggressor(book: Book) -> None:
 def test_equal_books_have_equal_state_hashes_and_others_not(new_book: Any) -> None:
     one, hashes = new_book(), []
     one.define()
-    for step in (
+    steps: list[Callable[[], Json]] = [
         lambda: one.limit("alice", "sell", "2", "100"),
         lambda: one.limit("bob", "sell", "2", "100"),
         lambda: one.ask("amend_order", order_id="1", quantity="1"),
         lambda: one.ask("amend_order", order_id="1", price="100"),
         lambda: one.ask("define_instrument", max_quantity="7"),
         lambda: one.ask("cancel_order", order_id="1"),
-    ):
+    ]
+    for step in steps:
         step()
         hashes.append(one.state_hash())
         assert one.state_hash() == hashes[-1]

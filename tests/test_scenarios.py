@@ -6,7 +6,7 @@ A scenario is read top to bottom. `#` begins a comment. An unindented line says 
     status halted                             the instrument's status from here on
     alice buy 5 @ 100                         a limit order; `as NAME` gives it a client_order_id,
     bob sell 3 market                         and further words are ioc, fok and post_only
-    alice amends a1 price 101 quantity 4      orders are named by client_order_id, or #17 by order_id
+    alice amends a1 price 101 quantity 4      named by client_order_id, or #17 by order_id
     alice cancels a1
     alice cancels everything
     batch                                     the indented lines below are one `execute`
