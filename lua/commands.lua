@@ -474,19 +474,22 @@ local cancel_all_schema = fields.schema({ "account" }, { "account" })
 -- Rejects: those of the fields' forms.
 local function cancel_all_orders(b, values)
   local ids = book.account_order_ids(b, values.account)
-  local count = math.min(#ids, b.cancels_left)
-  local canceled = {}
-  for i = 1, count do
-    canceled[i] = ids[i]
+  local wanted, canceled = {}, {}
+  for i = 1, math.min(#ids, b.cancels_left) do
+    wanted[i] = ids[i]
   end
-  book.prefetch_orders(b, canceled)
+  book.prefetch_orders(b, wanted)
   book.stamp(b)
-  for _, order_id in ipairs(canceled) do
+  for _, order_id in ipairs(wanted) do
     local o = book.order(b, order_id)
-    book.dequeue(b, o)
-    book.close(b, o)
-    events.canceled(b, o, "cancel_all")
+    if o then
+      book.dequeue(b, o)
+      book.close(b, o)
+      events.canceled(b, o, "cancel_all")
+      canceled[#canceled + 1] = order_id
+    end
   end
+  local count = #canceled
   b.cancels_left = b.cancels_left - count
   local ids_json = count > 0 and '"' .. table.concat(canceled, '","') .. '"' or ""
   return string.format(

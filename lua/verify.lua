@@ -48,10 +48,26 @@ local function check_order(walk, side, member, score, text)
   return o
 end
 
+-- Whether a key is there with this type, or not there. Everything else here relies on it.
+local function check_type(walk, key, wanted)
+  local found = redis.call("TYPE", key).ok
+  if found ~= wanted and found ~= "none" then
+    violate(walk, "WRONG_KEY_TYPE", "the key " .. key .. " is a " .. found)
+    return false
+  end
+  return true
+end
+
 -- Each order must be found through its account and through its client_order_id.
 local function check_indexes(walk, open)
   for _, o in ipairs(open) do
     local account_key = keys.account_orders(walk.record.key, o.account)
+    if walk.account_keys[account_key] == nil then
+      walk.account_keys[account_key] = check_type(walk, account_key, "set")
+    end
+    if not walk.account_keys[account_key] then
+      return
+    end
     if redis.call("SISMEMBER", account_key, o.order_id) == 0 then
       violate(walk, "ACCOUNT_INDEX_MISMATCH", "order " .. o.order_id .. " is not its account's")
     end
@@ -142,7 +158,8 @@ local function check_counts(walk)
     violate(walk, "CLIENT_INDEX_MISMATCH", "there are client_order_ids of orders not open")
   end
   for account, count in pairs(walk.orders_by_account) do
-    if redis.call("SCARD", keys.account_orders(record.key, account)) ~= count then
+    local account_key = keys.account_orders(record.key, account)
+    if walk.account_keys[account_key] and redis.call("SCARD", account_key) ~= count then
       local detail = "account " .. account .. " lists orders that are not open"
       violate(walk, "ACCOUNT_INDEX_MISMATCH", detail)
     end
@@ -185,6 +202,27 @@ local function result_json(walk)
   )
 end
 
+local function check_types(walk, bids_key, asks_key)
+  local book_key = walk.record.key
+  local wanted = {
+    zset = { bids_key, asks_key },
+    stream = { keys.events(book_key), keys.trades(book_key), keys.published_book(book_key) },
+    hash = {
+      keys.levels(bids_key),
+      keys.levels(asks_key),
+      keys.orders(book_key),
+      keys.client_orders(book_key),
+      keys.replies(book_key),
+      keys.replies_previous(book_key),
+    },
+  }
+  for kind, names in pairs(wanted) do
+    for _, name in ipairs(names) do
+      check_type(walk, name, kind)
+    end
+  end
+end
+
 local function header(record)
   return table.concat({
     instrument.json(record, record.sequence),
@@ -202,10 +240,15 @@ function verify.json(record)
     levels = 0,
     client_orders = 0,
     orders_by_account = {},
+    account_keys = {},
     hash = redis.sha1hex(header(record)),
   }
   local bids = { name = "buy", key = keys.bids(record.key), sign = -1, levels = {} }
   local asks = { name = "sell", key = keys.asks(record.key), sign = 1, levels = {} }
+  check_types(walk, bids.key, asks.key)
+  if #walk.violations > 0 then
+    return result_json(walk)
+  end
   for _, side in ipairs({ bids, asks }) do
     walk_side(walk, side)
     check_levels(walk, side)

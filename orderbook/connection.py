@@ -69,6 +69,7 @@ class Limits:
     connections_max: int = 10_000
     subscriptions_per_connection_max: int = 1_000
     in_flight_per_connection_max: int = 4_096
+    queries_per_connection_max: int = 32
     queries_in_flight_max: int = 64
     frame_bytes_max: int = 16 * 1024
     book_buffer_bytes_max: int = 64 * 1024
@@ -106,6 +107,12 @@ def text_frame(payload: bytes) -> bytes:
     return b"\x81\x7f" + length.to_bytes(8, "big") + payload
 
 
+def close_frame(code: int, reason: str) -> bytes:
+    """A websocket close frame as a server sends it; the reason has at most 123 bytes."""
+    payload = code.to_bytes(2, "big") + reason.encode()
+    return b"\x88%c%b" % (len(payload), payload)
+
+
 class Socket(web.WebSocketResponse):
     """A websocket that says why before it closes on a frame that is too large."""
 
@@ -115,7 +122,7 @@ class Socket(web.WebSocketResponse):
             # aiohttp refuses from this size on, not beyond it.
             max_msg_size=limits.frame_bytes_max + 1,
             heartbeat=HEARTBEAT_S,
-            timeout=CLOSE_TIMEOUT_S,
+            autoclose=False,
             decode_text=False,
         )
         self._frame_bytes_max = limits.frame_bytes_max
@@ -160,7 +167,9 @@ class Connection:
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._closing: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
         self._in_flight = 0
+        self._queries_in_flight = 0
         self._room = asyncio.Event()
         self._sent: dict[str, int] = {}
         self._answered_count: dict[str, int] = {}
@@ -177,10 +186,14 @@ class Connection:
         self._writer = writer
         try:
             await self._read()
+            if self._closing is None:
+                # The client has said goodbye, or is gone: answer what can be answered.
+                await self._socket.close()
         finally:
             self._release()
-            if self._closing is not None:
-                await asyncio.wait({self._closing})
+            # With our own close frame out and answered there is nothing more to be said.
+            self._transport.close()
+            self._ended.set()
 
     async def _read(self) -> None:
         while True:
@@ -191,6 +204,9 @@ class Connection:
                 outcome = self._session.receive_binary()
             else:
                 return
+            if self._closing is not None:
+                # Read on, so that the close frame that answers ours is found.
+                continue
             self._heard_at = self._loop.time()
             if type(outcome) is Command:
                 batcher = self._backend.batchers.get(outcome.symbol)
@@ -201,7 +217,6 @@ class Connection:
             elif type(outcome) is Close:
                 self._write(text_frame(outcome.frame))
                 self.close_soon(outcome.code, outcome.reason)
-                return
             else:
                 await self._other(outcome)
             if self._is_full():
@@ -223,9 +238,14 @@ class Connection:
                 self._write(text_frame(answer(outcome.head, reply)))
 
     def _is_full(self) -> bool:
-        if self._in_flight >= self._limits.in_flight_per_connection_max:
+        if self._has_enough_in_flight():
             return True
         return self._backlog() > self._limits.stream_buffer_bytes_max and not self._may_hold_more()
+
+    def _has_enough_in_flight(self) -> bool:
+        if self._queries_in_flight >= self._limits.queries_per_connection_max:
+            return True
+        return self._in_flight >= self._limits.in_flight_per_connection_max
 
     def _may_hold_more(self) -> bool:
         """A client that sends without reading may for a while, if few others do."""
@@ -237,7 +257,7 @@ class Connection:
 
     async def _wait_for_room(self) -> None:
         """Reads no further until answers are out: to the client this looks like a slow network."""
-        while self._in_flight >= self._limits.in_flight_per_connection_max:
+        while self._has_enough_in_flight():
             self._room.clear()
             await self._room.wait()
         if self._backlog() <= self._limits.stream_buffer_bytes_max:
@@ -280,7 +300,7 @@ class Connection:
         self._let_queries_go(command.symbol)
 
     def _query(self, query: Query) -> None:
-        self._in_flight += 1
+        self._queries_in_flight += 1
         self._spawn(self._run_query(query, self._turn(query.symbol)))
 
     def _turn(self, symbol: str) -> asyncio.Future[None] | None:
@@ -317,7 +337,7 @@ class Connection:
         except EngineError as error:
             self._fail(query.head, error.code, str(error))
         finally:
-            self._in_flight -= 1
+            self._queries_in_flight -= 1
             self._room.set()
 
     # ---- subscriptions
@@ -451,28 +471,38 @@ class Connection:
     def close_if_idle(self) -> None:
         """Closes a connection that wants nothing and says nothing."""
         idle_s = self._loop.time() - self._heard_at
-        if idle_s > self._limits.idle_s_max and not self._subscriptions and not self._in_flight:
+        busy = self._subscriptions or self._in_flight or self._queries_in_flight
+        if idle_s > self._limits.idle_s_max and not busy:
             self.close_soon(CLOSE_IDLE, "idle")
 
     def close_soon(self, code: int, reason: str) -> asyncio.Task[None]:
-        """Starts to close the connection; what was written before still goes out first."""
+        """Starts to close the connection, after what was written before; the task ends with it.
+
+        aiohttp's own close would cut the line while the reader waits, and so lose what the client
+        has not read yet. Here the reader goes on until the client has answered.
+        """
         if self._closing is None:
+            self._write(close_frame(code, reason))
             self._flush()
-            self._closing = self._loop.create_task(self._close(code, reason))
+            self._closing = self._loop.create_task(self._wait_for_end())
         return self._closing
+
+    def abort(self) -> None:
+        """Cuts the line."""
+        self._transport.abort()
 
     def _close_slow(self) -> None:
         if self._closing is None:
             self._backend.metrics.slow_clients_closed.inc()
             self.close_soon(CLOSE_SLOW, "slow: reconnect and resume from your sequence")
 
-    async def _close(self, code: int, reason: str) -> None:
-        with contextlib.suppress(TimeoutError, ConnectionError):
+    async def _wait_for_end(self) -> None:
+        try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._socket.close(code=code, message=reason.encode(), drain=False)
-        if self._transport.get_write_buffer_size():
+                await self._ended.wait()
+        except TimeoutError:
             # It does not even read why: without this its socket would stay for as long as it likes.
-            self._transport.abort()
+            self.abort()
 
     def _release(self) -> None:
         for subscription in self._subscriptions.values():

@@ -40,6 +40,7 @@ HISTORY_ENTRIES_MAX = 128
 RECENT_BYTES_MAX = 1024 * 1024
 CHECK_INTERVAL_S = 1.0
 START_TIMEOUT_S = 5.0
+STOP_RETRY_S = 0.1
 RETRY_INTERVAL_S = 0.5
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 2.0
@@ -97,6 +98,7 @@ class Subscription:
     subscriber: Subscriber
     # The sequence up to which the subscriber knows everything.
     after: int = -1
+    ended: bool = False
     task: asyncio.Task[None] | None = None
     parts: dict[str, "Subscription"] = field(default_factory=dict)
 
@@ -205,9 +207,11 @@ class Feed:
 
     async def stop(self) -> None:
         """Ends every task."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            # Until Python 3.12, wait_for inside redis-py can swallow a cancellation: ask again.
+            await asyncio.wait(self._tasks, timeout=STOP_RETRY_S)
 
     async def knows(self, symbol: str) -> bool:
         """Whether there is such an instrument, asking Redis about one that is new."""
@@ -251,6 +255,7 @@ class Feed:
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Ends a subscription: nothing is sent for it from now on."""
+        subscription.ended = True
         self._catalogs.pop(subscription, None)
         for part in subscription.parts.values():
             self.unsubscribe(part)
@@ -287,7 +292,8 @@ class Feed:
         book = self._books[subscription.wanted.symbol or ""]
         unchecked = cursor is not None
         generation: int | None = None
-        while True:
+        # Not left to cancellation alone, which what we wait for may swallow.
+        while not subscription.ended:
             await book.attached.wait()
             try:
                 if cursor is not None and generation not in {None, book.generation}:
@@ -299,7 +305,7 @@ class Feed:
                     unchecked = False
                 if cursor is None:
                     cursor = await self._send_snapshot(subscription, lost_after)
-                if generation != book.generation:
+                if generation != book.generation or subscription.ended:
                     continue
                 if self._attach(book, subscription, cursor):
                     return
@@ -346,6 +352,8 @@ class Feed:
                 self._give(subscription, message)
 
     def _give(self, subscription: Subscription, message: bytes) -> None:
+        if subscription.ended:
+            return
         encoded = self._encode(message)
         if subscription.wanted.channel is Channel.BOOK:
             subscription.subscriber.send_book(subscription.wanted.symbol or "", encoded)

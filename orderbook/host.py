@@ -112,6 +112,8 @@ class Host:
         ]
         if closing:
             await asyncio.wait(closing, timeout=DRAIN_CLOSE_TIMEOUT_S)
+        for connection in self._connections:
+            connection.abort()
         await self._cleanup.aclose()
 
     async def __aenter__(self) -> Self:

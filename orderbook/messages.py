@@ -12,14 +12,12 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 REQ_ID_LENGTH_MAX = 64
 SYMBOLS_PER_REQUEST_MAX = 256
-SYMBOL_LENGTH_MAX = 32
 
 OptionalText = str | UnsetType
 # Counts are text for FCALL; JSON clients may write them as integers.
 OptionalCount = int | str | UnsetType
 Sequence = Annotated[int, Meta(ge=0, le=2**53 - 1)]
-Symbol = Annotated[str, Meta(max_length=SYMBOL_LENGTH_MAX)]
-Symbols = Annotated[list[Symbol], Meta(min_length=1, max_length=SYMBOLS_PER_REQUEST_MAX)]
+Symbols = Annotated[list[str], Meta(min_length=1, max_length=SYMBOLS_PER_REQUEST_MAX)]
 
 
 class RejectCode(StrEnum):

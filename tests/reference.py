@@ -54,6 +54,7 @@ decimal.getcontext().prec = 100
 EXACT_MAX = 2**53 - 1
 NUMBER_LENGTH_MAX = 40
 FILLS_MAX = 10_000
+MAKER_ACCOUNTS_MAX = 3500
 BATCH_MAX = 256
 CANCELED_MAX = 1000
 REMAINING_COUNT_MAX = 10_000
@@ -185,6 +186,7 @@ class Call:
     sequence_before: int
     changed: bool = False
     fills: int = 0
+    maker_accounts: set[str] = field(default_factory=set)
     trades: list[Json] = field(default_factory=list)
     reports: dict[str, list[Json]] = field(default_factory=dict)
     topics: Json = field(default_factory=dict)
@@ -460,7 +462,8 @@ class ReferenceBook:
         plan = self._plan(taker)
         if plan and taker.post_only:
             raise RejectedError("POST_ONLY_WOULD_CROSS")
-        if call.fills + len(plan) > FILLS_MAX:
+        accounts = call.maker_accounts | {maker.account for maker, _ in plan}
+        if call.fills + len(plan) > FILLS_MAX or len(accounts) > MAKER_ACCOUNTS_MAX:
             raise RejectedError("TOO_MANY_FILLS")
         if taker.time_in_force == "gtc":
             self._check_level(taker, taker.remaining - sum(quantity for _, quantity in plan))
@@ -520,6 +523,7 @@ class ReferenceBook:
             self._leave(maker)
         self.last_price = price
         call.fills += 1
+        call.maker_accounts.add(maker.account)
         trade = {
             "trade_id": trade_id,
             "price": text(price),

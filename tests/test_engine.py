@@ -270,13 +270,12 @@ async def test_a_server_that_became_a_replica_is_unavailable_until_it_is_not() -
         assert (await engine.place_order("X", **LIMIT))["status"] == "open"
 
 
-async def test_a_damaged_book_is_unavailable_with_the_reason(
-    exchange: Engine, symbol: str, valkey: Server
-) -> None:
-    valkey.client.xadd(f"orderbook:{{main}}:{symbol}:events", {"trades": "x"}, id="99-0")
-    error = await failure(exchange.place_order(symbol, **LIMIT))
-    assert error.code == "UNAVAILABLE"
-    assert "verify_book" in str(error)
+async def test_a_damaged_book_is_unavailable_with_the_reason() -> None:
+    async with own_server() as (server, engine):
+        server.client.xadd("orderbook:{main}:X:events", {"trades": "x"}, id="99-0")
+        error = await failure(engine.place_order("X", **LIMIT))
+        assert error.code == "UNAVAILABLE"
+        assert "verify_book" in str(error)
 
 
 # ---- epochs

@@ -308,7 +308,7 @@ def test_half_written_command_is_named_and_nothing_trades_on(
 
 
 def check_refuses_everything(book: Book) -> None:
-    """A placement is refused as DAMAGED; so are the others, or there is nothing they could change."""
+    """A placement is refused as DAMAGED; so are others, where they would change anything."""
     before = everything(book.client)
     with pytest.raises(ResponseError, match="DAMAGED"):
         book.limit("zoe", "buy", "1", "50")

@@ -1,4 +1,4 @@
-"""client_order_id: every command is safe to send twice, and what that costs is bounded."""
+"""Retries: with a client_order_id every command is safe to send twice, and memory stays bounded."""
 
 import json
 from pathlib import Path

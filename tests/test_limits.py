@@ -13,12 +13,22 @@ BATCH = 256
 CANCELED_MAX = 1000
 
 
-def fills_max() -> int:
-    """The documented number of makers that one call may fill."""
+def documented_number(pattern: str) -> int:
+    """A limit as docs/protocol.md tells it; the pattern has # in its place."""
     protocol = (ROOT / "docs" / "protocol.md").read_text("utf-8")
-    found = re.search(r"would fill more than ([\d,]+) makers", protocol)
-    assert found is not None
+    found = re.search(pattern.replace("#", r"([\d,]+)"), protocol)
+    assert found is not None, pattern
     return int(found[1].replace(",", ""))
+
+
+def fills_max() -> int:
+    """How many makers one call may fill."""
+    return documented_number("would fill more than # makers")
+
+
+def maker_accounts_max() -> int:
+    """Of how many accounts these may be."""
+    return documented_number("those of more than # accounts")
 
 
 def place(account: str, side: str, quantity: int, price: str, **fields: Any) -> Json:
@@ -43,8 +53,9 @@ def fast_book(book: Book, engine: str) -> Book:
     return book
 
 
-def test_reference_knows_the_documented_limit() -> None:
+def test_reference_knows_the_documented_limits() -> None:
     assert fills_max() == reference.FILLS_MAX
+    assert maker_accounts_max() == reference.MAKER_ACCOUNTS_MAX
 
 
 def test_call_fills_as_many_makers_as_documented_and_not_one_more(fast_book: Book) -> None:
@@ -57,6 +68,19 @@ def test_call_fills_as_many_makers_as_documented_and_not_one_more(fast_book: Boo
     reply = book.limit("bob", "buy", str(limit), "100")
     assert len(reply["fills"]) == limit
     assert book.read("get_book")["asks"] == [["100", "1"]]
+    book.state_hash()
+
+
+def test_makers_of_too_many_accounts_are_refused_whole(fast_book: Book) -> None:
+    book, limit = fast_book, maker_accounts_max()
+    for start in range(0, limit + 1, BATCH):
+        numbers = range(start, min(start + BATCH, limit + 1))
+        book.execute(*[place(f"maker-{number}", "sell", 1, "100") for number in numbers])
+    state_hash = book.state_hash()
+    assert_rejected(book.limit("bob", "buy", str(limit + 1), "100"), "TOO_MANY_FILLS")
+    assert book.state_hash() == state_hash
+    # The taker is an account to report to as well.
+    assert len(book.limit("bob", "buy", str(limit - 1), "100")["fills"]) == limit - 1
     book.state_hash()
 
 
@@ -101,6 +125,8 @@ def test_level_total_stays_exact(book: Book) -> None:
     largest = 2**53 - 1
     assert book.limit("alice", "buy", str(largest), "1")["status"] == "open"
     assert_rejected(book.limit("alice", "buy", "1", "1"), "LEVEL_QUANTITY_TOO_LARGE")
+    # An order that queues anew at its own price does not add to itself.
+    assert book.ask("amend_order", order_id="1", quantity=str(largest))["status"] == "open"
     # What trades at once does not come to rest there.
     book.limit("bob", "sell", "1", "2")
     assert book.limit("alice", "buy", "1", "2")["status"] == "filled"

@@ -27,8 +27,8 @@ from conftest import NewBook
 from reference import ReferenceBook
 
 # examples and steps for each profile, and for engines that interpret every call in Python.
-PROFILES = {"default": (40, 40), "long": (1000, 80)}
-SLOW_PROFILES = {"default": (6, 20), "long": (60, 40)}
+PROFILES = {"default": (60, 40), "long": (1000, 80)}
+SLOW_PROFILES = {"default": (15, 25), "long": (60, 40)}
 
 # Nothing is replayed from a run before: each run is a new one. HYPOTHESIS_SHRINK=no tells of a
 # failure at once, in a long session, in place of the shortest one after minutes.
@@ -37,6 +37,7 @@ if os.environ.get("HYPOTHESIS_SHRINK") != "no":
     PHASES.append(Phase.shrink)
 
 ACCOUNTS = ("alice", "bob", "carol")
+OWNER = "the owner"
 TICK_SIZE, LOT_SIZE = "0.5", "0.1"
 MIN_QUANTITY, MAX_QUANTITY = "0.2", "50"
 
@@ -82,11 +83,14 @@ place_market = st.fixed_dictionaries(
     optional={"time_in_force": st.sampled_from(("ioc", "fok")), "client_order_id": names},
 )
 by_order_id = st.fixed_dictionaries({"order_id": picks}, optional={"account": accounts})
+# The owner's own command: the account is that of the order which is picked.
 by_order_id_with_own_name = st.fixed_dictionaries(
-    {"order_id": picks, "account": accounts, "client_order_id": names}
+    {"order_id": picks, "account": st.just(OWNER), "client_order_id": names}
 )
 by_name = st.fixed_dictionaries({"account": accounts, "client_order_id": names})
-naming = st.one_of(by_order_id, by_order_id, by_order_id_with_own_name, by_name)
+# Both names are those of an open order which is picked.
+by_open_name = st.fixed_dictionaries({"open_name": picks})
+naming = st.one_of(by_order_id, by_order_id_with_own_name, by_name, by_open_name, by_open_name)
 new_terms = st.one_of(
     st.fixed_dictionaries({"price": prices}),
     st.fixed_dictionaries({"quantity": quantities}, optional={"price": prices}),
@@ -201,7 +205,7 @@ class BookMachine(RuleBasedStateMachine):
             self.run_single(spoilt)
 
     @precondition(lambda self: bool(self.sent))
-    @rule(pick=picks, batched=st.booleans())
+    @rule(pick=st.integers(0, 6), batched=st.booleans())
     def a_retry(self, pick: int, batched: bool) -> None:
         command = self.sent[-1 - pick % len(self.sent)]
         if batched:
@@ -262,12 +266,31 @@ class BookMachine(RuleBasedStateMachine):
     # ---- running
 
     def resolved(self, command: Json) -> Json:
-        """The command with its pick replaced by an order_id: of this session, or just beyond."""
-        if "order_id" not in command:
-            return command
-        open_ids = [order.order_id for order in self.reference.orders]
-        known = [*open_ids, *open_ids, *range(1, self.reference.last_order_id + 2)]
-        return {**command, "order_id": str(known[command["order_id"] % len(known)])}
+        """The command with its picks replaced: by an order_id, a name, an owner."""
+        resolved = dict(command)
+        if "open_name" in resolved:
+            resolved |= self.open_name(resolved.pop("open_name"))
+        if "order_id" in resolved:
+            order_id, owner = self.known_order(resolved["order_id"])
+            resolved["order_id"] = order_id
+            if resolved.get("account") == OWNER:
+                resolved["account"] = owner
+        return resolved
+
+    def open_name(self, pick: int) -> Json:
+        """Account and client_order_id of an open order, or of none."""
+        named = [order for order in self.reference.orders if order.client_order_id is not None]
+        if not named:
+            return {"account": ACCOUNTS[0], "client_order_id": "x"}
+        order = named[pick % len(named)]
+        return {"account": order.account, "client_order_id": order.client_order_id}
+
+    def known_order(self, pick: int) -> tuple[str, str]:
+        """order_id and account: an open order's, rather than a past one's or the next one's."""
+        owners = {order.order_id: order.account for order in self.reference.orders}
+        known = [*owners, *owners, *range(1, self.reference.last_order_id + 2)]
+        order_id = known[pick % len(known)]
+        return str(order_id), owners.get(order_id, ACCOUNTS[0])
 
     def run_single(self, command: Json) -> None:
         fields = dict(command)
