@@ -28,11 +28,11 @@ stylua:
 	stylua --check lua
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2
 
 # The same tests with many more generated command sequences.
 test-long:
-	HYPOTHESIS_PROFILE=long $(PYTHON) -m pytest
+	HYPOTHESIS_PROFILE=long $(PYTHON) -m pytest -n 2
 
 fix:
 	$(PYTHON) -m ruff format .

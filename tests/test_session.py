@@ -237,7 +237,7 @@ def test_a_req_id_has_a_limited_length(req_id: Any) -> None:
     assert code(frame("ping", req_id=req_id)) == "INVALID_VALUE"
 
 
-@pytest.mark.parametrize("field", list(LIMIT_ORDER.keys() - {"price"}))
+@pytest.mark.parametrize("field", sorted(LIMIT_ORDER.keys() - {"price"}))
 def test_a_missing_field_is_named(field: str) -> None:
     params = {name: value for name, value in LIMIT_ORDER.items() if name != field}
     error = refused(frame("place_order", params))["error"]
