@@ -86,24 +86,37 @@ function instrument.quantity_text(record, lots)
   return text
 end
 
--- The instrument and the state of its book, or nil where it is not defined.
+-- The instrument and the state of its book, or nil where it is not defined. The record is written
+-- out because every call makes one, and a table that is made at its size costs half of one that
+-- grows.
 function instrument.load(book_key)
-  local segment, symbol = keys.parse(book_key)
   local values = redis.call("HMGET", book_key, unpack(stored_fields))
   if not values[1] then
     return nil
   end
-  local record = { key = book_key, segment = segment, symbol = symbol }
-  for i, name in ipairs(stored_fields) do
-    record[name] = values[i] or nil
-  end
-  record.sequence = tonumber(record.sequence)
-  record.last_order_id = tonumber(record.last_order_id)
-  record.last_trade_id = tonumber(record.last_trade_id)
-  record.last_priority = tonumber(record.last_priority)
-  record.open_orders = tonumber(record.open_orders)
-  record.remembered_replies = tonumber(record.remembered_replies)
-  return with_steps(record)
+  local segment, symbol = keys.parse(book_key)
+  return with_steps({
+    key = book_key,
+    segment = segment,
+    symbol = symbol,
+    tick_size = values[1],
+    lot_size = values[2],
+    min_quantity = values[3] or nil,
+    max_quantity = values[4] or nil,
+    status = values[5],
+    sequence = tonumber(values[6]),
+    epoch = values[7],
+    run_id = values[8] or nil,
+    last_order_id = tonumber(values[9]),
+    last_trade_id = tonumber(values[10]),
+    last_priority = tonumber(values[11]),
+    last_price = values[12] or nil,
+    open_orders = tonumber(values[13]),
+    remembered_replies = tonumber(values[14]),
+    events_length_max = values[15],
+    trades_length_max = values[16],
+    book_length_max = values[17],
+  })
 end
 
 -- Price text in ticks, or nil and why not. Remembered like price_text: a batch looks at its prices
