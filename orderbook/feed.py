@@ -28,7 +28,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from orderbook.engine import Engine, EngineError, RedisReply
-from orderbook.messages import Channel, Page, Position, PublishReply, RejectCode
+from orderbook.messages import Channel, Page, Position, PublishWait, RejectCode
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ _REJECTED = b'{"status":"rejected"'
 
 _decode_position = msgspec.json.Decoder(Position).decode
 _decode_page = msgspec.json.Decoder(Page).decode
-_decode_published = msgspec.json.Decoder(PublishReply).decode
+_decode_published = msgspec.json.Decoder(PublishWait).decode
 
 
 class Subscriber(Protocol):
@@ -462,6 +462,8 @@ class Feed:
                         await self._check(book)
             except _TROUBLE as error:
                 logger.warning("the books cannot be checked: %s", error)
+            except Exception:
+                logger.exception("a check failed")
 
     async def _discover(self) -> None:
         instruments = await self._engine.begin_epochs()
@@ -540,6 +542,9 @@ class Feed:
                         backoff_s = BACKOFF_FIRST_S
             except _TROUBLE as error:
                 logger.warning("the streams cannot be read: %s", error)
+            except Exception:
+                # Our own mistake. It must not leave every subscriber waiting for ever.
+                logger.exception("the reader failed and begins again")
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
 
@@ -645,7 +650,10 @@ class Feed:
         channel = next(iter(subscribers)).wanted.channel
         for subscription in subscribers:
             if sequence > subscription.after:
-                subscription.subscriber.send(encoded)
+                try:
+                    subscription.subscriber.send(encoded)
+                except Exception:
+                    logger.exception("a message could not be given to a subscriber")
         self._observe_sent(channel, len(subscribers))
 
     def _relay_book(self, book: _Book, entry_id: bytes, fields: list[bytes]) -> None:
@@ -659,7 +667,10 @@ class Feed:
         encoded = self._encode(fields[1])
         for subscription in subscribers:
             if sequence > subscription.after:
-                subscription.subscriber.send_book(book.symbol, encoded)
+                try:
+                    subscription.subscriber.send_book(book.symbol, encoded)
+                except Exception:
+                    logger.exception("a book could not be given to a subscriber")
         self._observe_sent(Channel.BOOK, len(subscribers))
 
     def _relay_epoch(self, book: _Book, message: bytes, before: int) -> None:

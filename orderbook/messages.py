@@ -169,11 +169,9 @@ class Position(Struct):
     epoch: int
 
 
-class PublishReply(Struct):
-    """Reply of publish_book; wait_ms tells when the next book may be written."""
+class PublishWait(Struct):
+    """When publish_book is worth calling again; read out of its reply."""
 
-    published: bool
-    sequence: int
     wait_ms: int
 
 

@@ -186,6 +186,8 @@ class Call:
     sequence_before: int
     changed: bool = False
     fills: int = 0
+    # By cancel_all_orders, which has a limit to the call.
+    canceled: int = 0
     maker_accounts: set[str] = field(default_factory=set)
     trades: list[Json] = field(default_factory=list)
     reports: dict[str, list[Json]] = field(default_factory=dict)
@@ -612,7 +614,9 @@ class ReferenceBook:
     def _cancel_all_orders(self, call: Call, fields: Mapping[str, str]) -> Json:
         mine = [order for order in self.orders if order.account == fields["account"]]
         mine.sort(key=lambda order: order.order_id)
-        canceled, left = mine[:CANCELED_MAX], mine[CANCELED_MAX:]
+        count = CANCELED_MAX - call.canceled
+        canceled, left = mine[:count], mine[count:]
+        call.canceled += len(canceled)
         for order in canceled:
             self._leave(order)
             self._report_canceled(call, order, "cancel_all")

@@ -412,6 +412,22 @@ async def test_a_flushed_and_redefined_book_is_noticed(venue: Venue) -> None:
     await eventually(lambda: collector.kinds()[-1] == "snapshot", "the new book is there")
 
 
+async def test_a_subscriber_that_fails_costs_the_others_nothing(venue: Venue) -> None:
+    class Failing(Collector):
+        def send(self, message: bytes) -> None:
+            super().send(message)
+            if len(self.messages) > 1:
+                raise ValueError("a client's trouble")
+
+    failing = Failing()
+    venue.feed.subscribe(Wanted(Channel.TRADES, "X"), failing)
+    await failing.wait(1)
+    collector = venue.subscribe(Channel.TRADES)
+    await collector.wait(1)
+    made = [await venue.trade() for _ in range(3)]
+    assert sequences(await collector.wait_for_sequence(made[-1])) == made
+
+
 async def test_the_lag_is_small_when_all_is_well_and_grows_without_redis(venue: Venue) -> None:
     await venue.trade()
     assert venue.feed.lag_s() < 1

@@ -41,7 +41,8 @@ def place(account: str, side: str, quantity: int, price: str, **fields: Any) -> 
 def rest(book: Book, count: int, **fields: Any) -> None:
     """So many sell orders of one at 100."""
     for start in range(0, count, BATCH):
-        orders = [place("alice", "sell", 1, "100", **fields)] * min(BATCH, count - start)
+        order = {**place("alice", "sell", 1, "100"), **fields}
+        orders = [order] * min(BATCH, count - start)
         replies = book.execute(*orders)
         assert {reply["status"] for reply in replies} == {"open"}
 
@@ -104,9 +105,22 @@ def test_all_orders_are_canceled_a_thousand_at_a_time(fast_book: Book) -> None:
     reply = book.ask("cancel_all_orders", account="alice")
     assert (reply["canceled_count"], reply["remaining_count"]) == (CANCELED_MAX, 5)
     assert reply["canceled_order_ids"] == [str(n) for n in range(1, CANCELED_MAX + 1)]
-    reply = book.ask("cancel_all_orders", account="alice")
-    assert (reply["canceled_count"], reply["remaining_count"]) == (5, 0)
+    rest(book, 1, account="bob")
+    command = {"method": "cancel_all_orders"}
+    both = [{**command, "account": account} for account in ("alice", "bob")]
+    assert [reply["canceled_count"] for reply in book.execute(*both)] == [5, 1]
     assert book.read("get_instrument")["open_orders"] == 0
+    book.state_hash()
+
+
+def test_batch_cancels_no_more_than_a_single_call(fast_book: Book) -> None:
+    book = fast_book
+    rest(book, CANCELED_MAX - 1)
+    rest(book, 3, account="bob")
+    command = {"method": "cancel_all_orders"}
+    replies = book.execute({**command, "account": "alice"}, {**command, "account": "bob"})
+    found = [(reply["canceled_count"], reply["remaining_count"]) for reply in replies]
+    assert found == [(CANCELED_MAX - 1, 0), (1, 2)]
     book.state_hash()
 
 

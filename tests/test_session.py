@@ -1,6 +1,8 @@
 """The websocket session: frames in, requests and replies out. Nothing here has a socket."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -344,6 +346,15 @@ def test_an_understood_frame_forgives_the_malformed_ones(between: bytes) -> None
         session.receive(b"nonsense")
     session.receive(between)
     assert isinstance(session.receive(b"nonsense"), Reply)
+
+
+# ---- the documentation
+
+
+def test_every_reject_code_is_documented_and_every_documented_one_exists() -> None:
+    protocol = Path(__file__).resolve().parent.parent / "docs" / "protocol.md"
+    section = protocol.read_text("utf-8").split("## Reject codes")[1].split("\n## ")[0]
+    assert set(re.findall(r"`([A-Z][A-Z0-9_]+)`", section)) == set(RejectCode)
 
 
 # ---- anything at all
