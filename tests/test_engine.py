@@ -12,6 +12,7 @@ import pytest
 from clients import eventually, new_symbol
 from orderbook.child import ChildProcess, Surroundings
 from orderbook.engine import BATCH_LENGTH_MAX, Batcher, Engine, EngineError
+from proxy import Proxy
 from servers import (
     BINARIES,
     Server,
@@ -161,63 +162,22 @@ async def test_a_server_that_went_away_is_unavailable() -> None:
         assert error.code == "UNAVAILABLE"
 
 
-class LosingProxy:
-    """Passes everything on until told to lose replies: then it cuts the line when one comes."""
-
-    def __init__(self, port: int) -> None:
-        self._server_port = port
-        self.loses = False
-        self._listener: asyncio.Server
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> str:
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
-
-    async def __aexit__(self, *_: object) -> None:
-        self._listener.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._server_port)
-        tasks = {
-            asyncio.create_task(self._pass(reader, back, replies=False)),
-            asyncio.create_task(self._pass(there, writer, replies=True)),
-        }
-        self._tasks |= tasks
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        writer.close()
-        back.close()
-
-    async def _pass(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool
-    ) -> None:
-        while data := await reader.read(65536):
-            if replies and self.loses:
-                return
-            writer.write(data)
-
-
 async def test_a_lost_reply_is_outcome_unknown_and_the_command_is_not_sent_again(
     exchange: Engine, symbol: str, valkey: Server
 ) -> None:
-    proxy = LosingProxy(valkey.port)
-    async with proxy as url, connected(url) as distant:
+    async with Proxy(valkey.port) as proxy, connected(proxy.url) as distant:
         await distant.get_book(symbol)
-        proxy.loses = True
+        proxy.loses_replies = True
         error = await failure(distant.place_order(symbol, **LIMIT))
         assert error.code == "OUTCOME_UNKNOWN"
-        proxy.loses = False
+        proxy.loses_replies = False
         assert (await distant.get_instrument(symbol))["open_orders"] == 1
     assert (await exchange.get_open_orders(symbol, account="alice"))["more"] is False
 
 
 async def test_a_lost_reply_of_a_query_is_unavailable(symbol: str, valkey: Server) -> None:
-    proxy = LosingProxy(valkey.port)
-    async with proxy as url, connected(url) as distant:
-        proxy.loses = True
+    async with Proxy(valkey.port) as proxy, connected(proxy.url) as distant:
+        proxy.loses_replies = True
         assert (await failure(distant.get_book(symbol))).code == "UNAVAILABLE"
 
 

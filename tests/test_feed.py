@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from clients import eventually
+from clients import eventually, new_symbol
 from orderbook.engine import Engine
 from orderbook.feed import Feed, Wanted
 from orderbook.messages import Channel
+from proxy import Proxy
 from servers import Server, load_library, running, running_cluster
 
 Json = dict[str, Any]
@@ -236,6 +237,32 @@ async def test_a_snapshot_is_followed_by_everything_after_it_under_load(venue: V
         assert ids == list(range(ids[0], newest + 1))
 
 
+async def test_what_a_snapshot_says_already_does_not_come_again(valkey: Server) -> None:
+    """The reader is behind the server that answers the query."""
+    async with Proxy(valkey.port) as proxy:
+        engine = await Engine.connect(valkey.url, read_url=proxy.url)
+        feed = Feed(engine)
+        venue = Venue(valkey, engine, feed)
+        symbol = new_symbol()
+        try:
+            await engine.define_instrument(symbol, **RULES)
+            await feed.start()
+            witness = venue.subscribe(Channel.TRADES, symbol)
+            await witness.wait(1)
+            proxy.passes_replies.clear()
+            await venue.trade(symbol)
+            second = await venue.trade(symbol)
+            collector = venue.subscribe(Channel.TRADES, symbol)
+            assert (await collector.wait(1))[0]["sequence"] == second
+            proxy.passes_replies.set()
+            await witness.wait(3)
+            third = await venue.trade(symbol)
+            assert sequences(await collector.wait_for_sequence(third)) == [third]
+        finally:
+            await feed.stop()
+            await engine.close()
+
+
 # ---- resuming
 
 
@@ -397,7 +424,9 @@ async def test_a_flushed_server_ends_nothing_and_books_come_back(venue: Venue) -
     assert sequences(await collector.wait_for_sequence(sequence))[-1] == sequence
 
 
-async def test_a_flushed_and_redefined_book_is_noticed(venue: Venue) -> None:
+@pytest.mark.parametrize("run_id", [None, "another"])
+async def test_a_flushed_and_redefined_book_is_noticed(venue: Venue, run_id: str | None) -> None:
+    """Also when the new book's epoch happens to be that of the old one."""
     collector = venue.subscribe(Channel.LEVEL2)
     last = await venue.trade()
     await collector.wait_for_sequence(last)
@@ -407,6 +436,9 @@ async def test_a_flushed_and_redefined_book_is_noticed(venue: Venue) -> None:
             *("FCALL", "define_instrument", 1, "orderbook:{main}:X"),
             *("tick_size", "0.01", "lot_size", "1"),
         )
+        if run_id:
+            begin = ("FCALL", "begin_epoch", 1, "orderbook:{main}:X")
+            pipeline.execute_command(*begin, "run_id", run_id)
         pipeline.execute()
     await eventually(lambda: "gap" in collector.kinds(), "the gap has been told")
     await eventually(lambda: collector.kinds()[-1] == "snapshot", "the new book is there")
