@@ -28,7 +28,7 @@ def fills_max() -> int:
 
 def maker_accounts_max() -> int:
     """Of how many accounts these may be."""
-    return documented_number("those of more than # accounts")
+    return documented_number("would have more than # accounts")
 
 
 def place(account: str, side: str, quantity: int, price: str, **fields: Any) -> Json:
@@ -78,7 +78,7 @@ def test_makers_of_too_many_accounts_are_refused_whole(fast_book: Book) -> None:
         numbers = range(start, min(start + BATCH, limit + 1))
         book.execute(*[place(f"maker-{number}", "sell", 1, "100") for number in numbers])
     state_hash = book.state_hash()
-    assert_rejected(book.limit("bob", "buy", str(limit + 1), "100"), "TOO_MANY_FILLS")
+    assert_rejected(book.limit("bob", "buy", str(limit), "100"), "TOO_MANY_FILLS")
     assert book.state_hash() == state_hash
     # The taker is an account to report to as well.
     assert len(book.limit("bob", "buy", str(limit - 1), "100")["fills"]) == limit - 1
