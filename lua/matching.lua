@@ -68,7 +68,7 @@ function matching.plan(b, taker)
     fills[#fills + 1] = { maker = maker, lots = lots }
     left = left - lots
   end
-  if #fills + #b.events.accounts > book.accounts_per_call_max and too_many_accounts(b, fills) then
+  if #fills + #b.events.accounts >= book.accounts_per_call_max and too_many_accounts(b, fills) then
     return too_many_fills()
   end
   return fills, left

@@ -26,8 +26,8 @@ def fills_max() -> int:
     return documented_number("would fill more than # makers")
 
 
-def maker_accounts_max() -> int:
-    """Of how many accounts these may be."""
+def accounts_max() -> int:
+    """How many accounts one call may report to, the taker's included."""
     return documented_number("would have more than # accounts")
 
 
@@ -56,7 +56,7 @@ def fast_book(book: Book, engine: str) -> Book:
 
 def test_reference_knows_the_documented_limits() -> None:
     assert fills_max() == reference.FILLS_MAX
-    assert maker_accounts_max() == reference.MAKER_ACCOUNTS_MAX
+    assert accounts_max() == reference.MAKER_ACCOUNTS_MAX
 
 
 def test_call_fills_as_many_makers_as_documented_and_not_one_more(fast_book: Book) -> None:
@@ -73,7 +73,7 @@ def test_call_fills_as_many_makers_as_documented_and_not_one_more(fast_book: Boo
 
 
 def test_makers_of_too_many_accounts_are_refused_whole(fast_book: Book) -> None:
-    book, limit = fast_book, maker_accounts_max()
+    book, limit = fast_book, accounts_max()
     for start in range(0, limit + 1, BATCH):
         numbers = range(start, min(start + BATCH, limit + 1))
         book.execute(*[place(f"maker-{number}", "sell", 1, "100") for number in numbers])
