@@ -7,6 +7,11 @@
 -- level, so that depth costs levels and not orders. What an order is stands in the hash
 -- `…:orders` (order.lua).
 --
+-- A level's total must stay an exact integer, yet most orders of a batch are gone again before its
+-- end and need not know their level's. So the instrument keeps the largest quantity that queued
+-- since its book was last empty: as long as that many orders of that size are exact together, a
+-- call only counts differences, and reads the totals that it writes.
+--
 -- A call never writes while it thinks. It opens a working copy, which reads what it needs and no
 -- more, runs its commands (one, or a whole batch) against that copy, and at the end `book.write`
 -- puts the difference into Redis in a few calls with many arguments each. This gives three things
@@ -20,8 +25,10 @@
 --
 -- A side's queue in the working copy is two lists merged: `members`, a window of what Redis has,
 -- read in growing chunks as matching reaches into it, and `added`, what this call queued. An
--- element counts only while its order still has that member; filled, canceled and requeued orders
--- drop out by this.
+-- element counts only while its order is queued with the element's priority; filled, canceled and
+-- requeued orders drop out by this. Most orders of a batch never meet a taker: what is queued waits
+-- in `pending` until somebody asks for the queue, and the best price is remembered while no order
+-- at it leaves.
 
 local events = require("events")
 local instrument = require("instrument")
@@ -48,11 +55,13 @@ local function new_side(book_key, side_key, sign)
     head = 1,
     chunk = chunk_first,
     records_chunk = chunk_first,
+    pending = {},
     added = {},
     added_head = 1,
-    levels = {},
-    levels_before = {},
-    unqueued = {},
+    best_price = nil,
+    best_known = false,
+    differences = {},
+    totals = {},
   }
 end
 
@@ -72,10 +81,17 @@ function book.from(record)
     key = record.key,
     sequence = record.sequence,
     call_sequence = record.sequence + 1,
+    records = {},
     orders = {},
     touched_orders = {},
     client_orders = {},
-    opened_by_account = {},
+    last_order_id_before = record.last_order_id,
+    last_trade_id_before = record.last_trade_id,
+    last_priority_before = record.last_priority,
+    open_orders_before = record.open_orders,
+    remembered_replies_before = record.remembered_replies,
+    largest_order_lots_before = record.largest_order_lots,
+    lots_safe = math.floor(record.lots_max / (record.open_orders + book.orders_per_call_max)),
     buy = new_side(record.key, keys.bids, -1),
     sell = new_side(record.key, keys.asks, 1),
     memory = memory.new(),
@@ -88,6 +104,7 @@ end
 
 -- Bounds on the work of one call. Every account of a call is two arguments of its one XADD, and Lua
 -- passes at most 8,000 arguments.
+book.orders_per_call_max = 1000
 book.fills_per_call_max = 10000
 book.accounts_per_call_max = 3500
 book.cancels_per_call_max = 1000
@@ -96,18 +113,18 @@ book.account_orders_max = 10000
 -- Redis' clock in milliseconds.
 function book.clock_ms()
   local time = redis.call("TIME")
-  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Sets the time of the call, once: everything a call does happens at one time. `b.timestamp_ms`
--- is text, `b.stamp` the end of everything it says.
+-- Sets the time of the call: everything a call does happens at one time. `b.timestamp_ms` and
+-- `b.sequence_text` are text, `b.stamp` the end of every reply, `b.report_end` that of every report
+-- but the last of a message.
 function book.stamp(b)
-  if b.stamp then
-    return
-  end
   b.timestamp_ms = numbers.integer_text(book.clock_ms())
-  local sequence = numbers.integer_text(b.call_sequence)
-  b.stamp = ',"sequence":' .. sequence .. ',"timestamp_ms":' .. b.timestamp_ms .. "}"
+  b.sequence_text = numbers.integer_text(b.call_sequence)
+  local time = ',"timestamp_ms":' .. b.timestamp_ms .. "}"
+  b.stamp = ',"sequence":' .. b.sequence_text .. time
+  b.report_end, b.last_report_end = time .. ",", time .. "]}"
 end
 
 -- The sequence of the book as the command just run leaves it.
@@ -117,7 +134,12 @@ end
 
 -- ---- orders
 
-local function keep(b, order_id, text)
+-- An order whose record was not looked at yet.
+local function read_order(b, order_id)
+  local text = b.records[order_id]
+  if text == nil then
+    text = redis.call("HGET", keys.orders(b.key), order_id)
+  end
   local o = text and order.parse(order_id, text) or false
   b.orders[order_id] = o
   return o
@@ -127,27 +149,33 @@ end
 function book.order(b, order_id)
   local o = b.orders[order_id]
   if o == nil then
-    o = keep(b, order_id, redis.call("HGET", keys.orders(b.key), order_id))
+    o = read_order(b, order_id)
   end
-  if o and o.member then
+  if o and o.queued then
     return o
   end
   return nil
 end
 
--- Reads the records of these orders in one call where they are not known yet.
+-- Reads the records of these orders in one call where they are not known yet. Ids that no order
+-- had before this call are not looked for.
 function book.prefetch_orders(b, order_ids)
-  local missing = {}
-  for _, order_id in ipairs(order_ids) do
-    if b.orders[order_id] == nil then
-      missing[#missing + 1] = order_id
+  local missing, records, last = {}, b.records, b.last_order_id_before
+  for i = 1, #order_ids do
+    local order_id = order_ids[i]
+    if records[order_id] == nil then
+      if order_id + 0 > last then
+        records[order_id] = false
+      else
+        missing[#missing + 1] = order_id
+      end
     end
   end
   for from = 1, #missing, arguments_max do
     local to = math.min(from + arguments_max - 1, #missing)
     local texts = redis.call("HMGET", keys.orders(b.key), unpack(missing, from, to))
-    for i, text in ipairs(texts) do
-      keep(b, missing[from + i - 1], text)
+    for i = 1, #texts do
+      records[missing[from + i - 1]] = texts[i]
     end
   end
 end
@@ -172,13 +200,15 @@ end
 function book.account_order_ids(b, account)
   local account_key = keys.account_orders(b.key, account)
   local ids = redis.call("SRANDMEMBER", account_key, book.account_orders_max)
-  for _, o in ipairs(b.opened_by_account[account] or {}) do
-    ids[#ids + 1] = o.order_id
+  for _, o in ipairs(b.touched_orders) do
+    if o.account == account and not o.stored_priority then
+      ids[#ids + 1] = o.order_id
+    end
   end
   local open = {}
   for _, order_id in ipairs(ids) do
     local o = b.orders[order_id]
-    if o == nil or (o and o.member) then
+    if o == nil or (o and o.queued) then
       open[#open + 1] = order_id
     end
   end
@@ -188,51 +218,41 @@ function book.account_order_ids(b, account)
   return open
 end
 
+-- The order is not as it was stored. For orders that are not `touched` yet.
 local function touch(b, o)
   b.changed = true
-  if not o.touched then
-    o.touched = true
-    b.touched_orders[#b.touched_orders + 1] = o
-  end
+  o.touched = true
+  b.touched_orders[#b.touched_orders + 1] = o
 end
 
 -- ---- levels
 
--- The total quantity open at a price, in lots.
-function book.level(b, side_name, price)
-  local side = b[side_name]
-  local total = side.levels[price]
-  if not total then
-    local text = redis.call("HGET", side.levels_key, instrument.ticks_text(b.instrument, price))
-    total = tonumber(text or 0)
-    side.levels[price] = total
+-- Reads the stored totals of these prices.
+local function read_totals(b, side, prices)
+  local totals = side.totals
+  for from = 1, #prices, arguments_max do
+    local names = {}
+    for i = from, math.min(from + arguments_max - 1, #prices) do
+      names[#names + 1] = instrument.ticks_text(b.instrument, prices[i])
+    end
+    local texts = redis.call("HMGET", side.levels_key, unpack(names))
+    for i = 1, #texts do
+      totals[prices[from + i - 1]] = texts[i] and texts[i] + 0 or 0
+    end
   end
-  return total
 end
 
-local function change_level(b, side_name, price, difference)
+-- Whether the total of a level would be beyond exactness with these lots more.
+function book.level_overflows(b, side_name, price, lots)
+  local record = b.instrument
+  if lots <= b.lots_safe and record.largest_order_lots <= b.lots_safe then
+    return false
+  end
   local side = b[side_name]
-  local total = book.level(b, side_name, price)
-  if side.levels_before[price] == nil then
-    side.levels_before[price] = total
+  if not side.totals[price] then
+    read_totals(b, side, { price })
   end
-  side.levels[price] = total + difference
-end
-
--- Reads the totals of these prices in one call.
-function book.prefetch_levels(b, side_name, prices)
-  local side = b[side_name]
-  local names = {}
-  for i, price in ipairs(prices) do
-    names[i] = instrument.ticks_text(b.instrument, price)
-  end
-  if #names == 0 then
-    return
-  end
-  local totals = redis.call("HMGET", side.levels_key, unpack(names))
-  for i = 1, #names do
-    side.levels[prices[i]] = tonumber(totals[i] or 0)
-  end
+  return side.totals[price] + (side.differences[price] or 0) + lots > record.lots_max
 end
 
 -- ---- the queue of a side
@@ -251,7 +271,7 @@ end
 
 local function stands(b, member)
   local o = b.orders[order.id_of_member(member)]
-  return o == nil or (o and o.member == member)
+  return o == nil or (o and o.queued and o.priority == o.stored_priority)
 end
 
 -- The index of the next window element that still counts, from index on, or nil at the end.
@@ -270,17 +290,51 @@ local function next_stored(b, side, index)
   end
 end
 
+-- element: { order, priority, rank }, what this call queued.
+local function in_place(element)
+  local o = element.order
+  return o.queued and o.priority == element.priority
+end
+
 local function next_added(side, index)
   local element = side.added[index]
-  while element and element.order.member ~= element.member do
+  while element and not in_place(element) do
     index = index + 1
     element = side.added[index]
   end
   return element and index
 end
 
--- Moves the start of both lists past elements that will never count again.
+-- Behind all elements of the same rank: what is queued later has less priority.
+local function insert_by_rank(side, element)
+  local list, rank = side.added, element.rank
+  local low, high = 1, #list + 1
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if list[middle].rank > rank then
+      high = middle
+    else
+      low = middle + 1
+    end
+  end
+  table.insert(list, low, element)
+  if low < side.added_head then
+    side.added_head = low
+  end
+end
+
+-- Takes in what waits to be sorted, and moves the start of both lists past elements that will
+-- never count again.
 local function settle(b, side)
+  local pending = side.pending
+  if #pending > 0 then
+    side.pending = {}
+    for i = 1, #pending do
+      if in_place(pending[i]) then
+        insert_by_rank(side, pending[i])
+      end
+    end
+  end
   side.head = next_stored(b, side, side.head) or #side.members + 1
   side.added_head = next_added(side, side.added_head) or #side.added + 1
 end
@@ -288,13 +342,16 @@ end
 -- The best price of a side in ticks, or nil where it is empty.
 function book.best_price(b, side_name)
   local side = b[side_name]
-  settle(b, side)
-  local rank = side.ranks[side.head]
-  local element = side.added[side.added_head]
-  if element and not (rank and rank <= element.rank) then
-    rank = element.rank
+  if not side.best_known then
+    settle(b, side)
+    local rank = side.ranks[side.head]
+    local element = side.added[side.added_head]
+    if element and not (rank and rank <= element.rank) then
+      rank = element.rank
+    end
+    side.best_price, side.best_known = rank and rank * side.sign, true
   end
-  return rank and rank * side.sign
+  return side.best_price
 end
 
 -- Reads the records of the window from an index on, the more the further matching reaches.
@@ -319,7 +376,7 @@ function book.queue(b, side_name)
     local element = added and side.added[added]
     if stored and not (element and element.rank < side.ranks[stored]) then
       local order_id = order.id_of_member(side.members[stored])
-      if b.orders[order_id] == nil then
+      if b.records[order_id] == nil and b.orders[order_id] == nil then
         prefetch_records(b, side, stored)
       end
       stored = stored + 1
@@ -336,31 +393,25 @@ function book.queue(b, side_name)
   end
 end
 
--- Behind all elements of the same rank: what is queued later has less priority.
-local function insert_by_rank(side, element)
-  local list, rank = side.added, element.rank
-  local low, high = 1, #list + 1
-  while low < high do
-    local middle = math.floor((low + high) / 2)
-    if list[middle].rank > rank then
-      high = middle
-    else
-      low = middle + 1
-    end
-  end
-  table.insert(list, low, element)
-  side.added_head = math.min(side.added_head, low)
-end
-
 -- ---- changes
 
--- Queues an order at its place, behind all others of its price.
+-- Queues an order with its priority, behind all others of its price.
 function book.enqueue(b, o)
   local side = b[o.side]
-  touch(b, o)
-  o.member = order.member(o)
-  insert_by_rank(side, { order = o, member = o.member, rank = o.price * side.sign })
-  change_level(b, o.side, o.price, o.remaining)
+  local rank = o.price * side.sign
+  if not o.touched then
+    touch(b, o)
+  end
+  o.queued = true
+  side.pending[#side.pending + 1] = { order = o, priority = o.priority, rank = rank }
+  if side.best_known and not (side.best_price and side.best_price * side.sign <= rank) then
+    side.best_price = o.price
+  end
+  local price, remaining = o.price, o.remaining
+  side.differences[price] = (side.differences[price] or 0) + remaining
+  if remaining > b.instrument.largest_order_lots then
+    b.instrument.largest_order_lots = remaining
+  end
 end
 
 -- Gives an order the next priority: later than every order's of this book.
@@ -368,58 +419,89 @@ function book.prioritize(b, o)
   local record = b.instrument
   record.last_priority = record.last_priority + 1
   o.priority = record.last_priority
-  o.place = order.place(o.priority)
 end
 
--- A new order enters the book's care (it may fill at once and never queue).
-function book.add(b, o)
-  b.orders[o.order_id] = o
-  b.instrument.open_orders = b.instrument.open_orders + 1
+-- A new order enters the book's care (it may fill at once and never queue): it gets its id and
+-- priority.
+function book.admit(b, o)
+  local record = b.instrument
+  record.last_order_id = record.last_order_id + 1
+  record.last_priority = record.last_priority + 1
+  record.open_orders = record.open_orders + 1
+  local order_id = ("%d"):format(record.last_order_id)
+  o.order_id, o.priority, o.timestamp_ms = order_id, record.last_priority, b.timestamp_ms
+  b.orders[order_id] = o
   if o.client_order_id then
-    b.client_orders[o.account .. " " .. o.client_order_id] = o.order_id
+    b.client_orders[o.account .. " " .. o.client_order_id] = order_id
   end
-  local opened = b.opened_by_account[o.account] or {}
-  b.opened_by_account[o.account] = opened
-  opened[#opened + 1] = o
+end
+
+local function leave(side, o)
+  o.queued = false
+  if side.best_price == o.price then
+    side.best_known = false
+  end
 end
 
 -- Takes an order out of the queue; it keeps its record until it is queued again or closed.
 function book.dequeue(b, o)
-  touch(b, o)
-  change_level(b, o.side, o.price, -o.remaining)
-  o.member = nil
+  local side = b[o.side]
+  if not o.touched then
+    touch(b, o)
+  end
+  side.differences[o.price] = (side.differences[o.price] or 0) - o.remaining
+  leave(side, o)
 end
 
--- The order is no longer open.
+-- The order is no longer open, and not in the queue.
 function book.close(b, o)
-  touch(b, o)
-  o.member = nil
+  if not o.touched then
+    touch(b, o)
+  end
+  b.instrument.open_orders = b.instrument.open_orders - 1
+end
+
+-- Takes an order out of the queue for good.
+function book.remove(b, o)
+  book.dequeue(b, o)
   b.instrument.open_orders = b.instrument.open_orders - 1
 end
 
 -- Takes quantity off an order in its place: it keeps its priority.
 function book.reduce(b, o, lots)
-  touch(b, o)
-  change_level(b, o.side, o.price, -lots)
+  local side = b[o.side]
+  if not o.touched then
+    touch(b, o)
+  end
+  side.differences[o.price] = (side.differences[o.price] or 0) - lots
   o.remaining = o.remaining - lots
   if o.remaining == 0 then
+    leave(side, o)
     book.close(b, o)
   end
 end
 
 -- ---- writing
 
--- The prices of the levels a call changed, best first, for one side.
-local function changed_levels(side)
-  local changed, levels, sign = {}, side.levels, side.sign
-  for price, before in pairs(side.levels_before) do
-    if levels[price] ~= before then
+-- The prices of the levels a call changed, best first, for one side, whose totals are then what
+-- they will be.
+local function changed_levels(b, side)
+  local changed, sign, differences, totals = {}, side.sign, side.differences, side.totals
+  for price, difference in pairs(differences) do
+    if difference ~= 0 then
       changed[#changed + 1] = price * sign
     end
   end
-  table.sort(changed)
+  if #changed > 1 then
+    table.sort(changed)
+  end
   for i = 1, #changed do
     changed[i] = changed[i] * sign
+  end
+  read_totals(b, side, changed)
+  for i = 1, #changed do
+    local price = changed[i]
+    totals[price] = totals[price] + differences[price]
   end
   return changed
 end
@@ -437,29 +519,29 @@ end
 
 local function plan_queue_write(b, plan, o)
   local side = b[o.side]
-  if o.stored_member then
+  if o.stored_priority then
     local removed = arguments_for(plan, "ZREM", side.key)
-    removed[#removed + 1] = o.stored_member
+    removed[#removed + 1] = order.member(o.stored_priority, o.order_id)
   end
-  if o.member then
+  if o.queued then
     local added = arguments_for(plan, "ZADD", side.key)
     added[#added + 1] = side.score_prefix .. instrument.ticks_text(b.instrument, o.price)
-    added[#added + 1] = o.member
+    added[#added + 1] = order.member(o.priority, o.order_id)
   end
 end
 
 -- An order that became open, or ceased to be, by this call.
 local function plan_index_write(b, plan, o)
   local account_key = keys.account_orders(b.key, o.account)
-  local ids = arguments_for(plan, o.member and "SADD" or "SREM", account_key)
+  local ids = arguments_for(plan, o.queued and "SADD" or "SREM", account_key)
   ids[#ids + 1] = o.order_id
   if not o.client_order_id then
     return
   end
   local clients_key = keys.client_orders(b.key)
-  local names = arguments_for(plan, o.member and "HSET" or "HDEL", clients_key)
+  local names = arguments_for(plan, o.queued and "HSET" or "HDEL", clients_key)
   names[#names + 1] = o.account .. " " .. o.client_order_id
-  if o.member then
+  if o.queued then
     names[#names + 1] = o.order_id
   end
 end
@@ -472,17 +554,19 @@ local function plan_order_writes(b, plan)
   local touched = b.touched_orders
   for i = 1, #touched do
     local o = touched[i]
-    local member, stored = o.member, o.stored_member
-    if member then
+    local queued, stored = o.queued, o.stored_priority
+    if queued then
       records[#records + 1] = o.order_id
       records[#records + 1] = order.record(o, b.instrument)
+      if stored ~= o.priority then
+        plan_queue_write(b, plan, o)
+      end
+      if not stored then
+        plan_index_write(b, plan, o)
+      end
     elseif stored then
       gone[#gone + 1] = o.order_id
-    end
-    if member ~= stored then
       plan_queue_write(b, plan, o)
-    end
-    if (member == nil) ~= (stored == nil) then
       plan_index_write(b, plan, o)
     end
   end
@@ -490,7 +574,7 @@ end
 
 local function plan_level_writes(b, side, prices, plan)
   for _, price in ipairs(prices) do
-    local total = side.levels[price]
+    local total = side.totals[price]
     local name = instrument.ticks_text(b.instrument, price)
     if total == 0 then
       local gone = arguments_for(plan, "HDEL", side.levels_key)
@@ -510,26 +594,31 @@ local function call_in_chunks(command, key, arguments)
   end
 end
 
+local function add_counter(texts, name, number, before)
+  if number ~= before then
+    texts[#texts + 1] = name
+    texts[#texts + 1] = numbers.integer_text(number)
+  end
+end
+
+-- The counters that changed, as field, value, …; sequence last.
 local function state_pairs(b)
-  local record = b.instrument
-  local texts = {
-    "last_order_id",
-    numbers.integer_text(record.last_order_id),
-    "last_trade_id",
-    numbers.integer_text(record.last_trade_id),
-    "last_priority",
-    numbers.integer_text(record.last_priority),
-    "open_orders",
-    numbers.integer_text(record.open_orders),
-    "remembered_replies",
-    numbers.integer_text(record.remembered_replies),
-  }
-  if record.last_price then
+  local record, texts = b.instrument, {}
+  if record.open_orders == 0 then
+    record.largest_order_lots = 0
+  end
+  add_counter(texts, "last_order_id", record.last_order_id, b.last_order_id_before)
+  add_counter(texts, "last_priority", record.last_priority, b.last_priority_before)
+  add_counter(texts, "open_orders", record.open_orders, b.open_orders_before)
+  add_counter(texts, "largest_order_lots", record.largest_order_lots, b.largest_order_lots_before)
+  add_counter(texts, "remembered_replies", record.remembered_replies, b.remembered_replies_before)
+  if record.last_trade_id ~= b.last_trade_id_before then
+    add_counter(texts, "last_trade_id", record.last_trade_id, nil)
     texts[#texts + 1] = "last_price"
     texts[#texts + 1] = record.last_price
   end
   texts[#texts + 1] = "sequence"
-  texts[#texts + 1] = numbers.integer_text(b.call_sequence)
+  texts[#texts + 1] = b.sequence_text
   return texts
 end
 
@@ -542,7 +631,7 @@ function book.write(b)
     return nil
   end
   local plan = { ZREM = {}, ZADD = {}, HSET = {}, HDEL = {}, SADD = {}, SREM = {} }
-  local bid_prices, ask_prices = changed_levels(b.buy), changed_levels(b.sell)
+  local bid_prices, ask_prices = changed_levels(b, b.buy), changed_levels(b, b.sell)
   plan_order_writes(b, plan)
   plan_level_writes(b, b.buy, bid_prices, plan)
   plan_level_writes(b, b.sell, ask_prices, plan)

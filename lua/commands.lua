@@ -35,10 +35,11 @@ end
 
 -- The reply to place_order and amend_order.
 local function order_reply(b, o, status, fills_json)
+  local terms, remaining = events.standing(b, o)
   return "{"
-    .. events.terms(b, o)
+    .. terms
     .. ',"remaining_quantity":"'
-    .. instrument.quantity_text(b.instrument, o.remaining)
+    .. remaining
     .. '","status":"'
     .. status
     .. '","fills":'
@@ -47,14 +48,23 @@ local function order_reply(b, o, status, fills_json)
 end
 
 local function canceled_reply(b, o)
-  return "{" .. events.standing(b, o) .. ',"status":"canceled"' .. b.stamp
+  local terms, remaining = events.standing(b, o)
+  return "{"
+    .. terms
+    .. ',"remaining_quantity":"'
+    .. remaining
+    .. '","status":"canceled"'
+    .. b.stamp
 end
 
 -- An open order as get_order and get_open_orders show it, without the closing brace.
 local function order_json(b, o)
+  local terms, remaining = events.standing(b, o)
   return "{"
-    .. events.standing(b, o)
-    .. ',"status":"'
+    .. terms
+    .. ',"remaining_quantity":"'
+    .. remaining
+    .. '","status":"'
     .. order.status(o)
     .. '","timestamp_ms":'
     .. o.timestamp_ms
@@ -73,12 +83,8 @@ local function memo_name(method_name, values)
   return name(values.account, values.client_order_id)
 end
 
--- Where a command's reply is remembered: { name, content, owned }, or nil for a command without a
--- client_order_id.
+-- Where the reply to a command with a client_order_id is remembered: { name, content, owned }.
 local function memo(method_name, values, schema)
-  if not values.account or not values.client_order_id then
-    return nil
-  end
   return {
     name = memo_name(method_name, values),
     content = fields.content(method_name, values, schema),
@@ -89,9 +95,6 @@ end
 -- The first reply to a command that was sent before, or a refusal where its id has another meaning.
 -- nil for a command that is to be carried out.
 local function answer_again(b, memo_record)
-  if not memo_record then
-    return nil
-  end
   local reply, same = memory.recall(b, memo_record.name, memo_record.content)
   if reply and same then
     return reply
@@ -112,6 +115,9 @@ end
 -- Remembers the reply to an amend or cancel. One that was sent by order_id ends what is
 -- remembered of the order's last amend by name: repeating that one now asks for something new.
 local function remember_change(b, o, values, memo_record, reply)
+  if not memo_record and not o.client_order_id then
+    return reply
+  end
   if values.order_id and o.client_order_id then
     memory.forget(b, memory.target_name(o.account, o.client_order_id))
   end
@@ -138,14 +144,13 @@ end
 
 -- A refusal where fields do not go together, else nil.
 local function combination_refusal(values)
-  local market = values.order_type == "market"
-  if market and values.price then
+  if values.order_type == "limit" then
+    if not values.price then
+      return reject.new("MISSING_FIELD", "missing field price")
+    end
+  elseif values.price then
     return reject.new("FIELD_NOT_ALLOWED", "a market order has no price")
-  end
-  if not market and not values.price then
-    return reject.new("MISSING_FIELD", "missing field price")
-  end
-  if market and values.time_in_force == "gtc" then
+  elseif values.time_in_force == "gtc" then
     return reject.new("FIELD_NOT_ALLOWED", "a market order cannot be gtc")
   end
   if values.post_only == "true" and time_in_force(values) ~= "gtc" then
@@ -154,64 +159,54 @@ local function combination_refusal(values)
   return nil
 end
 
--- What matching needs of an order: { side, limit in ticks (nil for market), lots }, or nil and
--- why not.
-local function measured(b, values)
-  local record = b.instrument
-  local limit, lots, refusal
-  if values.price then
-    limit, refusal = instrument.price(record, values.price)
+-- The order as its fields ask for it, not yet taken on; or nil and why not.
+local function drafted(b, values)
+  local record, text = b.instrument, values.price
+  local price, lots, refusal
+  if text then
+    price = record.prices[text]
+    if not price then
+      price, refusal = instrument.price(record, text)
+    end
   end
   if not refusal then
     lots, refusal = instrument.lots(record, values.quantity, "quantity")
   end
-  refusal = refusal or instrument.quantity_refusal(record, lots)
   if refusal then
     return nil, refusal
   end
-  return { side = values.side, limit = limit, lots = lots }
-end
-
-local function level_refusal(b, side_name, price, lots)
-  if book.level(b, side_name, price) + lots > b.instrument.lots_max then
-    return reject.new("LEVEL_QUANTITY_TOO_LARGE", "the level's total would be beyond exactness")
+  if lots < record.quantity_min or lots > record.quantity_max then
+    return nil, instrument.quantity_refusal(record, lots)
   end
-  return nil
-end
-
--- The fills of an order and what is left, with the rules that can still refuse it:
--- post_only, and the exactness of the level it would join.
-local function plan_order(b, taker, post_only)
-  if post_only and matching.would_trade(b, taker.side, taker.limit) then
-    return reject.with("POST_ONLY_WOULD_CROSS", "the post_only order would trade at once")
-  end
-  local fills, left = matching.plan(b, taker)
-  if not fills then
-    return nil, left
-  end
-  return fills, left
-end
-
-local function new_order(b, values, taker)
-  local record = b.instrument
-  record.last_order_id = record.last_order_id + 1
-  book.stamp(b)
-  local o = {
-    order_id = numbers.integer_text(record.last_order_id),
+  return {
+    order_id = false,
     side = values.side,
     order_type = values.order_type,
-    time_in_force = time_in_force(values),
-    price = taker.limit,
-    quantity = taker.lots,
-    remaining = taker.lots,
-    timestamp_ms = b.timestamp_ms,
+    time_in_force = values.time_in_force or time_in_force(values),
+    price = price,
+    quantity = lots,
+    remaining = lots,
+    timestamp_ms = false,
     account = values.account,
     client_order_id = values.client_order_id,
     post_only = values.post_only == "true",
+    priority = false,
+    queued = false,
+    stored_priority = false,
+    touched = false,
+    terms = false,
   }
-  book.prioritize(b, o)
-  book.add(b, o)
-  return o
+end
+
+local function level_refusal()
+  return reject.new("LEVEL_QUANTITY_TOO_LARGE", "the level's total would be beyond exactness")
+end
+
+local function post_only_refusal(b, taker)
+  if matching.would_trade(b, taker) then
+    return reject.new("POST_ONLY_WOULD_CROSS", "the post_only order would trade at once")
+  end
+  return nil
 end
 
 -- What becomes of the order after its trades: filled, resting, or canceled. Returns its status.
@@ -229,29 +224,35 @@ local function settle_order(b, o)
   return "canceled"
 end
 
-local function client_order_id_refusal(b, values)
-  local client_id = values.client_order_id
-  if client_id and book.client_order(b, values.account, client_id) then
-    return reject.new("DUPLICATE_CLIENT_ORDER_ID", "an open order has this client_order_id")
-  end
-  return nil
-end
-
--- The fills of a new order, after the last rule that can refuse it; nil and why not.
-local function plan_new_order(b, values, taker)
-  local fills, left = plan_order(b, taker, values.post_only == "true")
-  if not fills or left == 0 then
-    return fills, left
-  end
-  local kind = time_in_force(values)
-  if kind == "fok" then
-    return {}
-  end
-  local refusal = kind == "gtc" and level_refusal(b, taker.side, taker.limit, left)
+-- The fills of a new order, after the last rules that can refuse it: post_only, and the exactness
+-- of the level it would join. nil and why not.
+local function plan_new_order(b, o)
+  local refusal = o.post_only and post_only_refusal(b, o)
   if refusal then
     return nil, refusal
   end
+  local fills, left = matching.plan(b, o)
+  if not fills or left == 0 then
+    return fills, left
+  end
+  if o.time_in_force == "fok" then
+    return matching.no_fills
+  end
+  if o.time_in_force == "gtc" and book.level_overflows(b, o.side, o.price, left) then
+    return nil, level_refusal()
+  end
   return fills
+end
+
+-- The memo of a new order with an id of its own, and the first reply where it was sent before; or
+-- why the id cannot be taken.
+local function recall_placed(b, values)
+  local memo_record = memo("place_order", values, place_schema)
+  local again, refusal = answer_again(b, memo_record)
+  if not again and not refusal and book.client_order(b, values.account, values.client_order_id) then
+    refusal = reject.new("DUPLICATE_CLIENT_ORDER_ID", "an open order has this client_order_id")
+  end
+  return memo_record, again, refusal
 end
 
 -- place_order: takes an order on, trades it, queues the rest.
@@ -267,27 +268,30 @@ local function place_order(b, values)
   if refusal then
     return nil, refusal
   end
-  local memo_record = memo("place_order", values, place_schema)
-  local again, duplicate = answer_again(b, memo_record)
-  if again or duplicate then
-    return again, duplicate
+  local memo_record, again
+  if values.client_order_id then
+    memo_record, again, refusal = recall_placed(b, values)
+    if again or refusal then
+      return again, refusal
+    end
   end
-  refusal = client_order_id_refusal(b, values) or instrument.status_refusal(b.instrument)
+  refusal = instrument.status_refusal(b.instrument)
   if refusal then
     return nil, refusal
   end
-  local taker, invalid = measured(b, values)
-  if not taker then
+  local o, invalid = drafted(b, values)
+  if not o then
     return nil, invalid
   end
-  local fills, refused = plan_new_order(b, values, taker)
+  local fills, refused = plan_new_order(b, o)
   if not fills then
     return nil, refused
   end
-  local o = new_order(b, values, taker)
+  book.admit(b, o)
   events.accepted(b, o)
-  local fills_json = matching.trade(b, o, fills)
-  return remember(b, memo_record, order_reply(b, o, settle_order(b, o), fills_json))
+  local fills_json = fills[1] and matching.trade(b, o, fills) or "[]"
+  local reply = order_reply(b, o, settle_order(b, o), fills_json)
+  return memo_record and remember(b, memo_record, reply) or reply
 end
 
 -- ---- cancel_order, amend_order
@@ -311,12 +315,14 @@ local function find_order(b, values)
   return o
 end
 
--- The order, or the first reply to a command sent before. A name can pass from an order that is
--- gone to a new one: what is remembered of the old order is no answer about the new.
-local function order_or_reply(b, values, memo_record)
-  if values.client_order_id and not values.account then
+-- The order a command with a client_order_id is about, or nil and why not; then its memo, and the
+-- first reply where the command was sent before. A name can pass from an order that is gone to a
+-- new one: what is remembered of the old order is no answer about the new.
+local function recall_change(b, method_name, values, schema)
+  if not values.account then
     return reject.with("MISSING_FIELD", "missing field account")
   end
+  local memo_record = memo(method_name, values, schema)
   local again, duplicate = answer_again(b, memo_record)
   if duplicate then
     return nil, duplicate
@@ -324,7 +330,16 @@ local function order_or_reply(b, values, memo_record)
   local named = again and not memo_record.owned
   local order_id = named and book.client_order(b, values.account, values.client_order_id)
   if again and (not order_id or string.find(again, '"order_id":"' .. order_id .. '"', 1, true)) then
-    return nil, nil, again
+    return nil, nil, nil, again
+  end
+  local o, refusal = find_order(b, values)
+  return o, refusal, memo_record
+end
+
+-- The order a command is about and its memo, or nil and why not, and the first reply.
+local function order_to_change(b, method_name, values, schema)
+  if values.client_order_id then
+    return recall_change(b, method_name, values, schema)
   end
   return find_order(b, values)
 end
@@ -336,14 +351,11 @@ local cancel_schema = fields.schema({ "account", "client_order_id", "order_id" }
 -- Rejects: UNKNOWN_ORDER, NOT_ORDER_OWNER, DUPLICATE_CLIENT_ORDER_ID, and those of the fields'
 -- forms.
 local function cancel_order(b, values)
-  local memo_record = memo("cancel_order", values, cancel_schema)
-  local o, refusal, again = order_or_reply(b, values, memo_record)
+  local o, refusal, memo_record, again = order_to_change(b, "cancel_order", values, cancel_schema)
   if not o then
     return again, refusal
   end
-  book.stamp(b)
-  book.dequeue(b, o)
-  book.close(b, o)
+  book.remove(b, o)
   events.canceled(b, o, "requested")
   return remember_change(b, o, values, memo_record, canceled_reply(b, o))
 end
@@ -401,9 +413,8 @@ end
 
 -- Shrinks an order where it stands.
 local function shrink(b, o, new)
-  book.stamp(b)
   book.reduce(b, o, o.remaining - new.remaining)
-  o.quantity, o.terms = new.total, nil
+  o.quantity, o.terms = new.total, false
   events.amended(b, o)
   return order_reply(b, o, order.status(o), "[]")
 end
@@ -411,22 +422,24 @@ end
 -- Gives an order a new price or a larger quantity: it leaves the queue, trades where it now
 -- crosses, and queues anew with what is left.
 local function requeue(b, o, new)
-  local taker = { side = o.side, limit = new.ticks, lots = new.remaining }
-  local fills, left = plan_order(b, taker, o.post_only)
+  local taker = { side = o.side, price = new.ticks, remaining = new.remaining }
+  local refusal = o.post_only and post_only_refusal(b, taker)
+  if refusal then
+    return nil, refusal
+  end
+  local fills, left = matching.plan(b, taker)
   if not fills then
     return nil, left
   end
   local stays_in_level = new.ticks == o.price and o.remaining or 0
-  local refusal = left > 0 and level_refusal(b, o.side, new.ticks, left - stays_in_level)
-  if refusal then
-    return nil, refusal
+  if left > 0 and book.level_overflows(b, o.side, new.ticks, left - stays_in_level) then
+    return nil, level_refusal()
   end
-  book.stamp(b)
   book.dequeue(b, o)
-  o.price, o.quantity, o.remaining, o.terms = new.ticks, new.total, new.remaining, nil
+  o.price, o.quantity, o.remaining, o.terms = new.ticks, new.total, new.remaining, false
   book.prioritize(b, o)
   events.amended(b, o)
-  local fills_json = matching.trade(b, o, fills)
+  local fills_json = fills[1] and matching.trade(b, o, fills) or "[]"
   local status = settle_order(b, o)
   return order_reply(b, o, status, fills_json)
 end
@@ -440,8 +453,7 @@ local function amend_order(b, values)
   if refusal then
     return nil, refusal
   end
-  local memo_record = memo("amend_order", values, amend_schema)
-  local o, missing, again = order_or_reply(b, values, memo_record)
+  local o, missing, memo_record, again = order_to_change(b, "amend_order", values, amend_schema)
   if not o then
     return again, missing
   end
@@ -479,12 +491,10 @@ local function cancel_all_orders(b, values)
     wanted[i] = ids[i]
   end
   book.prefetch_orders(b, wanted)
-  book.stamp(b)
   for _, order_id in ipairs(wanted) do
     local o = book.order(b, order_id)
     if o then
-      book.dequeue(b, o)
-      book.close(b, o)
+      book.remove(b, o)
       events.canceled(b, o, "cancel_all")
       canceled[#canceled + 1] = order_id
     end
@@ -561,6 +571,7 @@ local function single(method)
     if not values then
       return reject.json(malformed, fields.echo_argument(arguments))
     end
+    book.stamp(b)
     local reply, refused = method.run(b, values)
     if not reply then
       return reject.json(refused, values.client_order_id)
@@ -571,58 +582,33 @@ end
 
 -- ---- execute
 
--- A command from its JSON (whose decoder takes a zero byte for the end): { method, values }, or {
--- refusal, client_order_id }.
-local function decode(text)
-  local decoded, object = pcall(cjson.decode, text)
-  local cut_short = string.find(text, "%z")
-  if not decoded or cut_short or type(object) ~= "table" or type(object.method) ~= "string" then
-    return { refusal = reject.new("MALFORMED_COMMAND", "a command is a JSON object with a method") }
+-- A command that is not plain: see decode.
+local function decode_with_care(text, object)
+  -- The decoder takes a zero byte for the end of the text.
+  local cut_short = text:find("\0", 1, true)
+  if cut_short or type(object) ~= "table" or type(object.method) ~= "string" then
+    return nil, reject.new("MALFORMED_COMMAND", "a command is a JSON object with a method")
   end
   local method = methods[object.method]
   if not method then
-    return {
-      refusal = reject.new("UNKNOWN_METHOD", "there is no such method"),
-      client_order_id = fields.echo(object),
-    }
+    return nil, reject.new("UNKNOWN_METHOD", "there is no such method"), fields.echo(object)
   end
-  object.method = nil
-  local client_id = fields.echo(object)
-  local values, refusal = fields.from_object(object, method.schema, fields.count(text) - 1)
+  local values, refusal = fields.from_object(object, method.schema, text)
   if not values then
-    return { refusal = refusal, client_order_id = client_id }
+    return nil, refusal, fields.echo(object)
   end
-  return { method = method, values = values }
+  return method, values
 end
 
--- Reads in a few calls what the commands of a batch will ask for one by one: the orders they
--- name, the replies to their ids, the levels of their prices and of those orders.
-local function prefetch(b, batch)
-  local order_ids, names, prices = {}, {}, { buy = {}, sell = {} }
-  for _, command in ipairs(batch) do
-    local values = command.values
-    if values and values.order_id then
-      order_ids[#order_ids + 1] = values.order_id
-    end
-    if values and values.client_order_id and values.account then
-      names[#names + 1] = memo_name(command.method.name, values)
-    end
-    if values and values.side and values.price then
-      local list = prices[values.side]
-      list[#list + 1] = instrument.price(b.instrument, values.price)
-    end
+-- A command from its JSON: the method and its fields, or nil, why not, and the client_order_id to
+-- echo.
+local function decode(text)
+  local decoded, object = pcall(cjson.decode, text)
+  local method = decoded and type(object) == "table" and methods[object.method]
+  if method and fields.plain_length(object, method.schema) == #text then
+    return method, object
   end
-  book.prefetch_orders(b, order_ids)
-  memory.prefetch(b, names)
-  for _, order_id in ipairs(order_ids) do
-    local o = b.orders[order_id]
-    if o then
-      local list = prices[o.side]
-      list[#list + 1] = o.price
-    end
-  end
-  book.prefetch_levels(b, "buy", prices.buy)
-  book.prefetch_levels(b, "sell", prices.sell)
+  return decode_with_care(text, object)
 end
 
 -- execute: runs 1 to 256 commands, given as JSON objects with a method, in order, as one atomic
@@ -640,19 +626,30 @@ local function execute(call_keys, arguments)
   if refusal then
     return reject.json(refusal)
   end
-  local batch = {}
-  for i, text in ipairs(arguments) do
-    batch[i] = decode(text)
-  end
-  prefetch(b, batch)
-  local replies = {}
-  for i, command in ipairs(batch) do
-    local reply, refused = nil, command.refusal
-    if not refused then
-      reply, refused = command.method.run(b, command.values)
+  local found, given, replies = {}, {}, {}
+  local order_ids, names = {}, {}
+  for i = 1, #arguments do
+    local method, values, client_order_id = decode(arguments[i])
+    if not method then
+      replies[i] = reject.json(values, client_order_id)
+    else
+      found[i], given[i] = method, values
+      order_ids[#order_ids + 1] = values.order_id
+      if values.client_order_id and values.account then
+        names[#names + 1] = memo_name(method.name, values)
+      end
     end
-    local client_id = command.client_order_id or (command.values or {}).client_order_id
-    replies[i] = reply or reject.json(refused, client_id)
+  end
+  -- What the commands would ask for one by one, in a few calls.
+  book.prefetch_orders(b, order_ids)
+  memory.prefetch(b, names)
+  book.stamp(b)
+  for i = 1, #arguments do
+    local values = given[i]
+    if values then
+      local reply, refused = found[i].run(b, values)
+      replies[i] = reply or reject.json(refused, values.client_order_id)
+    end
   end
   return finish(b, replies)
 end

@@ -20,142 +20,134 @@ function events.new()
 end
 
 -- What identifies an order in every report and reply.
-function events.identity(o)
-  if not o.identity then
-    local client = o.client_order_id and '","client_order_id":"' .. o.client_order_id or ""
-    o.identity = '"order_id":"' .. o.order_id .. client .. '"'
+local function identity(o)
+  if not o.client_order_id then
+    return '"order_id":"' .. o.order_id .. '"'
   end
-  return o.identity
+  return '"order_id":"' .. o.order_id .. '","client_order_id":"' .. o.client_order_id .. '"'
 end
 
--- text: a JSON object.
-local function report(b, account, text)
-  local list = b.events.reports[account]
-  if not list then
-    list = {}
-    b.events.reports[account] = list
+-- The beginning of a message of a channel.
+local function head(b, channel)
+  return '{"channel":"'
+    .. channel
+    .. '","symbol":"'
+    .. b.instrument.symbol
+    .. '","type":"update","sequence":'
+    .. b.sequence_text
+    .. ',"epoch":'
+    .. b.instrument.epoch
+end
+
+-- The pieces of this call's message to an account. A report is appended piece by piece, its last
+-- piece `b.report_end` with the comma before the next: a long string costs Lua far more than its
+-- pieces, for it keeps every string once and finds long ones by a few of their characters.
+local function reports_to(b, account)
+  local pieces = b.events.reports[account]
+  if not pieces then
+    pieces = { head(b, "orders") .. ',"account":"' .. account .. '","orders":[' }
+    b.events.reports[account] = pieces
     b.events.accounts[#b.events.accounts + 1] = account
   end
-  list[#list + 1] = text
+  return pieces
 end
 
 -- The terms of an order, as they stand in every report and reply about it: what it is called, and
 -- what it asks for. A market order has no price. Made once, and anew when an amend changes them.
-function events.terms(b, o)
-  if not o.terms then
-    local record = b.instrument
-    o.terms = events.identity(o)
-      .. ',"side":"'
-      .. o.side
-      .. '","order_type":"'
-      .. o.order_type
-      .. '","time_in_force":"'
-      .. o.time_in_force
-      .. (o.post_only and '","post_only":true,"quantity":"' or '","quantity":"')
-      .. instrument.quantity_text(record, o.quantity)
-      .. (o.price and '","price":"' .. instrument.price_text(record, o.price) .. '"' or '"')
-  end
+local function make_terms(b, o)
+  local record = b.instrument
+  local quantity, price = o.quantity, o.price
+  o.terms = identity(o)
+    .. ',"side":"'
+    .. o.side
+    .. '","order_type":"'
+    .. o.order_type
+    .. '","time_in_force":"'
+    .. o.time_in_force
+    .. (o.post_only and '","post_only":true,"quantity":"' or '","quantity":"')
+    .. (record.quantity_texts[quantity] or instrument.quantity_text(record, quantity))
+    .. (price and '","price":"' .. instrument.price_text(record, price) .. '"' or '"')
   return o.terms
 end
 
--- The terms and what is left: the order as it stands.
+-- The terms and what is left, as text: the order as it stands.
 function events.standing(b, o)
-  local remaining = instrument.quantity_text(b.instrument, o.remaining)
-  return events.terms(b, o) .. ',"remaining_quantity":"' .. remaining .. '"'
+  local remaining = o.remaining
+  local text = b.instrument.quantity_texts[remaining]
+  return o.terms or make_terms(b, o), text or instrument.quantity_text(b.instrument, remaining)
 end
 
 -- The order was taken on.
 function events.accepted(b, o)
-  report(
-    b,
-    o.account,
-    '{"event":"accepted",'
-      .. events.terms(b, o)
-      .. ',"priority":'
-      .. numbers.integer_text(o.priority)
-      .. ',"timestamp_ms":'
-      .. b.timestamp_ms
-      .. "}"
-  )
+  local pieces = reports_to(b, o.account)
+  local n = #pieces
+  pieces[n + 1] = '{"event":"accepted",'
+  pieces[n + 2] = make_terms(b, o)
+  pieces[n + 3] = ',"priority":'
+  pieces[n + 4] = ("%d"):format(o.priority)
+  pieces[n + 5] = b.report_end
 end
 
 -- The order's price or quantity was changed; what it trades by this follows. Where it kept its
 -- place the priority is the old one.
 function events.amended(b, o)
-  report(
-    b,
-    o.account,
-    '{"event":"amended",'
-      .. events.standing(b, o)
-      .. ',"priority":'
-      .. numbers.integer_text(tonumber(o.place))
-      .. ',"timestamp_ms":'
-      .. b.timestamp_ms
-      .. "}"
-  )
+  local pieces = reports_to(b, o.account)
+  local n = #pieces
+  pieces[n + 1] = '{"event":"amended",'
+  pieces[n + 2], pieces[n + 4] = events.standing(b, o)
+  pieces[n + 3] = ',"remaining_quantity":"'
+  pieces[n + 5] = '","priority":'
+  pieces[n + 6] = numbers.integer_text(o.priority)
+  pieces[n + 7] = b.report_end
 end
 
 -- What was left of the order is gone. Reasons: requested, cancel_all, ioc, fok.
 function events.canceled(b, o, reason)
-  report(
-    b,
-    o.account,
-    '{"event":"canceled",'
-      .. events.standing(b, o)
-      .. ',"reason":"'
-      .. reason
-      .. '","timestamp_ms":'
-      .. b.timestamp_ms
-      .. "}"
-  )
+  local pieces = reports_to(b, o.account)
+  local n = #pieces
+  pieces[n + 1] = '{"event":"canceled",'
+  pieces[n + 2], pieces[n + 4] = events.standing(b, o)
+  pieces[n + 3] = ',"remaining_quantity":"'
+  pieces[n + 5] = '","reason":"'
+  pieces[n + 6] = reason
+  pieces[n + 7] = '"'
+  pieces[n + 8] = b.report_end
 end
 
 local function trade_report(b, o, trade, role)
-  local status = o.remaining == 0 and "filled" or "partially_filled"
-  report(
-    b,
-    o.account,
-    '{"event":"trade",'
-      .. events.identity(o)
-      .. ',"trade_id":"'
-      .. trade.trade_id
-      .. '","role":"'
-      .. role
-      .. '","side":"'
-      .. o.side
-      .. '","price":"'
-      .. trade.price
-      .. '","quantity":"'
-      .. trade.quantity
-      .. '","remaining_quantity":"'
-      .. instrument.quantity_text(b.instrument, o.remaining)
-      .. '","status":"'
-      .. status
-      .. '","timestamp_ms":'
-      .. b.timestamp_ms
-      .. "}"
-  )
+  local pieces = reports_to(b, o.account)
+  local n = #pieces
+  pieces[n + 1] = '{"event":"trade",'
+  pieces[n + 2] = identity(o)
+  pieces[n + 3] = ',"trade_id":"'
+  pieces[n + 4] = trade.trade_id
+  pieces[n + 5] = role
+  pieces[n + 6] = o.side
+  pieces[n + 7] = trade.terms
+  pieces[n + 8] = '","remaining_quantity":"'
+  pieces[n + 9] = instrument.quantity_text(b.instrument, o.remaining)
+  pieces[n + 10] = o.remaining == 0 and '","status":"filled"' or '","status":"partially_filled"'
+  pieces[n + 11] = b.report_end
 end
 
--- A trade, after both orders were reduced. trade: { trade_id, price, quantity }, all text.
+-- A trade, after both orders were reduced. trade: { trade_id, terms }, its terms as trade_terms
+-- writes them.
 function events.trade(b, taker, maker, trade)
-  local list = b.events.trades
-  list[#list + 1] = '{"trade_id":"'
-    .. trade.trade_id
-    .. '","price":"'
-    .. trade.price
-    .. '","quantity":"'
-    .. trade.quantity
-    .. '","aggressor_side":"'
-    .. taker.side
-    .. '","maker_order_id":"'
-    .. maker.order_id
-    .. '","taker_order_id":"'
-    .. taker.order_id
-    .. '"'
-    .. b.stamp
-  trade_report(b, taker, trade, "taker")
-  trade_report(b, maker, trade, "maker")
+  local pieces = b.events.trades
+  local n = #pieces
+  pieces[n + 1] = n == 0 and '{"trade_id":"' or ',{"trade_id":"'
+  pieces[n + 2] = trade.trade_id
+  pieces[n + 3] = trade.terms
+  pieces[n + 4] = '","aggressor_side":"'
+  pieces[n + 5] = taker.side
+  pieces[n + 6] = '","maker_order_id":"'
+  pieces[n + 7] = maker.order_id
+  pieces[n + 8] = '","taker_order_id":"'
+  pieces[n + 9] = taker.order_id
+  pieces[n + 10] = '"'
+  pieces[n + 11] = b.stamp
+  trade_report(b, taker, trade, '","role":"taker","side":"')
+  trade_report(b, maker, trade, '","role":"maker","side":"')
 end
 
 -- The instrument was defined or its rules changed.
@@ -168,54 +160,50 @@ function events.epoch_begun(b)
   b.events.epoch = true
 end
 
-local function head(b, channel)
-  return '{"channel":"'
-    .. channel
-    .. '","symbol":"'
-    .. b.instrument.symbol
-    .. string.format('","type":"update","sequence":%.0f,"epoch":', b.call_sequence)
-    .. b.instrument.epoch
-end
-
 local function level_rows(b, side, prices)
+  if #prices == 0 then
+    return "[]"
+  end
   local record = b.instrument
   local rows = {}
-  for i, price in ipairs(prices) do
+  for i = 1, #prices do
+    local price = prices[i]
     rows[i] = '["'
       .. instrument.price_text(record, price)
       .. '","'
-      .. instrument.quantity_text(record, side.levels[price])
+      .. instrument.quantity_text(record, side.totals[price])
       .. '"]'
   end
   return "[" .. table.concat(rows, ",") .. "]"
 end
 
+local function add(list, topic, message)
+  local length = #list
+  list[length + 1], list[length + 2] = topic, message
+end
+
 -- Topic, message, topic, message … of this call.
 local function topics(b, bid_prices, ask_prices, trades_message)
-  local list = {}
-  local function add(topic, message)
-    list[#list + 1] = topic
-    list[#list + 1] = message
-  end
-  local told = b.events
+  local list, told = {}, b.events
   if trades_message then
-    add("trades", trades_message)
+    add(list, "trades", trades_message)
   end
   if #bid_prices + #ask_prices > 0 then
     local bids = level_rows(b, b.buy, bid_prices)
     local asks = level_rows(b, b.sell, ask_prices)
-    add("level2", head(b, "level2") .. ',"bids":' .. bids .. ',"asks":' .. asks .. "}")
+    add(list, "level2", head(b, "level2") .. ',"bids":' .. bids .. ',"asks":' .. asks .. "}")
   end
-  for _, account in ipairs(told.accounts) do
-    local reports = table.concat(told.reports[account], ",")
-    local who = ',"account":"' .. account .. '","orders":['
-    add("orders:" .. account, head(b, "orders") .. who .. reports .. "]}")
+  for i = 1, #told.accounts do
+    local account = told.accounts[i]
+    local pieces = told.reports[account]
+    pieces[#pieces] = b.last_report_end
+    add(list, "orders:" .. account, table.concat(pieces))
   end
   if told.instrument then
-    add("instruments", head(b, "instruments") .. ',"instrument":' .. told.instrument .. "}")
+    add(list, "instruments", head(b, "instruments") .. ',"instrument":' .. told.instrument .. "}")
   end
   if told.epoch then
-    add("epoch", head(b, "epoch") .. "}")
+    add(list, "epoch", head(b, "epoch") .. "}")
   end
   return list
 end
@@ -238,14 +226,11 @@ end
 -- levels it changed. Returns nil, or an error reply when the stream has that sequence already:
 -- nothing was written then.
 function events.append(b, bid_prices, ask_prices)
-  local id = string.format("%.0f-0", b.call_sequence)
+  local id = b.sequence_text .. "-0"
   local trades_key = keys.trades(b.key)
   local trades_message
   if #b.events.trades > 0 then
-    trades_message = head(b, "trades")
-      .. ',"trades":['
-      .. table.concat(b.events.trades, ",")
-      .. "]}"
+    trades_message = head(b, "trades") .. ',"trades":[' .. table.concat(b.events.trades) .. "]}"
     if taken(trades_key, id) then
       return damaged("trades")
     end

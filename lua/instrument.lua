@@ -26,6 +26,7 @@ local stored_fields = {
   "last_price",
   "open_orders",
   "remembered_replies",
+  "largest_order_lots",
   "events_length_max",
   "trades_length_max",
   "book_length_max",
@@ -40,8 +41,8 @@ local function with_steps(record)
   record.quantity_max = most and numbers.parse(most, record.quantity_step) or record.lots_max
   record.prices = {}
   record.ticks_texts, record.lots_texts = {}, {}
-  record.price_texts = numbers.is_unit(record.price_step) and record.ticks_texts or {}
-  record.quantity_texts = numbers.is_unit(record.quantity_step) and record.lots_texts or {}
+  record.price_texts = record.price_step.is_unit and record.ticks_texts or {}
+  record.quantity_texts = record.quantity_step.is_unit and record.lots_texts or {}
   return record
 end
 
@@ -104,18 +105,19 @@ function instrument.load(book_key)
     min_quantity = values[3] or nil,
     max_quantity = values[4] or nil,
     status = values[5],
-    sequence = tonumber(values[6]),
+    sequence = values[6] + 0,
     epoch = values[7],
     run_id = values[8] or nil,
-    last_order_id = tonumber(values[9]),
-    last_trade_id = tonumber(values[10]),
-    last_priority = tonumber(values[11]),
+    last_order_id = values[9] + 0,
+    last_trade_id = values[10] + 0,
+    last_priority = values[11] + 0,
     last_price = values[12] or nil,
-    open_orders = tonumber(values[13]),
-    remembered_replies = tonumber(values[14]),
-    events_length_max = values[15],
-    trades_length_max = values[16],
-    book_length_max = values[17],
+    open_orders = values[13] + 0,
+    remembered_replies = values[14] + 0,
+    largest_order_lots = values[15] + 0,
+    events_length_max = values[16],
+    trades_length_max = values[17],
+    book_length_max = values[18],
   })
 end
 
@@ -126,7 +128,7 @@ function instrument.price(record, text)
   if known then
     return known
   end
-  local ticks, problem = numbers.parse(text, record.price_step)
+  local ticks, problem, canonical = numbers.parse(text, record.price_step)
   if problem == "off_step" then
     return reject.with(
       "PRICE_OFF_TICK",
@@ -140,12 +142,15 @@ function instrument.price(record, text)
     return reject.with("PRICE_NOT_POSITIVE", "price must be above zero")
   end
   record.prices[text] = ticks
+  if canonical then
+    record.price_texts[ticks] = text
+  end
   return ticks
 end
 
--- Quantity text in lots, unbounded but for exactness; name is the field's, for the message.
+-- Quantity text in lots, unbounded but for exactness, or nil and why not; name is the field's.
 function instrument.lots(record, text, name)
-  local lots, problem = numbers.parse(text, record.quantity_step)
+  local lots, problem, canonical = numbers.parse(text, record.quantity_step)
   if problem == "off_step" then
     return reject.with(
       "QUANTITY_OFF_LOT",
@@ -155,12 +160,16 @@ function instrument.lots(record, text, name)
   if not lots then
     return reject.with("INVALID_NUMBER", name .. " is not decimal text the engine can hold")
   end
+  if canonical then
+    record.quantity_texts[lots] = text
+  end
   return lots
 end
 
--- A refusal where an order's total is outside the instrument's limits, else nil.
+-- A refusal where an order's total is outside the instrument's limits (of which the least is
+-- above zero), else nil.
 function instrument.quantity_refusal(record, lots)
-  if lots < record.quantity_min or lots == 0 then
+  if lots < record.quantity_min then
     local least = numbers.text(record.quantity_min, record.quantity_step)
     return reject.new("QUANTITY_TOO_SMALL", "quantity is below min_quantity " .. least)
   end
@@ -222,6 +231,7 @@ local function fresh(book_key)
     last_priority = 0,
     open_orders = 0,
     remembered_replies = 0,
+    largest_order_lots = 0,
     events_length_max = "100000",
     trades_length_max = "100000",
     book_length_max = "1000",
@@ -283,7 +293,7 @@ function instrument.defined(book_key, values)
       return nil, refusal
     end
   end
-  record.quantity_step = numbers.step(record.lot_size)
+  record.quantity_step, record.quantity_texts = numbers.step(record.lot_size), {}
   for _, name in ipairs({ "min_quantity", "max_quantity" }) do
     local applied, refusal = apply_quantity_limit(record, values, name)
     if not applied then

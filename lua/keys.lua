@@ -9,10 +9,13 @@ local keys = {}
 -- Hash symbol -> segment: where the books are, for discovery. The one key outside a segment.
 keys.instruments = "orderbook:instruments"
 
+local book_pattern = "^orderbook:{([%w_%-]+)}:([%u%d%._%-]+)$"
+local name_length_max = 32
+
 -- The segment and symbol a book's key names, or nil.
 function keys.parse(book)
-  local segment, symbol = string.match(book, "^orderbook:{([%w_%-]+)}:([%u%d%._%-]+)$")
-  if not segment or #segment > 32 or #symbol > 32 then
+  local segment, symbol = book:match(book_pattern)
+  if not segment or #segment > name_length_max or #symbol > name_length_max then
     return nil
   end
   return segment, symbol

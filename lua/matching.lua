@@ -15,21 +15,22 @@ local matching = {}
 
 matching.opposite = { buy = "sell", sell = "buy" }
 
--- Whether an order of this side and limit would trade with an order at price.
-local function crosses(side, limit, price)
+-- Whether a taker { side, price (nil for market) } would trade with an order at this price.
+local function crosses(taker, price)
+  local limit = taker.price
   if not limit then
     return true
   end
-  if side == "buy" then
+  if taker.side == "buy" then
     return price <= limit
   end
   return price >= limit
 end
 
--- Whether a limit order would trade at once.
-function matching.would_trade(b, side, limit)
-  local best = book.best_price(b, matching.opposite[side])
-  return best ~= nil and crosses(side, limit, best)
+-- Whether a taker would trade at once.
+function matching.would_trade(b, taker)
+  local best = book.best_price(b, matching.opposite[taker.side])
+  return best and crosses(taker, best)
 end
 
 local function too_many_fills()
@@ -49,16 +50,20 @@ local function too_many_accounts(b, fills)
   return count > book.accounts_per_call_max
 end
 
--- The fills of a taker { side, limit (nil for market), lots }: a list of { maker, lots }, and the
--- lots left over. Changes nothing. nil and a refusal where there would be more fills than a call
--- may do.
+-- The plan of an order that meets nobody.
+matching.no_fills = {}
+
+-- The fills of a taker { side, price (nil for market), remaining }: a list of { maker, lots }, and
+-- the lots left over. Changes nothing. nil and a refusal where there would be more fills than a
+-- call may do.
 function matching.plan(b, taker)
-  if not matching.would_trade(b, taker.side, taker.limit) then
-    return {}, taker.lots
+  local best = book.best_price(b, matching.opposite[taker.side])
+  if not best or not crosses(taker, best) then
+    return matching.no_fills, taker.remaining
   end
-  local fills, left = {}, taker.lots
+  local fills, left = {}, taker.remaining
   for maker in book.queue(b, matching.opposite[taker.side]) do
-    if left == 0 or not crosses(taker.side, taker.limit, maker.price) then
+    if left == 0 or not crosses(taker, maker.price) then
       break
     end
     if #fills == b.fills_left then
@@ -77,35 +82,31 @@ end
 local function fill_json(trade, maker)
   return '{"trade_id":"'
     .. trade.trade_id
-    .. '","price":"'
-    .. trade.price
-    .. '","quantity":"'
-    .. trade.quantity
+    .. trade.terms
     .. '","maker_order_id":"'
     .. maker.order_id
     .. '"}'
 end
 
--- Carries out a plan: reduces both orders, reports each trade. Returns the fills as JSON.
+-- Carries out a plan with fills: reduces both orders, reports each trade. Returns the fills as
+-- JSON.
 function matching.trade(b, taker, fills)
-  if #fills == 0 then
-    return "[]"
-  end
   local record = b.instrument
   local texts = {}
   for i, fill in ipairs(fills) do
     local maker = fill.maker
     record.last_trade_id = record.last_trade_id + 1
+    local price = instrument.price_text(record, maker.price)
+    local quantity = instrument.quantity_text(record, fill.lots)
     local trade = {
       trade_id = numbers.integer_text(record.last_trade_id),
-      price = instrument.price_text(record, maker.price),
-      quantity = instrument.quantity_text(record, fill.lots),
+      terms = '","price":"' .. price .. '","quantity":"' .. quantity,
     }
     taker.remaining = taker.remaining - fill.lots
     book.reduce(b, maker, fill.lots)
     events.trade(b, taker, maker, trade)
     texts[i] = fill_json(trade, maker)
-    record.last_price = trade.price
+    record.last_price = price
   end
   b.fills_left = b.fills_left - #fills
   return "[" .. table.concat(texts, ",") .. "]"

@@ -47,7 +47,8 @@ local function read_step(text)
     return nil
   end
   local canonical = #fraction > 0 and whole .. "." .. fraction or whole
-  return { decimals = #fraction, size = size, text = canonical }
+  local is_unit = fraction == "" and size == 1
+  return { decimals = #fraction, size = size, text = canonical, is_unit = is_unit }
 end
 
 -- Steps read before. Every call needs two, and a text always gives the same step, so this is no
@@ -57,7 +58,8 @@ local steps_known, steps_known_count = {}, 0
 
 -- Step: what tick_size and lot_size are read into. A step of 0.05 has 2 decimals and size 5: text
 -- is first scaled by 10^decimals and must then be a multiple of size. Returns { decimals, size,
--- text }, or nil where the text is no positive decimal.
+-- text, is_unit (whether a number of such steps has the same digits as its decimal text) }, or nil
+-- where the text is no positive decimal.
 function numbers.step(text)
   local step = steps_known[text]
   if step then
@@ -74,21 +76,18 @@ function numbers.step(text)
   return step
 end
 
--- Whether a number of such steps has the same digits as its decimal text.
-function numbers.is_unit(step)
-  return step.decimals == 0 and step.size == 1
-end
-
--- Decimal text as a whole number of steps. On failure nil and "malformed" (not a number the engine
--- can hold) or "off_step" (a number between two steps).
+-- Decimal text as a whole number of steps; where it is the text that numbers.text would write, nil
+-- and true follow. On failure nil and "malformed" (not a number the engine can hold) or "off_step"
+-- (a number between two steps).
 function numbers.parse(text, step)
-  if numbers.is_unit(step) and #text < 16 and string.find(text, "^[1-9]%d*$") then
-    return tonumber(text)
+  if step.is_unit and #text < 16 and text:find("^[1-9]%d*$") then
+    return text + 0, nil, true
   end
   local whole, fraction = split(text)
   if not whole then
     return nil, "malformed"
   end
+  local canonical = fraction == "" or fraction:byte(-1) ~= 48
   local missing = step.decimals - #fraction
   if missing > 0 then
     fraction = fraction .. string.rep("0", missing)
@@ -103,18 +102,18 @@ function numbers.parse(text, step)
     return nil, "malformed"
   end
   if step.size == 1 then
-    return scaled
+    return scaled, nil, canonical
   end
   if scaled % step.size ~= 0 then
     return nil, "off_step"
   end
-  return scaled / step.size
+  return scaled / step.size, nil, canonical
 end
 
 -- An exact integer as plain digits. `%d` is exact for every integer a double can hold, and several
 -- times quicker than the formats for fractions, Lua's own conversion among them.
 function numbers.integer_text(number)
-  return string.format("%d", number)
+  return ("%d"):format(number)
 end
 
 -- A whole number of steps as the shortest decimal text: 100.5, not 100.50.
@@ -142,10 +141,10 @@ end
 
 -- A positive integer of plain digits (an id, a limit), or nil.
 function numbers.positive_integer(text)
-  if #text > 16 or not string.find(text, "^[1-9]%d*$") then
+  if #text > 16 or not text:find("^[1-9]%d*$") then
     return nil
   end
-  return exact(text)
+  return #text < 16 and text + 0 or exact(text)
 end
 
 return numbers

@@ -32,15 +32,20 @@ local function check_order(walk, side, member, score, text)
   if not o then
     return violate(walk, "ORPHAN_QUEUE_MEMBER", "order " .. order_id .. " has no record")
   end
-  if o.member ~= member or o.side ~= side.name or o.price * side.sign ~= tonumber(score) then
+  if
+    order.member(o.priority, order_id) ~= member
+    or o.side ~= side.name
+    or o.price * side.sign ~= tonumber(score)
+  then
     violate(walk, "QUEUE_MISMATCH", "order " .. order_id .. " does not queue as its record says")
   end
   if o.remaining < 1 or o.remaining > o.quantity then
     violate(walk, "INVALID_REMAINING", "order " .. order_id .. " has no valid remaining_quantity")
   end
   local record = walk.record
-  if tonumber(order_id) > record.last_order_id or tonumber(o.place) > record.last_priority then
-    violate(walk, "COUNTER_BEHIND", "order " .. order_id .. " is later than the book's counters")
+  local is_late = tonumber(order_id) > record.last_order_id or o.priority > record.last_priority
+  if is_late or o.remaining > record.largest_order_lots then
+    violate(walk, "COUNTER_BEHIND", "order " .. order_id .. " is beyond the book's counters")
   end
   add_to(side.levels, numbers.integer_text(o.price), o.remaining)
   add_to(walk.orders_by_account, o.account, 1)
