@@ -134,10 +134,11 @@ end
 
 -- ---- orders
 
--- An order whose record was not looked at yet.
+-- An order whose record was not looked at yet. Ids that no order had before this call are not
+-- looked for.
 local function read_order(b, order_id)
   local text = b.records[order_id]
-  if text == nil then
+  if text == nil and order_id + 0 <= b.last_order_id_before then
     text = redis.call("HGET", keys.orders(b.key), order_id)
   end
   local o = text and order.parse(order_id, text) or false
@@ -157,18 +158,13 @@ function book.order(b, order_id)
   return nil
 end
 
--- Reads the records of these orders in one call where they are not known yet. Ids that no order
--- had before this call are not looked for.
+-- Reads the records of these orders in one call where they are not known yet.
 function book.prefetch_orders(b, order_ids)
   local missing, records, last = {}, b.records, b.last_order_id_before
   for i = 1, #order_ids do
     local order_id = order_ids[i]
-    if records[order_id] == nil then
-      if order_id + 0 > last then
-        records[order_id] = false
-      else
-        missing[#missing + 1] = order_id
-      end
+    if order_id + 0 <= last and records[order_id] == nil then
+      missing[#missing + 1] = order_id
     end
   end
   for from = 1, #missing, arguments_max do

@@ -164,10 +164,7 @@ local function drafted(b, values)
   local record, text = b.instrument, values.price
   local price, lots, refusal
   if text then
-    price = record.prices[text]
-    if not price then
-      price, refusal = instrument.price(record, text)
-    end
+    price, refusal = instrument.price(record, text)
   end
   if not refusal then
     lots, refusal = instrument.lots(record, values.quantity, "quantity")
@@ -275,9 +272,8 @@ local function place_order(b, values)
       return again, refusal
     end
   end
-  refusal = instrument.status_refusal(b.instrument)
-  if refusal then
-    return nil, refusal
+  if b.instrument.status ~= "trading" then
+    return nil, instrument.status_refusal(b.instrument)
   end
   local o, invalid = drafted(b, values)
   if not o then
@@ -582,11 +578,13 @@ end
 
 -- ---- execute
 
--- A command that is not plain: see decode.
-local function decode_with_care(text, object)
+-- A command from its JSON: its fields, with the method itself as `method`; or nil, why not, and the
+-- client_order_id to echo.
+local function decode(text)
+  local decoded, object = pcall(cjson.decode, text)
   -- The decoder takes a zero byte for the end of the text.
   local cut_short = text:find("\0", 1, true)
-  if cut_short or type(object) ~= "table" or type(object.method) ~= "string" then
+  if not decoded or cut_short or type(object) ~= "table" or type(object.method) ~= "string" then
     return nil, reject.new("MALFORMED_COMMAND", "a command is a JSON object with a method")
   end
   local method = methods[object.method]
@@ -597,18 +595,59 @@ local function decode_with_care(text, object)
   if not values then
     return nil, refusal, fields.echo(object)
   end
-  return method, values
+  values.method = method
+  return values
 end
 
--- A command from its JSON: the method and its fields, or nil, why not, and the client_order_id to
--- echo.
-local function decode(text)
-  local decoded, object = pcall(cjson.decode, text)
-  local method = decoded and type(object) == "table" and methods[object.method]
-  if method and fields.plain_length(object, method.schema) == #text then
-    return method, object
+-- The same for the commands of a batch which are all plain, decoded in one go; else nil. As each is
+-- at least as long as its fields, and all together no longer, none can have taken from its
+-- neighbour's text.
+local function decode_plain(texts)
+  local decoded, objects = pcall(cjson.decode, "[" .. table.concat(texts, ",") .. "]")
+  if not decoded or #objects ~= #texts then
+    return nil
   end
-  return decode_with_care(text, object)
+  for i = 1, #texts do
+    local object = objects[i]
+    local method = type(object) == "table" and methods[object.method]
+    if not method or fields.plain_length(object, method.schema) ~= #texts[i] then
+      return nil
+    end
+    object.method = method
+  end
+  return objects
+end
+
+-- The commands of a batch, false for those that were refused, and the refusals by their place.
+local function decode_batch(texts)
+  local batch, replies = decode_plain(texts), {}
+  if batch then
+    return batch, replies
+  end
+  batch = {}
+  for i = 1, #texts do
+    local values, refusal, client_order_id = decode(texts[i])
+    batch[i] = values or false
+    replies[i] = refusal and reject.json(refusal, client_order_id)
+  end
+  return batch, replies
+end
+
+-- Reads in a few calls what the commands of a batch would ask for one by one: the orders they name
+-- and the replies to their ids.
+local function prefetch(b, batch)
+  local order_ids, names = {}, {}
+  for i = 1, #batch do
+    local values = batch[i]
+    if values then
+      order_ids[#order_ids + 1] = values.order_id
+      if values.client_order_id and values.account then
+        names[#names + 1] = memo_name(values.method.name, values)
+      end
+    end
+  end
+  book.prefetch_orders(b, order_ids)
+  memory.prefetch(b, names)
 end
 
 -- execute: runs 1 to 256 commands, given as JSON objects with a method, in order, as one atomic
@@ -626,28 +665,13 @@ local function execute(call_keys, arguments)
   if refusal then
     return reject.json(refusal)
   end
-  local found, given, replies = {}, {}, {}
-  local order_ids, names = {}, {}
-  for i = 1, #arguments do
-    local method, values, client_order_id = decode(arguments[i])
-    if not method then
-      replies[i] = reject.json(values, client_order_id)
-    else
-      found[i], given[i] = method, values
-      order_ids[#order_ids + 1] = values.order_id
-      if values.client_order_id and values.account then
-        names[#names + 1] = memo_name(method.name, values)
-      end
-    end
-  end
-  -- What the commands would ask for one by one, in a few calls.
-  book.prefetch_orders(b, order_ids)
-  memory.prefetch(b, names)
+  local batch, replies = decode_batch(arguments)
+  prefetch(b, batch)
   book.stamp(b)
-  for i = 1, #arguments do
-    local values = given[i]
+  for i = 1, #batch do
+    local values = batch[i]
     if values then
-      local reply, refused = found[i].run(b, values)
+      local reply, refused = values.method.run(b, values)
       replies[i] = reply or reject.json(refused, values.client_order_id)
     end
   end

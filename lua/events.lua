@@ -39,16 +39,13 @@ local function head(b, channel)
     .. b.instrument.epoch
 end
 
--- The pieces of this call's message to an account. A report is appended piece by piece, its last
--- piece `b.report_end` with the comma before the next: a long string costs Lua far more than its
--- pieces, for it keeps every string once and finds long ones by a few of their characters.
+-- Begins this call's message to an account. A report is appended piece by piece, its last piece
+-- `b.report_end` with the comma before the next: a long string costs Lua far more than its pieces,
+-- for it keeps every string once and finds long ones by a few of their characters.
 local function reports_to(b, account)
-  local pieces = b.events.reports[account]
-  if not pieces then
-    pieces = { head(b, "orders") .. ',"account":"' .. account .. '","orders":[' }
-    b.events.reports[account] = pieces
-    b.events.accounts[#b.events.accounts + 1] = account
-  end
+  local pieces = { head(b, "orders") .. ',"account":"' .. account .. '","orders":[' }
+  b.events.reports[account] = pieces
+  b.events.accounts[#b.events.accounts + 1] = account
   return pieces
 end
 
@@ -79,7 +76,7 @@ end
 
 -- The order was taken on.
 function events.accepted(b, o)
-  local pieces = reports_to(b, o.account)
+  local pieces = b.events.reports[o.account] or reports_to(b, o.account)
   local n = #pieces
   pieces[n + 1] = '{"event":"accepted",'
   pieces[n + 2] = make_terms(b, o)
@@ -91,7 +88,7 @@ end
 -- The order's price or quantity was changed; what it trades by this follows. Where it kept its
 -- place the priority is the old one.
 function events.amended(b, o)
-  local pieces = reports_to(b, o.account)
+  local pieces = b.events.reports[o.account] or reports_to(b, o.account)
   local n = #pieces
   pieces[n + 1] = '{"event":"amended",'
   pieces[n + 2], pieces[n + 4] = events.standing(b, o)
@@ -103,7 +100,7 @@ end
 
 -- What was left of the order is gone. Reasons: requested, cancel_all, ioc, fok.
 function events.canceled(b, o, reason)
-  local pieces = reports_to(b, o.account)
+  local pieces = b.events.reports[o.account] or reports_to(b, o.account)
   local n = #pieces
   pieces[n + 1] = '{"event":"canceled",'
   pieces[n + 2], pieces[n + 4] = events.standing(b, o)
@@ -115,7 +112,7 @@ function events.canceled(b, o, reason)
 end
 
 local function trade_report(b, o, trade, role)
-  local pieces = reports_to(b, o.account)
+  local pieces = b.events.reports[o.account] or reports_to(b, o.account)
   local n = #pieces
   pieces[n + 1] = '{"event":"trade",'
   pieces[n + 2] = identity(o)

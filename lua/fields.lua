@@ -62,6 +62,9 @@ local function choice_lengths(name)
   for i = 1, #values do
     lengths[values[i]] = #name + #values[i] + 6
   end
+  if name == "post_only" then
+    lengths[true], lengths[false] = #name + 8, #name + 9
+  end
   return lengths
 end
 
@@ -146,14 +149,14 @@ end
 -- for and nothing else: no unknown or repeated field, no escape, no space, no byte after a zero
 -- byte, for each would make the text longer. nil where a field does not fit or is missing. Commands
 -- come by the million and nearly all are plain: one look at their length spares them a search of
--- their text.
+-- their text. A JSON boolean becomes text.
 function fields.plain_length(object, schema)
   local names, lengths, choices_of = schema.names, schema.length, schema.choice_lengths
   local forms_of, is_required = schema.form, schema.is_required
-  local total = #object.method + 13
+  local total, type_of = #object.method + 13, type
   for i = 1, #names do
     local value = object[names[i]]
-    if value then
+    if value ~= nil then
       local length_of = choices_of[i]
       if length_of then
         local length = length_of[value]
@@ -161,9 +164,12 @@ function fields.plain_length(object, schema)
           return nil
         end
         total = total + length
+        if value == true or value == false then
+          object[names[i]] = value and "true" or "false"
+        end
       else
         local form = forms_of[i]
-        if type(value) ~= "string" or (form and not form(value)) then
+        if type_of(value) ~= "string" or (form and not form(value)) then
           return nil
         end
         total = total + lengths[i] + #value

@@ -39,7 +39,6 @@ local function with_steps(record)
   local least, most = record.min_quantity, record.max_quantity
   record.quantity_min = least and numbers.parse(least, record.quantity_step) or 1
   record.quantity_max = most and numbers.parse(most, record.quantity_step) or record.lots_max
-  record.prices = {}
   record.ticks_texts, record.lots_texts = {}, {}
   record.price_texts = record.price_step.is_unit and record.ticks_texts or {}
   record.quantity_texts = record.quantity_step.is_unit and record.lots_texts or {}
@@ -121,13 +120,8 @@ function instrument.load(book_key)
   })
 end
 
--- Price text in ticks, or nil and why not. Remembered like price_text: a batch looks at its prices
--- once to read their levels and once more to place its orders.
+-- Price text in ticks, or nil and why not.
 function instrument.price(record, text)
-  local known = record.prices[text]
-  if known then
-    return known
-  end
   local ticks, problem, canonical = numbers.parse(text, record.price_step)
   if problem == "off_step" then
     return reject.with(
@@ -141,7 +135,6 @@ function instrument.price(record, text)
   if ticks == 0 then
     return reject.with("PRICE_NOT_POSITIVE", "price must be above zero")
   end
-  record.prices[text] = ticks
   if canonical then
     record.price_texts[ticks] = text
   end

@@ -284,6 +284,36 @@ def test_bad_commands_do_not_stop_the_good_one_among_them(book: Book) -> None:
     assert replies[2]["status"] == "open"
 
 
+@pytest.mark.parametrize(
+    "commands",
+    [
+        ('{"method":"cancel_order","order_id":"1"},{"method":"nap","order_id":["1"', '"2"]}'),
+        ('{"method":"cancel_order","order_id":"12345"', '"order_id":"1"}'),
+        ('{"method":"cancel_order"', '"order_id":"1"},{"method":"cancel_order","order_id":"2"}'),
+    ],
+)  # fmt: skip
+def test_commands_of_a_batch_cannot_share_their_text(busy: Book, commands: tuple[str, ...]) -> None:
+    for reply in busy.execute(*commands):
+        assert_rejected(reply, "MALFORMED_COMMAND")
+
+
+def test_client_order_id_may_begin_with_a_colon(book: Book) -> None:
+    order = {"method": "place_order", **ORDER, "client_order_id": ":a"}
+    for text in (json.dumps(order), json.dumps(order, separators=(",", ":"))):
+        (reply,) = book.execute(text)
+        assert (reply["status"], reply["client_order_id"]) == ("open", ":a")
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+@pytest.mark.parametrize("post_only", [True, False])
+def test_post_only_may_be_a_json_boolean(
+    book: Book, separators: tuple[str, str], post_only: bool
+) -> None:
+    order = {"method": "place_order", **ORDER, "post_only": post_only}
+    (reply,) = book.execute(json.dumps(order, separators=separators))
+    assert (reply["status"], reply.get("post_only", False)) == ("open", post_only)
+
+
 def test_empty_and_oversized_batches_are_refused_as_one(busy: Book) -> None:
     assert_rejected(decode(busy.raw("execute")), documented_codes())
     order = json.dumps({"method": "place_order", **ORDER})
