@@ -681,8 +681,11 @@ def _watch_book(symbol: str, depth: int, redis_url: str, as_json: bool) -> None:
     live = Live(auto_refresh=False) if sys.stdout.isatty() and not as_json else None
 
     async def work(engine: "Engine") -> None:
+        # Ctrl-C as an event: a cancellation that meets a reply on its way can get lost.
+        stopping = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stopping.set)
         position = None
-        while True:
+        while not stopping.is_set():
             book = await engine.get_book(symbol, depth=str(depth))
             if book.get("status") == "rejected":
                 _print_reply(book, as_json)
@@ -692,7 +695,9 @@ def _watch_book(symbol: str, depth: int, redis_url: str, as_json: bool) -> None:
                     _print_book(book, as_json)
                 else:
                     live.update(display.ladder(book, depth), refresh=True)
-            await asyncio.sleep(WATCH_INTERVAL_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_INTERVAL_S):
+                    await stopping.wait()
 
     with live or contextlib.nullcontext():
         _with_engine(redis_url, work)
