@@ -39,6 +39,7 @@ local order = require("order")
 
 local book = {}
 
+local expired_per_call_max = 1000
 local chunk_first = 2
 local chunk_growth = 4
 local chunk_max = 512
@@ -82,6 +83,7 @@ function book.from(record)
     sequence = record.sequence,
     call_sequence = record.sequence + 1,
     records = {},
+    stored_counts = {},
     orders = {},
     touched_orders = {},
     client_orders = {},
@@ -91,6 +93,8 @@ function book.from(record)
     open_orders_before = record.open_orders,
     remembered_replies_before = record.remembered_replies,
     largest_order_lots_before = record.largest_order_lots,
+    has_icebergs = record.extended and record.extended.iceberg_orders > 0,
+    expiring = false,
     lots_safe = math.floor(record.lots_max / (record.open_orders + book.orders_per_call_max)),
     buy = new_side(record.key, keys.bids, -1),
     sell = new_side(record.key, keys.asks, 1),
@@ -120,7 +124,8 @@ end
 -- `b.sequence_text` are text, `b.stamp` the end of every reply, `b.report_end` that of every report
 -- but the last of a message.
 function book.stamp(b)
-  b.timestamp_ms = numbers.integer_text(book.clock_ms())
+  b.now_ms = book.clock_ms()
+  b.timestamp_ms = numbers.integer_text(b.now_ms)
   b.sequence_text = numbers.integer_text(b.call_sequence)
   local time = ',"timestamp_ms":' .. b.timestamp_ms .. "}"
   b.stamp = ',"sequence":' .. b.sequence_text .. time
@@ -214,6 +219,21 @@ function book.account_order_ids(b, account)
   return open
 end
 
+-- How many open orders an account has in this book, those of this call included.
+function book.open_orders_of(b, account)
+  local count = b.stored_counts[account]
+  if not count then
+    count = redis.call("SCARD", keys.account_orders(b.key, account))
+    b.stored_counts[account] = count
+  end
+  for _, o in ipairs(b.touched_orders) do
+    if o.account == account then
+      count = count + (o.queued and 1 or 0) - (o.stored_priority and 1 or 0)
+    end
+  end
+  return count
+end
+
 -- The order is not as it was stored. For orders that are not `touched` yet.
 local function touch(b, o)
   b.changed = true
@@ -238,11 +258,15 @@ local function read_totals(b, side, prices)
   end
 end
 
--- Whether the total of a level would be beyond exactness with these lots more.
+-- Whether the total of a level would be beyond exactness with these lots more. The slices of
+-- icebergs come and go, so beside one there is no order of a size that would matter.
 function book.level_overflows(b, side_name, price, lots)
   local record = b.instrument
   if lots <= b.lots_safe and record.largest_order_lots <= b.lots_safe then
     return false
+  end
+  if b.has_icebergs and lots > b.lots_safe then
+    return true
   end
   local side = b[side_name]
   if not side.totals[price] then
@@ -403,7 +427,12 @@ function book.enqueue(b, o)
   if side.best_known and not (side.best_price and side.best_price * side.sign <= rank) then
     side.best_price = o.price
   end
-  local price, remaining = o.price, o.remaining
+  local price, remaining, extras = o.price, o.remaining, o.extras
+  if extras and extras.display_quantity then
+    remaining = math.min(extras.display_quantity, remaining)
+    extras.slice = remaining
+    b.has_icebergs = true
+  end
   side.differences[price] = (side.differences[price] or 0) + remaining
   if remaining > b.instrument.largest_order_lots then
     b.instrument.largest_order_lots = remaining
@@ -445,7 +474,7 @@ function book.dequeue(b, o)
   if not o.touched then
     touch(b, o)
   end
-  side.differences[o.price] = (side.differences[o.price] or 0) - o.remaining
+  side.differences[o.price] = (side.differences[o.price] or 0) - order.shown(o)
   leave(side, o)
 end
 
@@ -463,18 +492,68 @@ function book.remove(b, o)
   b.instrument.open_orders = b.instrument.open_orders - 1
 end
 
--- Takes quantity off an order in its place: it keeps its priority.
+-- Takes traded quantity off an order in its place. Returns whether a slice of an iceberg is used up
+-- and the next is due: the order is then out of the queue.
 function book.reduce(b, o, lots)
-  local side = b[o.side]
+  local side, extras = b[o.side], o.extras
   if not o.touched then
     touch(b, o)
   end
   side.differences[o.price] = (side.differences[o.price] or 0) - lots
   o.remaining = o.remaining - lots
+  if extras and extras.slice then
+    extras.slice = extras.slice - lots
+  end
   if o.remaining == 0 then
     leave(side, o)
     book.close(b, o)
+  elseif extras and extras.slice == 0 then
+    leave(side, o)
+    return true
   end
+  return false
+end
+
+-- Takes quantity off an order that is not traded: an iceberg shows less only where it must.
+function book.shrink(b, o, lots)
+  local side, before = b[o.side], order.shown(o)
+  if not o.touched then
+    touch(b, o)
+  end
+  o.remaining = o.remaining - lots
+  if o.extras and o.extras.slice then
+    o.extras.slice = math.min(o.extras.slice, o.remaining)
+  end
+  side.differences[o.price] = (side.differences[o.price] or 0) - before + order.shown(o)
+end
+
+-- ---- what is due
+
+-- Takes the orders out whose time is over, at most expired_per_call_max; returns them. Where more
+-- are due, `b.expiring` tells.
+function book.expire(b)
+  local extended, expired = b.instrument.extended, {}
+  if not extended or extended.gtd_orders == 0 then
+    return expired
+  end
+  local expiries_key = keys.expiries(b.key)
+  local limit = expired_per_call_max + 1
+  local range = { "-inf", b.timestamp_ms, "LIMIT", 0, limit }
+  local members = redis.call("ZRANGEBYSCORE", expiries_key, unpack(range))
+  b.expiring = #members == limit
+  local order_ids = {}
+  for i = 1, math.min(#members, expired_per_call_max) do
+    order_ids[i] = members[i]:match("^0*(%d+)$")
+  end
+  book.prefetch_orders(b, order_ids)
+  for _, order_id in ipairs(order_ids) do
+    local o = book.order(b, order_id)
+    if o then
+      book.remove(b, o)
+      expired[#expired + 1] = o
+    end
+  end
+  return expired
 end
 
 -- ---- writing
@@ -526,11 +605,32 @@ local function plan_queue_write(b, plan, o)
   end
 end
 
+-- An expiring order or iceberg that became open, or ceased to be, by this call.
+local function plan_extras_write(b, plan, o)
+  local extras, change = o.extras, o.queued and 1 or -1
+  local extended = instrument.extend(b.instrument)
+  if extras.display_quantity then
+    extended.iceberg_orders = extended.iceberg_orders + change
+  end
+  if not extras.expire_time_ms then
+    return
+  end
+  extended.gtd_orders = extended.gtd_orders + change
+  local expiries = arguments_for(plan, o.queued and "ZADD" or "ZREM", keys.expiries(b.key))
+  if o.queued then
+    expiries[#expiries + 1] = numbers.integer_text(extras.expire_time_ms)
+  end
+  expiries[#expiries + 1] = order.padded(o.order_id)
+end
+
 -- An order that became open, or ceased to be, by this call.
 local function plan_index_write(b, plan, o)
   local account_key = keys.account_orders(b.key, o.account)
   local ids = arguments_for(plan, o.queued and "SADD" or "SREM", account_key)
   ids[#ids + 1] = o.order_id
+  if o.extras then
+    plan_extras_write(b, plan, o)
+  end
   if not o.client_order_id then
     return
   end
@@ -608,6 +708,12 @@ local function state_pairs(b)
   add_counter(texts, "open_orders", record.open_orders, b.open_orders_before)
   add_counter(texts, "largest_order_lots", record.largest_order_lots, b.largest_order_lots_before)
   add_counter(texts, "remembered_replies", record.remembered_replies, b.remembered_replies_before)
+  local extended = record.extended
+  if extended then
+    texts = { "extended", "1", unpack(texts) }
+    add_counter(texts, "gtd_orders", extended.gtd_orders, nil)
+    add_counter(texts, "iceberg_orders", extended.iceberg_orders, nil)
+  end
   if record.last_trade_id ~= b.last_trade_id_before then
     add_counter(texts, "last_trade_id", record.last_trade_id, nil)
     texts[#texts + 1] = "last_price"

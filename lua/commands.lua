@@ -18,6 +18,7 @@ local memory = require("memory")
 local numbers = require("numbers")
 local order = require("order")
 local reject = require("reject")
+local terms = require("terms")
 local verify = require("verify")
 
 local commands = {}
@@ -35,9 +36,9 @@ end
 
 -- The reply to place_order and amend_order.
 local function order_reply(b, o, status, fills_json)
-  local terms, remaining = events.standing(b, o)
+  local standing, remaining = events.standing(b, o)
   return "{"
-    .. terms
+    .. standing
     .. ',"remaining_quantity":"'
     .. remaining
     .. '","status":"'
@@ -48,9 +49,9 @@ local function order_reply(b, o, status, fills_json)
 end
 
 local function canceled_reply(b, o)
-  local terms, remaining = events.standing(b, o)
+  local standing, remaining = events.standing(b, o)
   return "{"
-    .. terms
+    .. standing
     .. ',"remaining_quantity":"'
     .. remaining
     .. '","status":"canceled"'
@@ -59,9 +60,9 @@ end
 
 -- An open order as get_order and get_open_orders show it, without the closing brace.
 local function order_json(b, o)
-  local terms, remaining = events.standing(b, o)
+  local standing, remaining = events.standing(b, o)
   return "{"
-    .. terms
+    .. standing
     .. ',"remaining_quantity":"'
     .. remaining
     .. '","status":"'
@@ -135,64 +136,67 @@ local place_schema = fields.schema({
   "price",
   "quantity",
   "post_only",
-}, { "account", "side", "order_type", "quantity" })
+  "expire_time_ms",
+  "display_quantity",
+  "quote_quantity",
+  "protection",
+  "self_trade_prevention",
+  "stp_group",
+  "validate_only",
+  "valid_until_ms",
+}, { "account", "side", "order_type" }, 8)
 
--- The time in force asked for, or the one an order of this type has.
-local function time_in_force(values)
-  return values.time_in_force or (values.order_type == "market" and "ioc" or "gtc")
-end
-
--- A refusal where fields do not go together, else nil.
-local function combination_refusal(values)
-  if values.order_type == "limit" then
-    if not values.price then
-      return reject.new("MISSING_FIELD", "missing field price")
+-- The price and quantity asked for, in ticks and lots; nil and why not. A market order has no price
+-- and one by quote_quantity no quantity yet.
+local function measured(record, values)
+  local text = values.price
+  local lots, price, refusal = 0
+  if text then
+    price, refusal = instrument.price(record, text)
+    if refusal then
+      return nil, refusal
     end
-  elseif values.price then
-    return reject.new("FIELD_NOT_ALLOWED", "a market order has no price")
-  elseif values.time_in_force == "gtc" then
-    return reject.new("FIELD_NOT_ALLOWED", "a market order cannot be gtc")
   end
-  if values.post_only == "true" and time_in_force(values) ~= "gtc" then
-    return reject.new("FIELD_NOT_ALLOWED", "post_only goes with limit gtc orders only")
+  if values.quantity then
+    lots, refusal = instrument.lots(record, values.quantity, "quantity")
+    if not lots then
+      return nil, refusal
+    end
+    if lots < record.quantity_min or lots > record.quantity_max then
+      return nil, instrument.quantity_refusal(record, lots)
+    end
   end
-  return nil
+  return lots, price
 end
 
 -- The order as its fields ask for it, not yet taken on; or nil and why not.
 local function drafted(b, values)
-  local record, text = b.instrument, values.price
-  local price, lots, refusal
-  if text then
-    price, refusal = instrument.price(record, text)
+  local lots, price = measured(b.instrument, values)
+  if not lots then
+    return nil, price
   end
-  if not refusal then
-    lots, refusal = instrument.lots(record, values.quantity, "quantity")
-  end
-  if refusal then
-    return nil, refusal
-  end
-  if lots < record.quantity_min or lots > record.quantity_max then
-    return nil, instrument.quantity_refusal(record, lots)
-  end
-  return {
+  local o = {
     order_id = false,
     side = values.side,
     order_type = values.order_type,
-    time_in_force = values.time_in_force or time_in_force(values),
+    time_in_force = values.time_in_force or terms.time_in_force(values),
     price = price,
     quantity = lots,
     remaining = lots,
     timestamp_ms = false,
     account = values.account,
     client_order_id = values.client_order_id,
-    post_only = values.post_only == "true",
+    extras = values.post_only == "true" and { post_only = true } or false,
     priority = false,
     queued = false,
     stored_priority = false,
     touched = false,
     terms = false,
   }
+  if values.rare then
+    return terms.read(b, o, values)
+  end
+  return o
 end
 
 local function level_refusal()
@@ -207,38 +211,90 @@ local function post_only_refusal(b, taker)
 end
 
 -- What becomes of the order after its trades: filled, resting, or canceled. Returns its status.
-local function settle_order(b, o)
-  if o.remaining == 0 then
+local function settle_order(b, o, fills)
+  local by_quote = o.extras and o.extras.quote_units
+  if o.remaining == 0 and (not by_quote or fills.is_spent) then
     book.close(b, o)
     return "filled"
   end
-  if o.time_in_force == "gtc" then
+  local force, ended = o.time_in_force, fills.ended
+  if not ended and (force == "gtc" or force == "gtd") then
     book.enqueue(b, o)
     return order.status(o)
   end
   book.close(b, o)
-  events.canceled(b, o, o.time_in_force)
+  events.canceled(b, o, ended or force)
   return "canceled"
+end
+
+-- A refusal where what is left of an order cannot queue, else nil.
+local function rest_refusal(b, o, left)
+  local force = o.time_in_force
+  if force ~= "gtc" and force ~= "gtd" then
+    return nil
+  end
+  local slice = o.extras and o.extras.display_quantity
+  local is_giant = slice and math.max(slice, b.instrument.largest_order_lots) > b.lots_safe
+  if is_giant or book.level_overflows(b, o.side, o.price, left) then
+    return level_refusal()
+  end
+  return nil
 end
 
 -- The fills of a new order, after the last rules that can refuse it: post_only, and the exactness
 -- of the level it would join. nil and why not.
 local function plan_new_order(b, o)
-  local refusal = o.post_only and post_only_refusal(b, o)
+  local refusal = o.extras and o.extras.post_only and post_only_refusal(b, o)
   if refusal then
     return nil, refusal
   end
+  if not o.price then
+    terms.protect(b, o)
+  end
   local fills, left = matching.plan(b, o)
-  if not fills or left == 0 then
-    return fills, left
+  if not fills then
+    return nil, left
+  end
+  if o.extras and o.extras.quote_units then
+    o.quantity = fills.bought or 0
+    return fills
+  end
+  if left == 0 then
+    return fills
   end
   if o.time_in_force == "fok" then
     return matching.no_fills
   end
-  if o.time_in_force == "gtc" and book.level_overflows(b, o.side, o.price, left) then
-    return nil, level_refusal()
+  refusal = not fills.ended and rest_refusal(b, o, left)
+  if refusal then
+    return nil, refusal
   end
   return fills
+end
+
+-- The answer to an order that is only to be checked.
+local function valid_reply(b, fills)
+  local lots = 0
+  for i = 1, #fills do
+    lots = lots + (fills[i].prevented and 0 or fills[i].lots)
+  end
+  return string.format(
+    '{"status":"valid","fill_quantity":"%s","sequence":%.0f,"timestamp_ms":%s}',
+    instrument.quantity_text(b.instrument, lots),
+    book.current_sequence(b),
+    b.timestamp_ms
+  )
+end
+
+-- A refusal of every new order and amend now, else nil.
+local function closed_refusal(b)
+  if b.instrument.status ~= "trading" then
+    return instrument.status_refusal(b.instrument)
+  end
+  if b.expiring then
+    return reject.new("EXPIRING", "many orders are expiring: try again")
+  end
+  return nil
 end
 
 -- The memo of a new order with an id of its own, and the first reply where it was sent before; or
@@ -252,16 +308,43 @@ local function recall_placed(b, values)
   return memo_record, again, refusal
 end
 
+-- The order that is asked for and its fills, after every check; nil and why not.
+local function checked_order(b, values)
+  local refusal = values.rare and terms.lateness_refusal(b, values)
+  if not refusal and (b.instrument.status ~= "trading" or b.expiring) then
+    refusal = closed_refusal(b)
+  end
+  if refusal then
+    return nil, refusal
+  end
+  local o, invalid = drafted(b, values)
+  if not o then
+    return nil, invalid
+  end
+  refusal = b.instrument.extended and terms.rule_refusal(b, o)
+  if refusal then
+    return nil, refusal
+  end
+  local fills, refused = plan_new_order(b, o)
+  if not fills then
+    return nil, refused
+  end
+  return o, fills
+end
+
 -- place_order: takes an order on, trades it, queues the rest.
--- Fields: account side order_type quantity; price time_in_force post_only client_order_id.
--- Reply: order_id client_order_id status side order_type time_in_force price quantity
--- remaining_quantity fills sequence.
--- Rejects: FIELD_NOT_ALLOWED, DUPLICATE_CLIENT_ORDER_ID, INSTRUMENT_HALTED,
--- INSTRUMENT_CANCEL_ONLY, INVALID_NUMBER, PRICE_OFF_TICK, PRICE_NOT_POSITIVE, QUANTITY_OFF_LOT,
--- QUANTITY_TOO_SMALL, QUANTITY_TOO_LARGE, POST_ONLY_WOULD_CROSS, LEVEL_QUANTITY_TOO_LARGE,
--- TOO_MANY_FILLS, and those of the fields' forms.
+-- Fields: account side order_type; quantity or quote_quantity; price time_in_force post_only
+-- client_order_id expire_time_ms display_quantity protection self_trade_prevention stp_group
+-- validate_only valid_until_ms.
+-- Reply: the order's terms, remaining_quantity status fills sequence timestamp_ms; with
+-- validate_only status fill_quantity sequence timestamp_ms.
+-- Rejects: FIELD_NOT_ALLOWED, DUPLICATE_CLIENT_ORDER_ID, TOO_LATE, INSTRUMENT_HALTED,
+-- INSTRUMENT_CANCEL_ONLY, EXPIRING, INVALID_NUMBER, PRICE_OFF_TICK, PRICE_NOT_POSITIVE,
+-- QUANTITY_OFF_LOT, QUANTITY_TOO_SMALL, QUANTITY_TOO_LARGE, INVALID_DISPLAY_QUANTITY,
+-- EXPIRE_TIME_PASSED, PRICE_OUT_OF_BAND, NOTIONAL_TOO_SMALL, TOO_MANY_OPEN_ORDERS,
+-- POST_ONLY_WOULD_CROSS, LEVEL_QUANTITY_TOO_LARGE, TOO_MANY_FILLS, and those of the fields' forms.
 local function place_order(b, values)
-  local refusal = combination_refusal(values)
+  local refusal = terms.combination_refusal(values)
   if refusal then
     return nil, refusal
   end
@@ -272,21 +355,17 @@ local function place_order(b, values)
       return again, refusal
     end
   end
-  if b.instrument.status ~= "trading" then
-    return nil, instrument.status_refusal(b.instrument)
-  end
-  local o, invalid = drafted(b, values)
+  local o, fills = checked_order(b, values)
   if not o then
-    return nil, invalid
+    return nil, fills
   end
-  local fills, refused = plan_new_order(b, o)
-  if not fills then
-    return nil, refused
+  if values.validate_only == "true" then
+    return valid_reply(b, fills)
   end
   book.admit(b, o)
   events.accepted(b, o)
   local fills_json = fills[1] and matching.trade(b, o, fills) or "[]"
-  local reply = order_reply(b, o, settle_order(b, o), fills_json)
+  local reply = order_reply(b, o, settle_order(b, o, fills), fills_json)
   return memo_record and remember(b, memo_record, reply) or reply
 end
 
@@ -340,7 +419,11 @@ local function order_to_change(b, method_name, values, schema)
   return find_order(b, values)
 end
 
-local cancel_schema = fields.schema({ "account", "client_order_id", "order_id" }, {})
+local cancel_schema = fields.schema(
+  { "account", "client_order_id", "order_id", "valid_until_ms" },
+  {},
+  3
+)
 
 -- cancel_order: takes an open order out of the book, in every status of the instrument.
 -- Fields: order_id, or account and client_order_id. Reply: the order and its remaining_quantity.
@@ -350,6 +433,10 @@ local function cancel_order(b, values)
   local o, refusal, memo_record, again = order_to_change(b, "cancel_order", values, cancel_schema)
   if not o then
     return again, refusal
+  end
+  refusal = values.rare and terms.lateness_refusal(b, values)
+  if refusal then
+    return nil, refusal
   end
   book.remove(b, o)
   events.canceled(b, o, "requested")
@@ -363,7 +450,8 @@ local amend_schema = fields.schema({
   "price",
   "quantity",
   "remaining_quantity",
-}, {})
+  "valid_until_ms",
+}, {}, 6)
 
 -- The order's new { ticks, total, remaining }, or nil and why not.
 local function amended(b, o, values)
@@ -385,7 +473,9 @@ local function amended(b, o, values)
     end
     new.total = lots and lots + filled
   end
-  refusal = refusal or instrument.quantity_refusal(record, new.total)
+  if values.quantity or values.remaining_quantity then
+    refusal = refusal or instrument.quantity_refusal(record, new.total)
+  end
   if refusal then
     return nil, refusal
   end
@@ -409,17 +499,23 @@ end
 
 -- Shrinks an order where it stands.
 local function shrink(b, o, new)
-  book.reduce(b, o, o.remaining - new.remaining)
+  book.shrink(b, o, o.remaining - new.remaining)
   o.quantity, o.terms = new.total, false
   events.amended(b, o)
   return order_reply(b, o, order.status(o), "[]")
 end
 
--- Gives an order a new price or a larger quantity: it leaves the queue, trades where it now
--- crosses, and queues anew with what is left.
-local function requeue(b, o, new)
-  local taker = { side = o.side, price = new.ticks, remaining = new.remaining }
-  local refusal = o.post_only and post_only_refusal(b, taker)
+-- The fills of an order that is to queue anew, after the last rules that can refuse it; nil and why
+-- not.
+local function plan_requeue(b, o, new)
+  local taker = {
+    side = o.side,
+    price = new.ticks,
+    remaining = new.remaining,
+    account = o.account,
+    extras = o.extras,
+  }
+  local refusal = o.extras and o.extras.post_only and post_only_refusal(b, taker)
   if refusal then
     return nil, refusal
   end
@@ -427,16 +523,27 @@ local function requeue(b, o, new)
   if not fills then
     return nil, left
   end
-  local stays_in_level = new.ticks == o.price and o.remaining or 0
-  if left > 0 and book.level_overflows(b, o.side, new.ticks, left - stays_in_level) then
+  local stays_in_level = new.ticks == o.price and order.shown(o) or 0
+  local rests = left > 0 and not fills.ended
+  if rests and book.level_overflows(b, o.side, new.ticks, left - stays_in_level) then
     return nil, level_refusal()
+  end
+  return fills
+end
+
+-- Gives an order a new price or a larger quantity: it leaves the queue, trades where it now
+-- crosses, and queues anew with what is left.
+local function requeue(b, o, new)
+  local fills, refused = plan_requeue(b, o, new)
+  if not fills then
+    return nil, refused
   end
   book.dequeue(b, o)
   o.price, o.quantity, o.remaining, o.terms = new.ticks, new.total, new.remaining, false
   book.prioritize(b, o)
   events.amended(b, o)
   local fills_json = fills[1] and matching.trade(b, o, fills) or "[]"
-  local status = settle_order(b, o)
+  local status = settle_order(b, o, fills)
   return order_reply(b, o, status, fills_json)
 end
 
@@ -453,13 +560,17 @@ local function amend_order(b, values)
   if not o then
     return again, missing
   end
-  refusal = instrument.status_refusal(b.instrument)
+  refusal = (values.rare and terms.lateness_refusal(b, values)) or closed_refusal(b)
   if refusal then
     return nil, refusal
   end
   local new, invalid = amended(b, o, values)
   if not new then
     return nil, invalid
+  end
+  refusal = values.price and terms.band_refusal(b, new.ticks)
+  if refusal then
+    return nil, refusal
   end
   local change = requeue
   if new.ticks == o.price and new.remaining < o.remaining then
@@ -474,13 +585,17 @@ end
 
 -- ---- cancel_all_orders
 
-local cancel_all_schema = fields.schema({ "account" }, { "account" })
+local cancel_all_schema = fields.schema({ "account", "valid_until_ms" }, { "account" }, 1)
 
 -- cancel_all_orders: cancels an account's open orders of this book, oldest first, as many as one
 -- call may.
 -- Fields: account. Reply: account canceled_order_ids canceled_count remaining_count sequence.
 -- Rejects: those of the fields' forms.
 local function cancel_all_orders(b, values)
+  local refusal = values.rare and terms.lateness_refusal(b, values)
+  if refusal then
+    return nil, refusal
+  end
   local ids = book.account_order_ids(b, values.account)
   local wanted, canceled = {}, {}
   for i = 1, math.min(#ids, b.cancels_left) do
@@ -557,22 +672,30 @@ local function finish(b, reply)
   return reply
 end
 
+-- What a call does before its commands: the time is read and what is due is done. Returns how many
+-- orders expired.
+local function begin(b)
+  book.stamp(b)
+  local expired = b.instrument.extended and book.expire(b) or {}
+  for i = 1, #expired do
+    events.expired(b, expired[i])
+  end
+  return #expired
+end
+
 local function single(method)
   return function(call_keys, arguments)
     local b, refusal = open_with(book.open, call_keys)
     if not b then
       return reject.json(refusal)
     end
+    begin(b)
     local values, malformed = fields.from_arguments(arguments, method.schema)
     if not values then
-      return reject.json(malformed, fields.echo_argument(arguments))
+      return finish(b, reject.json(malformed, fields.echo_argument(arguments)))
     end
-    book.stamp(b)
     local reply, refused = method.run(b, values)
-    if not reply then
-      return reject.json(refused, values.client_order_id)
-    end
-    return finish(b, reply)
+    return finish(b, reply or reject.json(refused, values.client_order_id))
   end
 end
 
@@ -610,8 +733,15 @@ local function decode_plain(texts)
   for i = 1, #texts do
     local object = objects[i]
     local method = type(object) == "table" and methods[object.method]
-    if not method or fields.plain_length(object, method.schema) ~= #texts[i] then
+    if not method then
       return nil
+    end
+    local schema, length = method.schema, #texts[i]
+    if fields.plain_length(object, schema, schema.common_count) ~= length then
+      if fields.plain_length(object, schema, #schema.names) ~= length then
+        return nil
+      end
+      object.rare = true
     end
     object.method = method
   end
@@ -666,8 +796,8 @@ local function execute(call_keys, arguments)
     return reject.json(refusal)
   end
   local batch, replies = decode_batch(arguments)
+  begin(b)
   prefetch(b, batch)
-  book.stamp(b)
   for i = 1, #batch do
     local values = batch[i]
     if values then
@@ -686,6 +816,11 @@ local define_schema = fields.schema({
   "min_quantity",
   "max_quantity",
   "status",
+  "self_trade_prevention",
+  "protection",
+  "price_band",
+  "min_notional",
+  "open_orders_max",
   "events_length_max",
   "trades_length_max",
   "book_length_max",
@@ -703,12 +838,7 @@ local function other_segment_refusal(key)
 end
 
 local function same_rules(left, right)
-  for _, name in ipairs(define_schema.names) do
-    if left[name] ~= right[name] then
-      return false
-    end
-  end
-  return true
+  return instrument.json(left, 0) == instrument.json(right, 0)
 end
 
 local function define(key, values)
@@ -784,6 +914,28 @@ local function begin_epoch(call_keys, arguments)
 end
 
 local empty_schema = fields.schema({}, {})
+
+-- tick: does what is due and nothing else. Hosts call it at each publish interval.
+-- Fields: none. Reply: expired_count triggered_count pending sequence. Rejects: UNKNOWN_SYMBOL,
+-- INVALID_BOOK_KEY.
+local function tick(call_keys, arguments)
+  local b, refusal = open_with(book.open, call_keys)
+  local values
+  if b then
+    values, refusal = fields.from_arguments(arguments, empty_schema)
+  end
+  if not values then
+    return reject.json(refusal)
+  end
+  local expired_count = begin(b)
+  local reply = string.format(
+    '{"expired_count":%.0f,"triggered_count":0,"pending":%s,"sequence":%.0f}',
+    expired_count,
+    tostring(b.expiring),
+    book.current_sequence(b)
+  )
+  return finish(b, reply)
+end
 
 -- The instrument and the fields of a call that only reads, or nil and why not.
 local function open_query(call_keys, arguments, schema)
@@ -1045,6 +1197,7 @@ function commands.register()
   register("cancel_all_orders", single(methods.cancel_all_orders), when_memory_is_full)
   register("execute", execute, {})
   register("publish_book", publish_book, when_memory_is_full)
+  register("tick", tick, when_memory_is_full)
   register("begin_epoch", begin_epoch, when_memory_is_full)
   register("get_book", get_book, read_only)
   register("get_order", get_order, read_only)

@@ -19,6 +19,8 @@ function events.new()
   return { accounts = {}, reports = {}, trades = {} }
 end
 
+local text_terms = { "quote_quantity", "protection", "self_trade_prevention", "stp_group" }
+
 -- What identifies an order in every report and reply.
 local function identity(o)
   if not o.client_order_id then
@@ -49,6 +51,25 @@ local function reports_to(b, account)
   return pieces
 end
 
+-- The terms that few orders have.
+local function extra_terms(record, extras)
+  local terms = extras.post_only and ',"post_only":true' or ""
+  if extras.display_quantity then
+    local shown = instrument.quantity_text(record, extras.display_quantity)
+    terms = terms .. ',"display_quantity":"' .. shown .. '"'
+  end
+  if extras.expire_time_ms then
+    terms = terms .. ',"expire_time_ms":' .. numbers.integer_text(extras.expire_time_ms)
+  end
+  for i = 1, #text_terms do
+    local name = text_terms[i]
+    if extras[name] then
+      terms = terms .. ',"' .. name .. '":"' .. extras[name] .. '"'
+    end
+  end
+  return terms
+end
+
 -- The terms of an order, as they stand in every report and reply about it: what it is called, and
 -- what it asks for. A market order has no price. Made once, and anew when an amend changes them.
 local function make_terms(b, o)
@@ -61,9 +82,12 @@ local function make_terms(b, o)
     .. o.order_type
     .. '","time_in_force":"'
     .. o.time_in_force
-    .. (o.post_only and '","post_only":true,"quantity":"' or '","quantity":"')
+    .. '","quantity":"'
     .. (record.quantity_texts[quantity] or instrument.quantity_text(record, quantity))
     .. (price and '","price":"' .. instrument.price_text(record, price) .. '"' or '"')
+  if o.extras then
+    o.terms = o.terms .. extra_terms(record, o.extras)
+  end
   return o.terms
 end
 
@@ -85,12 +109,11 @@ function events.accepted(b, o)
   pieces[n + 5] = b.report_end
 end
 
--- The order's price or quantity was changed; what it trades by this follows. Where it kept its
--- place the priority is the old one.
-function events.amended(b, o)
+-- A report of the order as it stands and with which priority.
+local function report_place(b, o, event)
   local pieces = b.events.reports[o.account] or reports_to(b, o.account)
   local n = #pieces
-  pieces[n + 1] = '{"event":"amended",'
+  pieces[n + 1] = event
   pieces[n + 2], pieces[n + 4] = events.standing(b, o)
   pieces[n + 3] = ',"remaining_quantity":"'
   pieces[n + 5] = '","priority":'
@@ -98,7 +121,40 @@ function events.amended(b, o)
   pieces[n + 7] = b.report_end
 end
 
--- What was left of the order is gone. Reasons: requested, cancel_all, ioc, fok.
+-- A report of the order as it stands.
+local function report_standing(b, o, event)
+  local pieces = b.events.reports[o.account] or reports_to(b, o.account)
+  local n = #pieces
+  pieces[n + 1] = event
+  pieces[n + 2], pieces[n + 4] = events.standing(b, o)
+  pieces[n + 3] = ',"remaining_quantity":"'
+  pieces[n + 5] = '"'
+  pieces[n + 6] = b.report_end
+end
+
+-- The order's price or quantity was changed; what it trades by this follows. Where it kept its
+-- place the priority is the old one.
+function events.amended(b, o)
+  report_place(b, o, '{"event":"amended",')
+end
+
+-- An iceberg shows its next slice, behind the others of its level.
+function events.refreshed(b, o)
+  report_place(b, o, '{"event":"refreshed",')
+end
+
+-- The order lost quantity to self-trade prevention.
+function events.decremented(b, o)
+  report_standing(b, o, '{"event":"decremented",')
+end
+
+-- The order's time is over.
+function events.expired(b, o)
+  report_standing(b, o, '{"event":"expired",')
+end
+
+-- What was left of the order is gone. Reasons: requested, cancel_all, ioc, fok, self_trade,
+-- protection.
 function events.canceled(b, o, reason)
   local pieces = b.events.reports[o.account] or reports_to(b, o.account)
   local n = #pieces

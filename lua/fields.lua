@@ -25,10 +25,20 @@ end
 local choices = {
   side = { "buy", "sell" },
   order_type = { "limit", "market" },
-  time_in_force = { "gtc", "ioc", "fok" },
+  time_in_force = { "gtc", "ioc", "fok", "gtd" },
   post_only = { "true", "false" },
+  validate_only = { "true", "false" },
+  self_trade_prevention = { "none", "cancel_taker", "cancel_maker", "cancel_both", "decrement" },
   status = { "trading", "halted", "cancel_only" },
 }
+
+local function percent(text)
+  return numbers.percent(text)
+end
+
+local function open_orders_max(text)
+  return text == "0" or numbers.positive_integer(text)
+end
 
 -- The fields with a form: a function text -> true or nil, or true for any text.
 local forms = {
@@ -39,6 +49,11 @@ local forms = {
   price = true,
   quantity = true,
   remaining_quantity = true,
+  display_quantity = true,
+  quote_quantity = true,
+  expire_time_ms = numbers.positive_integer,
+  valid_until_ms = numbers.positive_integer,
+  stp_group = account,
   run_id = run_id,
   depth = function(text)
     return text == "full" or numbers.positive_integer(text)
@@ -48,6 +63,10 @@ local forms = {
   lot_size = true,
   min_quantity = true,
   max_quantity = true,
+  min_notional = true,
+  price_band = percent,
+  protection = percent,
+  open_orders_max = open_orders_max,
   events_length_max = numbers.positive_integer,
   trades_length_max = numbers.positive_integer,
   book_length_max = numbers.positive_integer,
@@ -62,18 +81,21 @@ local function choice_lengths(name)
   for i = 1, #values do
     lengths[values[i]] = #name + #values[i] + 6
   end
-  if name == "post_only" then
+  if values[1] == "true" then
     lengths[true], lengths[false] = #name + 8, #name + 9
   end
   return lengths
 end
 
 -- A schema: which fields a command takes and which it cannot do without, in the order they are
--- reported and compared. For plain_length it also has of each field, by its place in that order:
--- `length`, what it takes in a JSON object besides its value; `choice_lengths`, what it takes with
--- each of its values, false where they are not told; `form`, false where any text will do.
-function fields.schema(names, required)
-  local schema = { names = names, required = required, choices = {}, forms = {} }
+-- reported and compared. The first `common_count` are those of common commands; a command with
+-- another one is marked `rare`, so that what is seldom used costs nobody else a look. For
+-- plain_length it also has of each field, by its place in that order: `length`, what it takes in a
+-- JSON object besides its value; `choice_lengths`, what it takes with each of its values, false
+-- where they are not told; `form`, false where any text will do.
+function fields.schema(names, required, common_count)
+  local schema = { names = names, required = required, choices = {}, forms = {}, is_rare = {} }
+  schema.common_count = common_count or #names
   schema.length, schema.choice_lengths, schema.form, schema.is_required = {}, {}, {}, {}
   for i = 1, #names do
     local name = names[i]
@@ -81,6 +103,7 @@ function fields.schema(names, required)
     schema.choice_lengths[i] = choice_lengths(name)
     schema.choices[name] = schema.choice_lengths[i] or nil
     schema.forms[name] = forms[name]
+    schema.is_rare[name] = i > schema.common_count
     schema.form[i] = forms[name] ~= true and forms[name] or false
     schema.is_required[i] = false
     for j = 1, #required do
@@ -139,6 +162,9 @@ function fields.from_arguments(arguments, schema)
     if refusal then
       return nil, refusal
     end
+    if schema.is_rare[name] then
+      values.rare = true
+    end
     values[name] = value
   end
   local refusal = missing_refusal(values, schema)
@@ -149,12 +175,13 @@ end
 -- for and nothing else: no unknown or repeated field, no escape, no space, no byte after a zero
 -- byte, for each would make the text longer. nil where a field does not fit or is missing. Commands
 -- come by the million and nearly all are plain: one look at their length spares them a search of
--- their text. A JSON boolean becomes text.
-function fields.plain_length(object, schema)
+-- their text. Only the first `count` fields of the schema are looked at. A JSON boolean becomes
+-- text.
+function fields.plain_length(object, schema, count)
   local names, lengths, choices_of = schema.names, schema.length, schema.choice_lengths
   local forms_of, is_required = schema.form, schema.is_required
   local total, type_of = #object.method + 13, type
-  for i = 1, #names do
+  for i = 1, count do
     local value = object[names[i]]
     if value ~= nil then
       local length_of = choices_of[i]
@@ -192,16 +219,23 @@ local function names_count(text)
   return count
 end
 
--- From a decoded JSON object with its method and the text it was decoded from. Values are text;
--- post_only may be a JSON boolean.
-function fields.from_object(object, schema, text)
-  if type(object.post_only) == "boolean" then
-    object.post_only = tostring(object.post_only)
+-- A value as text, where the field may be a JSON boolean.
+local function without_boolean(schema, name, value)
+  local choice = schema.choices[name]
+  if type(value) == "boolean" and choice and choice[value] then
+    return tostring(value)
   end
-  local count = 0
+  return value
+end
+
+-- From a decoded JSON object with its method and the text it was decoded from. Values are text;
+-- where true and false are allowed, JSON booleans are too.
+function fields.from_object(object, schema, text)
+  local count, values = 0, { rare = true }
   for name, value in pairs(object) do
     count = count + 1
-    local refusal = name ~= "method" and value_refusal(schema, name, value)
+    values[name] = without_boolean(schema, name, value)
+    local refusal = name ~= "method" and value_refusal(schema, name, values[name])
     if refusal then
       return nil, refusal
     end
@@ -209,8 +243,8 @@ function fields.from_object(object, schema, text)
   if count < names_count(text) then
     return reject.with("DUPLICATE_FIELD", "a field is given twice")
   end
-  local refusal = missing_refusal(object, schema)
-  return not refusal and object or nil, refusal
+  local refusal = missing_refusal(values, schema)
+  return not refusal and values or nil, refusal
 end
 
 -- The client_order_id to echo in a refusal: only when it has the right form.
@@ -234,10 +268,12 @@ end
 
 -- What a retry must repeat exactly: the method and every field but who sent it under which id.
 function fields.content(method, values, schema)
-  local parts = { method }
-  for _, name in ipairs(schema.names) do
-    if name ~= "account" and name ~= "client_order_id" then
-      parts[#parts + 1] = values[name] or "-"
+  local names, parts = schema.names, { method }
+  for i = 1, values.rare and #names or schema.common_count do
+    local name = names[i]
+    if values[name] and name ~= "account" and name ~= "client_order_id" then
+      parts[#parts + 1] = name
+      parts[#parts + 1] = values[name]
     end
   end
   return table.concat(parts, " ")

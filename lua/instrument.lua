@@ -30,7 +30,61 @@ local stored_fields = {
   "events_length_max",
   "trades_length_max",
   "book_length_max",
+  "extended",
 }
+
+-- What few instruments use, read only where one of them was ever set (`extended` is 1): rules, then
+-- how many open orders expire and how many are icebergs.
+local extended_fields = {
+  "self_trade_prevention",
+  "protection",
+  "price_band",
+  "min_notional",
+  "open_orders_max",
+  "gtd_orders",
+  "iceberg_orders",
+}
+
+-- The rules of an instrument that uses none of them.
+local function extended_defaults()
+  return {
+    self_trade_prevention = "none",
+    protection = "0",
+    price_band = "0",
+    min_notional = "0",
+    open_orders_max = "0",
+    gtd_orders = 0,
+    iceberg_orders = 0,
+  }
+end
+
+local function load_extended(book_key)
+  local values = redis.call("HMGET", book_key, unpack(extended_fields))
+  local extended = extended_defaults()
+  for i, name in ipairs(extended_fields) do
+    extended[name] = values[i] or extended[name]
+  end
+  extended.gtd_orders = extended.gtd_orders + 0
+  extended.iceberg_orders = extended.iceberg_orders + 0
+  return extended
+end
+
+-- The rules and counters that few instruments use, made where an instrument begins to.
+function instrument.extend(record)
+  record.extended = record.extended or extended_defaults()
+  return record.extended
+end
+
+-- The steps in which price times quantity counts: the decimals of both.
+function instrument.notional_step(record)
+  local decimals = record.price_step.decimals + record.quantity_step.decimals
+  return { decimals = decimals, size = 1, is_unit = false }
+end
+
+-- What one lot costs at a price, in notional steps.
+function instrument.lot_cost(record, ticks)
+  return ticks * record.price_step.size * record.quantity_step.size
+end
 
 local function with_steps(record)
   record.price_step = numbers.step(record.tick_size)
@@ -117,6 +171,7 @@ function instrument.load(book_key)
     events_length_max = values[16],
     trades_length_max = values[17],
     book_length_max = values[18],
+    extended = values[19] == "1" and load_extended(book_key),
   })
 end
 
@@ -188,10 +243,20 @@ end
 -- The instrument as JSON, sequence being the book's after the call that asks.
 function instrument.json(record, sequence)
   local last_price = record.last_price and ',"last_price":"' .. record.last_price .. '"' or ""
+  local extended = record.extended or extended_defaults()
+  local rules = string.format(
+    ',"self_trade_prevention":"%s","protection":"%s","price_band":"%s","min_notional":"%s",'
+      .. '"open_orders_max":%s',
+    extended.self_trade_prevention,
+    extended.protection,
+    extended.price_band,
+    extended.min_notional,
+    extended.open_orders_max
+  )
   return string.format(
     '{"symbol":"%s","segment":"%s","tick_size":"%s","lot_size":"%s","min_quantity":"%s",'
       .. '"max_quantity":"%s","status":"%s","events_length_max":%s,"trades_length_max":%s,'
-      .. '"book_length_max":%s,"open_orders":%.0f%s,"sequence":%.0f,"epoch":%s}',
+      .. '"book_length_max":%s%s,"open_orders":%.0f%s,"sequence":%.0f,"epoch":%s}',
     record.symbol,
     record.segment,
     record.price_step.text,
@@ -202,6 +267,7 @@ function instrument.json(record, sequence)
     record.events_length_max,
     record.trades_length_max,
     record.book_length_max,
+    rules,
     record.open_orders,
     last_price,
     sequence,
@@ -228,6 +294,7 @@ local function fresh(book_key)
     events_length_max = "100000",
     trades_length_max = "100000",
     book_length_max = "1000",
+    extended = false,
   }
 end
 
@@ -259,6 +326,40 @@ local function apply_quantity_limit(record, values, name)
     return reject.with("QUANTITY_TOO_SMALL", name .. " must be above zero")
   end
   record[name] = numbers.text(lots, record.quantity_step)
+  return true
+end
+
+local extended_rules = {
+  "self_trade_prevention",
+  "protection",
+  "price_band",
+  "min_notional",
+  "open_orders_max",
+}
+
+-- Applies the rules that few instruments use. min_notional must be exact in the instrument's steps,
+-- also in new ones.
+local function apply_extended(record, values)
+  for _, name in ipairs(extended_rules) do
+    if values[name] then
+      instrument.extend(record)[name] = values[name]
+    end
+  end
+  local extended = record.extended
+  if not extended then
+    return true
+  end
+  if tonumber(extended.open_orders_max) > stream_length_max then
+    return reject.with("INVALID_VALUE", "open_orders_max must be at most 10000000")
+  end
+  local step = instrument.notional_step(record)
+  local least = numbers.parse(extended.min_notional, step)
+  if not least then
+    return reject.with("INVALID_NUMBER", "min_notional is not decimal text the engine can hold")
+  end
+  extended.min_notional = numbers.text(least, step)
+  extended.protection = numbers.percent_text(extended.protection)
+  extended.price_band = numbers.percent_text(extended.price_band)
   return true
 end
 
@@ -298,23 +399,36 @@ function instrument.defined(book_key, values)
     return nil, refusal
   end
   with_steps(record)
+  applied, refusal = apply_extended(record, values)
+  if not applied then
+    return nil, refusal
+  end
   if record.quantity_min > record.quantity_max then
     return reject.with("INVALID_VALUE", "min_quantity is above max_quantity")
   end
   return record
 end
 
--- The rules as field, value, … for HSET.
-function instrument.rule_pairs(record)
-  local pairs_list = {}
-  for _, name in ipairs(stored_fields) do
-    local value = record[name]
-    if value ~= nil then
-      pairs_list[#pairs_list + 1] = name
-      pairs_list[#pairs_list + 1] = type(value) == "number" and numbers.integer_text(value) or value
+local function add_fields(list, names, from)
+  for _, name in ipairs(names) do
+    local value = from[name]
+    if value then
+      list[#list + 1] = name
+      list[#list + 1] = type(value) == "number" and numbers.integer_text(value) or value
     end
   end
-  return pairs_list
+end
+
+-- The rules as field, value, … for HSET.
+function instrument.rule_pairs(record)
+  local list, extended = {}, record.extended
+  record.extended = extended and "1"
+  add_fields(list, stored_fields, record)
+  record.extended = extended
+  if extended then
+    add_fields(list, extended_fields, extended)
+  end
+  return list
 end
 
 return instrument

@@ -45,6 +45,11 @@ function keys.account_orders(book, account)
   return book .. ":orders:" .. account
 end
 
+-- Sorted set of the open orders that expire, by when; a member is the order_id padded to 16 digits.
+function keys.expiries(book)
+  return book .. ":expiries"
+end
+
 -- Hash "account client_order_id" -> order_id of open orders.
 function keys.client_orders(book)
   return book .. ":client_orders"

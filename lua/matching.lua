@@ -9,15 +9,17 @@ local book = require("book")
 local events = require("events")
 local instrument = require("instrument")
 local numbers = require("numbers")
+local order = require("order")
 local reject = require("reject")
 
 local matching = {}
 
 matching.opposite = { buy = "sell", sell = "buy" }
 
--- Whether a taker { side, price (nil for market) } would trade with an order at this price.
+-- Whether a taker { side, price (nil for market), extras } would trade with an order at this price.
+-- A market order may have a bound, its protection.
 local function crosses(taker, price)
-  local limit = taker.price
+  local limit = taker.price or (taker.extras and taker.extras.bound)
   if not limit then
     return true
   end
@@ -53,18 +55,188 @@ end
 -- The plan of an order that meets nobody.
 matching.no_fills = {}
 
--- The fills of a taker { side, price (nil for market), remaining }: a list of { maker, lots }, and
--- the lots left over. Changes nothing. nil and a refusal where there would be more fills than a
--- call may do.
-function matching.plan(b, taker)
-  local best = book.best_price(b, matching.opposite[taker.side])
-  if not best or not crosses(taker, best) then
+-- ---- the careful plan: icebergs, self-trade prevention, quote quantities, protection
+
+-- How a taker keeps from trading with its own trader, or nil.
+local function prevention_of(b, taker)
+  local extended = b.instrument.extended
+  local mode = taker.extras and taker.extras.self_trade_prevention
+    or (extended and extended.self_trade_prevention)
+  return mode and mode ~= "none" and mode or nil
+end
+
+-- Whether maker and taker belong to one trader: an account, or a group that both name.
+local function are_one_trader(taker, maker)
+  if maker.account == taker.account then
+    return true
+  end
+  local group = taker.extras and taker.extras.stp_group
+  return group and maker.extras and maker.extras.stp_group == group
+end
+
+-- How many lots the taker still wants at a price; of a quote quantity, as many as it can pay.
+local function wanted_at(walk, price)
+  if not walk.quote_left then
+    return walk.left
+  end
+  return math.floor(walk.quote_left / instrument.lot_cost(walk.b.instrument, price))
+end
+
+-- One step of the plan: lots that are traded, of those wanted, or what self-trade prevention does
+-- with the maker.
+local function add_step(walk, maker, lots, wanted, prevented)
+  if #walk.fills == walk.b.fills_left then
+    walk.done, walk.too_many = true, true
+    return
+  end
+  walk.fills[#walk.fills + 1] = {
+    maker = maker,
+    lots = lots,
+    wanted = wanted,
+    prevented = prevented,
+  }
+  if walk.quote_left then
+    walk.quote_left = walk.quote_left - lots * instrument.lot_cost(walk.b.instrument, maker.price)
+  else
+    walk.left = walk.left - lots
+  end
+end
+
+local function finish_taker(walk, reason)
+  walk.done, walk.fills.ended = true, reason
+end
+
+-- The taker meets an order of its own trader.
+local function prevent(walk, maker, wanted)
+  if walk.prevention == "decrement" then
+    local lots = math.min(wanted, maker.remaining)
+    add_step(walk, maker, lots, wanted, "decrement")
+    -- A fok order that must pass over one of its own cannot be filled whole.
+    if lots == wanted or walk.taker.time_in_force == "fok" then
+      finish_taker(walk, "self_trade")
+    end
+    return
+  end
+  if walk.prevention ~= "cancel_taker" then
+    add_step(walk, maker, 0, wanted, "cancel")
+  end
+  if walk.prevention ~= "cancel_maker" then
+    finish_taker(walk, "self_trade")
+  end
+end
+
+local function meet(walk, maker, wanted)
+  if walk.prevention and are_one_trader(walk.taker, maker) then
+    return prevent(walk, maker, wanted)
+  end
+  local shown = order.shown(maker)
+  add_step(walk, maker, math.min(wanted, shown), wanted)
+  if walk.quote_left and wanted < shown then
+    walk.done, walk.fills.is_spent = true, true
+  end
+  if wanted >= shown and maker.remaining > shown then
+    walk.refreshed[#walk.refreshed + 1] = { maker = maker, rest = maker.remaining - shown }
+  end
+end
+
+-- The icebergs of a level whose slice was taken stand behind its other orders with the next one,
+-- and so round by round.
+local function meet_refreshed(walk)
+  local list, index = walk.refreshed, 1
+  while list[index] and not walk.done do
+    local maker, rest = list[index].maker, list[index].rest
+    local wanted = wanted_at(walk, maker.price)
+    if wanted == 0 then
+      walk.fills.is_spent = true
+      break
+    end
+    local slice = math.min(maker.extras.display_quantity, rest)
+    local lots = math.min(wanted, slice)
+    add_step(walk, maker, lots, wanted)
+    if walk.quote_left and wanted < slice then
+      walk.done, walk.fills.is_spent = true, true
+    end
+    if lots == slice and rest > slice then
+      list[#list + 1] = { maker = maker, rest = rest - slice }
+    end
+    index = index + 1
+  end
+  walk.refreshed = {}
+end
+
+-- The taker goes through the queue of the other side, level by level.
+local function walk_queue(walk)
+  local taker, level = walk.taker, nil
+  for maker in book.queue(walk.b, matching.opposite[taker.side]) do
+    if maker.price ~= level then
+      meet_refreshed(walk)
+      level = maker.price
+    end
+    local wanted = wanted_at(walk, maker.price)
+    walk.fills.is_spent = wanted == 0
+    if walk.done or wanted == 0 then
+      break
+    end
+    if not crosses(taker, maker.price) then
+      walk.fills.ended = not taker.price and "protection" or nil
+      break
+    end
+    meet(walk, maker, wanted)
+    if walk.done then
+      break
+    end
+  end
+  if not walk.done then
+    meet_refreshed(walk)
+  end
+end
+
+-- How much a taker by quote_quantity buys, and whether it cannot pay one lot more.
+local function settle_quote(walk)
+  local fills, bought = walk.fills, 0
+  for i = 1, #fills do
+    bought = bought + (fills[i].prevented and 0 or fills[i].lots)
+  end
+  fills.bought = bought
+  local last = fills[#fills]
+  local is_short = fills.is_spent or (last and wanted_at(walk, last.maker.price) == 0)
+  fills.is_spent = bought > 0 and is_short and not fills.ended
+end
+
+local function plan_with_care(b, taker)
+  local walk = {
+    b = b,
+    taker = taker,
+    fills = {},
+    left = taker.remaining,
+    quote_left = taker.extras and taker.extras.quote_units,
+    prevention = prevention_of(b, taker),
+    refreshed = {},
+  }
+  walk_queue(walk)
+  if walk.too_many then
+    return too_many_fills()
+  end
+  if walk.quote_left then
+    settle_quote(walk)
+  end
+  if walk.fills.ended and taker.time_in_force == "fok" then
     return matching.no_fills, taker.remaining
   end
+  return walk.fills, walk.left
+end
+
+-- ---- the plan
+
+-- The fills of an order without rare terms; nil where it meets an order that has some.
+local function plan_plainly(b, taker)
   local fills, left = {}, taker.remaining
   for maker in book.queue(b, matching.opposite[taker.side]) do
     if left == 0 or not crosses(taker, maker.price) then
       break
+    end
+    if maker.extras and maker.extras.slice then
+      return nil
     end
     if #fills == b.fills_left then
       return too_many_fills()
@@ -73,11 +245,42 @@ function matching.plan(b, taker)
     fills[#fills + 1] = { maker = maker, lots = lots }
     left = left - lots
   end
+  return fills, left
+end
+
+-- Whether an order on an instrument with rare rules, or with rare terms, has any that matter here.
+local function needs_care(b, taker)
+  local extras = taker.extras
+  return prevention_of(b, taker) or (extras and (extras.quote_units or extras.bound))
+end
+
+-- The fills of a taker { side, price (nil for market), remaining, account, extras }: a list of
+-- { maker, lots, prevented }, and the lots left over. `prevented` tells what self-trade prevention
+-- does in place of a trade (cancel, decrement); `ended` in the list why the taker ends before its
+-- time. Changes nothing. nil and a refusal where there would be more fills than a call may do.
+function matching.plan(b, taker)
+  local best = book.best_price(b, matching.opposite[taker.side])
+  if not best or not crosses(taker, best) then
+    return matching.no_fills, taker.remaining
+  end
+  local fills, left
+  local is_plain = not taker.extras and not b.instrument.extended
+  if is_plain or not needs_care(b, taker) then
+    fills, left = plan_plainly(b, taker)
+  end
+  if not fills and not left then
+    fills, left = plan_with_care(b, taker)
+  end
+  if not fills then
+    return nil, left
+  end
   if #fills + #b.events.accounts >= book.accounts_per_call_max and too_many_accounts(b, fills) then
     return too_many_fills()
   end
   return fills, left
 end
+
+-- ---- carrying it out
 
 local function fill_json(trade, maker)
   return '{"trade_id":"'
@@ -88,25 +291,66 @@ local function fill_json(trade, maker)
     .. '"}'
 end
 
+local function trade_with(b, taker, maker, lots)
+  local record = b.instrument
+  record.last_trade_id = record.last_trade_id + 1
+  local price = instrument.price_text(record, maker.price)
+  local quantity = instrument.quantity_text(record, lots)
+  local trade = {
+    trade_id = numbers.integer_text(record.last_trade_id),
+    terms = '","price":"' .. price .. '","quantity":"' .. quantity,
+  }
+  -- Of a taker by quote_quantity nothing remains from the beginning.
+  if taker.remaining > 0 then
+    taker.remaining = taker.remaining - lots
+  end
+  local is_refreshed = book.reduce(b, maker, lots)
+  events.trade(b, taker, maker, trade)
+  record.last_price = price
+  if is_refreshed then
+    book.prioritize(b, maker)
+    book.enqueue(b, maker)
+    events.refreshed(b, maker)
+  end
+  return fill_json(trade, maker)
+end
+
+local function decrement(o, lots)
+  o.quantity, o.terms = o.quantity - lots, false
+end
+
+-- What self-trade prevention does in place of a trade.
+local function carry_out_prevention(b, taker, fill)
+  local maker, lots = fill.maker, fill.lots
+  if fill.prevented == "cancel" or lots == maker.remaining then
+    book.remove(b, maker)
+    events.canceled(b, maker, "self_trade")
+  else
+    book.shrink(b, maker, lots)
+    decrement(maker, lots)
+    events.decremented(b, maker)
+  end
+  if fill.prevented ~= "decrement" or lots == fill.wanted then
+    return
+  end
+  if taker.remaining > 0 then
+    taker.remaining = taker.remaining - lots
+    decrement(taker, lots)
+  end
+  events.decremented(b, taker)
+end
+
 -- Carries out a plan with fills: reduces both orders, reports each trade. Returns the fills as
 -- JSON.
 function matching.trade(b, taker, fills)
-  local record = b.instrument
   local texts = {}
-  for i, fill in ipairs(fills) do
-    local maker = fill.maker
-    record.last_trade_id = record.last_trade_id + 1
-    local price = instrument.price_text(record, maker.price)
-    local quantity = instrument.quantity_text(record, fill.lots)
-    local trade = {
-      trade_id = numbers.integer_text(record.last_trade_id),
-      terms = '","price":"' .. price .. '","quantity":"' .. quantity,
-    }
-    taker.remaining = taker.remaining - fill.lots
-    book.reduce(b, maker, fill.lots)
-    events.trade(b, taker, maker, trade)
-    texts[i] = fill_json(trade, maker)
-    record.last_price = price
+  for i = 1, #fills do
+    local fill = fills[i]
+    if fill.prevented then
+      carry_out_prevention(b, taker, fill)
+    else
+      texts[#texts + 1] = trade_with(b, taker, fill.maker, fill.lots)
+    end
   end
   b.fills_left = b.fills_left - #fills
   return "[" .. table.concat(texts, ",") .. "]"

@@ -134,6 +134,28 @@ function numbers.text(count, step)
   return whole .. "." .. fraction
 end
 
+-- Percent text as parts of a million: 2.5 is 25,000. nil where it is no decimal text with at most 4
+-- decimals, or above 100.
+local percent_step = { decimals = 4, size = 1, is_unit = false }
+local percent_max = 1000000
+
+function numbers.percent(text)
+  local parts = numbers.parse(text, percent_step)
+  return parts and parts <= percent_max and parts or nil
+end
+
+-- A percentage as the shortest text.
+function numbers.percent_text(text)
+  return numbers.text(numbers.percent(text), percent_step)
+end
+
+-- The whole part of a fraction of an exact integer, in parts of a million. By halves: the product
+-- of the two may be beyond exactness.
+function numbers.fraction(number, parts)
+  local millions = math.floor(number / 1000000)
+  return millions * parts + math.floor((number - millions * 1000000) * parts / 1000000)
+end
+
 -- The largest number of steps whose decimal text is still exact.
 function numbers.steps_max(step)
   return math.floor(numbers.exact_max / step.size)

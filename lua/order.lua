@@ -4,7 +4,11 @@
 --   buy  10025 30000    10000     0000000000000041 1700000000000 alice   a1              -
 --
 -- Prices are in ticks, quantities in lots. client_order_id is `-` where none was given; flags is
--- `-` or `post_only`. Only limit gtc orders rest, so neither type nor time in force is stored.
+-- `-`, or what few orders have: `post_only,display_quantity=300,slice=100,expire_time_ms=1700…`.
+-- Only limit orders rest, gtc ones and, where they expire, gtd ones, so neither type nor time in
+-- force is stored. In the table flags are `extras`, false where there are none.
+--
+-- An iceberg shows `slice` lots, at most `display_quantity` of what remains.
 --
 -- `place` is the order's priority, padded so that text order is number order; place and id make its
 -- `member` in its side's sorted set. The table has the priority as a number, `queued` (whether it
@@ -16,6 +20,7 @@
 -- its size costs half of one that grows.
 
 local instrument = require("instrument")
+local numbers = require("numbers")
 
 local order = {}
 
@@ -28,8 +33,53 @@ function order.member(priority, order_id)
   return place_format:format(priority) .. ":" .. order_id
 end
 
+-- An order_id so that text order is number order.
+function order.padded(order_id)
+  return place_format:format(order_id)
+end
+
 function order.id_of_member(member)
   return member:sub(id_offset)
+end
+
+-- The flags of a record, in the order they are written: first those that are numbers.
+local number_flags = { "display_quantity", "slice", "expire_time_ms" }
+local text_flags = { "self_trade_prevention", "stp_group" }
+
+local function parse_flags(text)
+  if text == "-" then
+    return false
+  end
+  local extras = {}
+  for name, value in text:gmatch("([%w_]+)=?([^,]*)") do
+    extras[name] = value == "" or value
+  end
+  for _, name in ipairs(number_flags) do
+    extras[name] = extras[name] and extras[name] + 0
+  end
+  return extras
+end
+
+-- The flags of an order as text.
+function order.flags(o)
+  local extras = o.extras
+  if not extras then
+    return "-"
+  end
+  local flags = { extras.post_only and "post_only" or nil }
+  for _, name in ipairs(number_flags) do
+    flags[#flags + 1] = extras[name] and name .. "=" .. numbers.integer_text(extras[name])
+  end
+  for _, name in ipairs(text_flags) do
+    flags[#flags + 1] = extras[name] and name .. "=" .. extras[name]
+  end
+  return #flags > 0 and table.concat(flags, ",") or "-"
+end
+
+-- How much of an order the book shows.
+function order.shown(o)
+  local extras = o.extras
+  return extras and extras.slice or o.remaining
 end
 
 -- The record of an order as the table the engine works on, or nil where it is not one.
@@ -41,18 +91,19 @@ function order.parse(order_id, text)
   end
   -- Arithmetic turns digits into a number at a third of tonumber's price.
   local priority = place + 0
+  local extras = parse_flags(flags)
   return {
     order_id = order_id,
     side = side,
     order_type = "limit",
-    time_in_force = "gtc",
+    time_in_force = extras and extras.expire_time_ms and "gtd" or "gtc",
     price = price + 0,
     quantity = quantity + 0,
     remaining = remaining + 0,
     timestamp_ms = timestamp_ms,
     account = account,
     client_order_id = client_id ~= "-" and client_id or nil,
-    post_only = flags == "post_only",
+    extras = extras,
     priority = priority,
     queued = true,
     stored_priority = priority,
@@ -78,7 +129,8 @@ function order.record(o, rules)
     .. o.account
     .. " "
     .. (o.client_order_id or "-")
-    .. (o.post_only and " post_only" or " -")
+    .. " "
+    .. order.flags(o)
 end
 
 function order.status(o)

@@ -44,10 +44,13 @@ local function check_order(walk, side, member, score, text)
   end
   local record = walk.record
   local is_late = tonumber(order_id) > record.last_order_id or o.priority > record.last_priority
-  if is_late or o.remaining > record.largest_order_lots then
+  if is_late or order.shown(o) > record.largest_order_lots then
     violate(walk, "COUNTER_BEHIND", "order " .. order_id .. " is beyond the book's counters")
   end
-  add_to(side.levels, numbers.integer_text(o.price), o.remaining)
+  if order.shown(o) < 1 or order.shown(o) > o.remaining then
+    violate(walk, "INVALID_SLICE", "order " .. order_id .. " shows what it has not")
+  end
+  add_to(side.levels, numbers.integer_text(o.price), order.shown(o))
   add_to(walk.orders_by_account, o.account, 1)
   walk.orders = walk.orders + 1
   return o
@@ -88,6 +91,23 @@ local function check_indexes(walk, open)
   end
 end
 
+-- An order that expires must be found by when, and rare orders must be counted.
+local function check_rare(walk, o)
+  local extras = o.extras
+  if extras.display_quantity then
+    walk.icebergs = walk.icebergs + 1
+  end
+  if not extras.expire_time_ms then
+    return
+  end
+  walk.expiring = walk.expiring + 1
+  local member = order.padded(o.order_id)
+  local score = redis.call("ZSCORE", keys.expiries(walk.record.key), member)
+  if not score or tonumber(score) ~= extras.expire_time_ms then
+    violate(walk, "EXPIRY_MISMATCH", "order " .. o.order_id .. " does not expire when it says")
+  end
+end
+
 local function hash_line(o)
   return table.concat({
     o.order_id,
@@ -97,7 +117,7 @@ local function hash_line(o)
     numbers.integer_text(o.remaining),
     o.account,
     o.client_order_id or "-",
-    o.post_only and "post_only" or "-",
+    order.flags(o),
   }, " ")
 end
 
@@ -112,6 +132,9 @@ local function walk_chunk(walk, side, rows)
     local o = check_order(walk, side, rows[i * 2 - 1], rows[i * 2], texts[i])
     if o then
       open[#open + 1] = o
+      if o.extras then
+        check_rare(walk, o)
+      end
       lines[#lines + 1] = hash_line(o)
     end
   end
@@ -171,6 +194,17 @@ local function check_counts(walk)
   end
 end
 
+local function check_rare_counts(walk)
+  local record = walk.record
+  local extended = record.extended or { gtd_orders = 0, iceberg_orders = 0 }
+  if redis.call("ZCARD", keys.expiries(record.key)) ~= walk.expiring then
+    violate(walk, "EXPIRY_MISMATCH", "there are expiries of orders not open")
+  end
+  if extended.gtd_orders ~= walk.expiring or extended.iceberg_orders ~= walk.icebergs then
+    violate(walk, "RARE_ORDERS_MISMATCH", "gtd_orders or iceberg_orders is not their number")
+  end
+end
+
 -- A stream ahead of the book is a command broken off between its first write and its last.
 local function check_streams(walk)
   local record = walk.record
@@ -210,7 +244,7 @@ end
 local function check_types(walk, bids_key, asks_key)
   local book_key = walk.record.key
   local wanted = {
-    zset = { bids_key, asks_key },
+    zset = { bids_key, asks_key, keys.expiries(book_key) },
     stream = { keys.events(book_key), keys.trades(book_key), keys.published_book(book_key) },
     hash = {
       keys.levels(bids_key),
@@ -244,6 +278,8 @@ function verify.json(record)
     orders = 0,
     levels = 0,
     client_orders = 0,
+    expiring = 0,
+    icebergs = 0,
     orders_by_account = {},
     account_keys = {},
     hash = redis.sha1hex(header(record)),
@@ -262,6 +298,7 @@ function verify.json(record)
     violate(walk, "CROSSED_BOOK", "the best bid is not below the best ask")
   end
   check_counts(walk)
+  check_rare_counts(walk)
   check_streams(walk)
   return result_json(walk)
 end

@@ -74,7 +74,14 @@ redis_url_option = option(
 )
 account_option = option("--account", envvar="ORDERBOOK_ACCOUNT", help="Whose order.")
 client_order_id_option = option("--client-order-id", help="Makes the command safe to repeat.")
+valid_until_option = option(
+    "--valid-until-ms", help="Refuse the command when it arrives later; milliseconds since 1970."
+)
 symbol_argument = click.argument("symbol")
+
+self_trade_prevention_choice = click.Choice(
+    ["none", "cancel_taker", "cancel_maker", "cancel_both", "decrement"]
+)
 
 
 class Failure(click.ClickException):
@@ -491,6 +498,15 @@ def instrument() -> None:
 @option(
     "--status", type=click.Choice(["trading", "halted", "cancel_only"]), help="What is allowed."
 )
+@option(
+    "--self-trade-prevention",
+    type=self_trade_prevention_choice,
+    help="What happens when a trader meets an own order, unless the order says otherwise.",
+)
+@option("--protection", help="Percent from the best price that market orders go; 0 is no limit.")
+@option("--price-band", help="Percent from the last price that limits may be; 0 is no limit.")
+@option("--min-notional", help="Smallest price times quantity; 0 is none.")
+@option("--open-orders-max", help="Open orders an account may have in this book; 0 is no limit.")
 @option("--events-length-max", help="Entries kept in the event stream, about.")
 @option("--trades-length-max", help="Entries kept in the trade stream, about.")
 @option("--book-length-max", help="Entries kept in the stream of half-second books, about.")
@@ -569,24 +585,39 @@ def order() -> None:
 @symbol_argument
 @option("--account", envvar="ORDERBOOK_ACCOUNT", required=True, help="Whose order.")
 @option("--side", type=click.Choice(["buy", "sell"]), required=True)
-@option("--quantity", required=True, help="Decimal text.")
+@option("--quantity", help="Decimal text.")
+@option("--quote-quantity", help="Market orders, in place of --quantity: what to spend or earn.")
 @option("--order-type", type=click.Choice(["limit", "market"]), default="limit")
 @option("--price", help="Limit orders only.")
 @option(
     "--time-in-force",
-    type=click.Choice(["gtc", "ioc", "fok"]),
+    type=click.Choice(["gtc", "ioc", "fok", "gtd"]),
     show_default="gtc for limit, ioc for market",
 )
+@option("--expire-time-ms", help="gtd: when the order expires; milliseconds since 1970.")
+@option("--display-quantity", help="Iceberg: how much of the order the book shows at a time.")
 @option("--post-only", is_flag=True, help="Never take: reject the order where it would.")
+@option("--protection", help="Market orders: percent from the best price that they go at most.")
+@option("--self-trade-prevention", type=self_trade_prevention_choice)
+@option("--stp-group", help="Accounts that name the same group count as one trader.")
+@option("--validate-only", is_flag=True, help="Tell what would happen, and change nothing.")
+@valid_until_option
 @client_order_id_option
 @redis_url_option
 @json_option
 def place_order(
-    symbol: str, post_only: bool, redis_url: str, as_json: bool, **fields: str | None
+    symbol: str,
+    post_only: bool,
+    validate_only: bool,
+    redis_url: str,
+    as_json: bool,
+    **fields: str | None,
 ) -> None:
-    """Place an order."""
-    given = _given(**fields, post_only=post_only or None)
-    _print_reply(_call("place_order", redis_url, symbol, **given), as_json)
+    """Place an order; give --quantity or --quote-quantity."""
+    if fields["quantity"] is None and fields["quote_quantity"] is None:
+        raise click.UsageError("Missing option '--quantity' (or '--quote-quantity').")
+    flags = {"post_only": post_only or None, "validate_only": validate_only or None}
+    _print_reply(_call("place_order", redis_url, symbol, **fields, **flags), as_json)
 
 
 @order.command("cancel")
@@ -594,6 +625,7 @@ def place_order(
 @option("--order-id", help="The order; else --account and --client-order-id.")
 @account_option
 @client_order_id_option
+@valid_until_option
 @redis_url_option
 @json_option
 def cancel_order(symbol: str, redis_url: str, as_json: bool, **fields: str | None) -> None:
@@ -609,6 +641,7 @@ def cancel_order(symbol: str, redis_url: str, as_json: bool, **fields: str | Non
 @option("--price", help="The new price.")
 @option("--quantity", help="The new total, what is filled already included.")
 @option("--remaining-quantity", help="What is to stay open, in place of --quantity.")
+@valid_until_option
 @redis_url_option
 @json_option
 def amend_order(symbol: str, redis_url: str, as_json: bool, **fields: str | None) -> None:
@@ -619,15 +652,16 @@ def amend_order(symbol: str, redis_url: str, as_json: bool, **fields: str | None
 @order.command("cancel-all")
 @symbol_argument
 @option("--account", envvar="ORDERBOOK_ACCOUNT", required=True, help="Whose orders.")
+@valid_until_option
 @redis_url_option
 @json_option
-def cancel_all_orders(symbol: str, account: str, redis_url: str, as_json: bool) -> None:
+def cancel_all_orders(symbol: str, redis_url: str, as_json: bool, **fields: str | None) -> None:
     """Cancel all of an account's open orders in a book, however many there are."""
 
     async def work(engine: "Engine") -> Reply:
         canceled_order_ids: list[str] = []
         while True:
-            reply = await engine.cancel_all_orders(symbol, account=account)
+            reply = await engine.cancel_all_orders(symbol, **_given(**fields))
             if reply.get("status") == "rejected":
                 return reply
             canceled_order_ids += reply["canceled_order_ids"]
@@ -637,6 +671,41 @@ def cancel_all_orders(symbol: str, account: str, redis_url: str, as_json: bool) 
                 return {**reply, **ids_and_count}
 
     _print_reply(_with_engine(redis_url, work), as_json)
+
+
+@cli.command("tick")
+@click.argument("symbols", nargs=-1)
+@redis_url_option
+@json_option
+def tick_books(symbols: tuple[str, ...], redis_url: str, as_json: bool) -> None:
+    """Do what is due, in every book or in SYMBOLS: expire orders.
+
+    Hosts do so by themselves twice a second.
+    """
+
+    async def work(engine: "Engine") -> list[Reply]:
+        names = symbols or tuple(sorted(await engine.instruments()))
+        return [{"symbol": symbol, **await _tick_until_done(engine, symbol)} for symbol in names]
+
+    rows = _with_engine(redis_url, work)
+    columns = ("symbol", "expired_count", "triggered_count", "pending", "sequence")
+    _print_rows(rows, columns, as_json)
+    if any(row.get("status") == "rejected" for row in rows):
+        raise click.exceptions.Exit(EXIT_REJECTED)
+
+
+async def _tick_until_done(engine: "Engine", symbol: str) -> Reply:
+    """The last reply, with the counts of all."""
+    expired_count = triggered_count = 0
+    while True:
+        reply = await engine.tick(symbol)
+        if reply.get("status") == "rejected":
+            return reply
+        expired_count += reply["expired_count"]
+        triggered_count += reply["triggered_count"]
+        if not reply["pending"]:
+            counts = {"expired_count": expired_count, "triggered_count": triggered_count}
+            return {**reply, **counts}
 
 
 # Market data

@@ -372,11 +372,11 @@ class Engine:
         return decoded
 
     async def place_order(self, symbol: str, **fields: Field) -> Reply:
-        """Fields: account side order_type quantity …, as in docs/protocol.md."""
+        """Fields: account side order_type, quantity or quote_quantity, … (docs/protocol.md)."""
         return _decode(await self.call("place_order", symbol, *_arguments(fields)))
 
     async def cancel_order(self, symbol: str, **fields: Field) -> Reply:
-        """Fields: order_id, or account and client_order_id."""
+        """Fields: order_id, or account and client_order_id; valid_until_ms."""
         return _decode(await self.call("cancel_order", symbol, *_arguments(fields)))
 
     async def amend_order(self, symbol: str, **fields: Field) -> Reply:
@@ -384,8 +384,12 @@ class Engine:
         return _decode(await self.call("amend_order", symbol, *_arguments(fields)))
 
     async def cancel_all_orders(self, symbol: str, **fields: Field) -> Reply:
-        """Field: account."""
+        """Fields: account; valid_until_ms."""
         return _decode(await self.call("cancel_all_orders", symbol, *_arguments(fields)))
+
+    async def tick(self, symbol: str) -> Reply:
+        """Does what is due. Reply: expired_count triggered_count pending (call again) sequence."""
+        return _decode(await self.call("tick", symbol))
 
     async def publish_book(self, symbol: str) -> Reply:
         """Writes the half-second book when it is due. Reply: published, sequence, wait_ms."""

@@ -10,7 +10,8 @@ missed until its cursor has reached the reader's position or what the reader sti
 attached in that same moment. So nothing is lost and nothing comes twice, whatever else happens. A
 snapshot is only another way to get a cursor: the state at sequence S, then everything after S.
 
-Every host also asks for the half-second book of books that changed; the first to ask wins.
+Every host also keeps the books: twice a second it lets happen what is due in each (`tick`), and
+asks for the half-second book of those that changed. The first to ask wins.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from orderbook.engine import Engine, EngineError, RedisReply
-from orderbook.messages import Channel, Page, Position, PublishWait, RejectCode
+from orderbook.messages import Channel, Page, Position, PublishWait, RejectCode, Ticked
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +45,9 @@ STOP_RETRY_S = 0.1
 RETRY_INTERVAL_S = 0.5
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 2.0
+KEEP_INTERVAL_S = 0.5
 # Hosts wait a little differently long, so that mostly one of them asks for the next book.
-PUBLISH_JITTER_S = 0.02
-PUBLISH_RETRY_S = 0.5
+KEEP_JITTER_S = 0.02
 TRADES_IN_SNAPSHOT = 50
 ORDERS_PER_PAGE = 1000
 BOOK_LEVELS = 10
@@ -58,6 +59,7 @@ _REJECTED = b'{"status":"rejected"'
 _decode_position = msgspec.json.Decoder(Position).decode
 _decode_page = msgspec.json.Decoder(Page).decode
 _decode_published = msgspec.json.Decoder(PublishWait).decode
+_decode_ticked = msgspec.json.Decoder(Ticked).decode
 
 
 class Subscriber(Protocol):
@@ -131,7 +133,9 @@ class _Book:
         self.book_sequence = 0
         self.book_message = b""
         self.changed_sequence = 0
-        self.publisher: asyncio.Task[None] | None = None
+        # Set when there is a change that no half-second book has yet.
+        self.changed = asyncio.Event()
+        self.keeper: asyncio.Task[None] | None = None
         # The oldest sequence known to be unread, and since when.
         self.unread: tuple[int, float] | None = None
 
@@ -148,6 +152,10 @@ class _Book:
 
     def reaches_back_to(self, sequence: int) -> bool:
         return bool(self.recent) and self.recent[0][0] <= sequence
+
+    def is_published(self) -> bool:
+        """Whether a half-second book is out that has every change we saw."""
+        return self.changed_sequence <= self.book_sequence
 
 
 class _Group:
@@ -482,7 +490,11 @@ class Feed:
 
     def _add(self, symbol: str) -> None:
         book = _Book(symbol, self._engine.book_key(symbol))
+        previous = self._books.get(symbol)
+        if previous is not None and previous.keeper is not None:
+            previous.keeper.cancel()
         self._books[symbol] = book
+        book.keeper = self._spawn(self._keep(book))
         name = (self._engine.segment(symbol) or "") if self._engine.is_cluster else ""
         if name not in self._groups:
             self._groups[name] = _Group()
@@ -688,31 +700,51 @@ class Feed:
             for subscription in subscribers:
                 self._begin(subscription, None, before)
 
-    # ---- the half-second book
+    # ---- what is due, and the half-second book
 
     def _changed(self, book: _Book, sequence: int) -> None:
         book.changed_sequence = max(book.changed_sequence, sequence)
-        if book.publisher is None and book.changed_sequence > book.book_sequence:
-            book.publisher = self._spawn(self._publish(book))
+        if not book.is_published():
+            book.changed.set()
 
-    async def _publish(self, book: _Book) -> None:
-        """Asks for the book until one is out that has every change we saw."""
-        try:
-            while book.attached.is_set() and book.changed_sequence > book.book_sequence:
-                wait_s = await self._publish_once(book)
-                await asyncio.sleep(wait_s + random.random() * PUBLISH_JITTER_S)
-        finally:
-            book.publisher = None
+    async def _keep(self, book: _Book) -> None:
+        """Keeps one book for as long as there is it; only the first change after a quiet time is
+        published sooner than at the next interval."""
+        while True:
+            await book.attached.wait()
+            try:
+                wait_s = await self._keep_once(book)
+            except _TROUBLE as error:
+                logger.debug("the book of %s has to wait: %s", book.symbol, error)
+                wait_s = KEEP_INTERVAL_S
+            except Exception:
+                # Our own mistake. It must not leave orders to live on that have expired.
+                logger.exception("the book of %s could not be kept", book.symbol)
+                wait_s = KEEP_INTERVAL_S
+            await self._rest(book, wait_s + random.random() * KEEP_JITTER_S)
 
-    async def _publish_once(self, book: _Book) -> float:
-        try:
-            reply = await self._engine.call("publish_book", book.symbol)
-            if reply.startswith(_REJECTED):
-                return PUBLISH_RETRY_S
-            return _decode_published(reply).wait_ms / 1000
-        except _TROUBLE as error:
-            logger.debug("the book of %s cannot be published: %s", book.symbol, error)
-            return PUBLISH_RETRY_S
+    async def _keep_once(self, book: _Book) -> float:
+        """Does what is due, then publishes what has changed; how long to wait for the next time."""
+        while _decode_ticked(await self._ask("tick", book)).pending:
+            pass
+        if book.is_published():
+            return KEEP_INTERVAL_S
+        return _decode_published(await self._ask("publish_book", book)).wait_ms / 1000
+
+    async def _rest(self, book: _Book, wait_s: float) -> None:
+        if not book.is_published():
+            await asyncio.sleep(wait_s)
+            return
+        book.changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await book.changed.wait()
+
+    async def _ask(self, function: str, book: _Book) -> bytes:
+        reply = await self._engine.call(function, book.symbol)
+        if reply.startswith(_REJECTED):
+            raise _GoneError(RejectCode.UNKNOWN_SYMBOL, reply.decode())
+        return reply
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)

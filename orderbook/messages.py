@@ -14,8 +14,10 @@ REQ_ID_LENGTH_MAX = 64
 SYMBOLS_PER_REQUEST_MAX = 256
 
 OptionalText = str | UnsetType
-# Counts are text for FCALL; JSON clients may write them as integers.
+# Counts and times are text for FCALL; JSON clients may write them as integers.
 OptionalCount = int | str | UnsetType
+OptionalTime = int | str | UnsetType
+OptionalFlag = bool | str | UnsetType
 Sequence = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 Symbols = Annotated[list[str], Meta(min_length=1, max_length=SYMBOLS_PER_REQUEST_MAX)]
 
@@ -51,6 +53,13 @@ class RejectCode(StrEnum):
     DUPLICATE_CLIENT_ORDER_ID = "DUPLICATE_CLIENT_ORDER_ID"
     TOO_MANY_FILLS = "TOO_MANY_FILLS"
     BATCH_TOO_LARGE = "BATCH_TOO_LARGE"
+    EXPIRE_TIME_PASSED = "EXPIRE_TIME_PASSED"
+    INVALID_DISPLAY_QUANTITY = "INVALID_DISPLAY_QUANTITY"
+    TOO_LATE = "TOO_LATE"
+    PRICE_OUT_OF_BAND = "PRICE_OUT_OF_BAND"
+    NOTIONAL_TOO_SMALL = "NOTIONAL_TOO_SMALL"
+    TOO_MANY_OPEN_ORDERS = "TOO_MANY_OPEN_ORDERS"
+    EXPIRING = "EXPIRING"
 
     SYSTEM_BUSY = "SYSTEM_BUSY"
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
@@ -95,22 +104,36 @@ class Params(Struct, forbid_unknown_fields=True, kw_only=True):
     symbol: str | UnsetType
 
 
-class PlaceOrder(Params):
+class Command(Params, kw_only=True):
+    """The parameters of a command: it changes the book, and may be told to come in time or not at
+    all."""
+
+    valid_until_ms: OptionalTime = UNSET
+
+
+class PlaceOrder(Command):
     side: str
     order_type: str
-    quantity: str
+    quantity: OptionalText = UNSET
+    quote_quantity: OptionalText = UNSET
     price: OptionalText = UNSET
     time_in_force: OptionalText = UNSET
-    post_only: bool | str | UnsetType = UNSET
+    expire_time_ms: OptionalTime = UNSET
+    display_quantity: OptionalText = UNSET
+    post_only: OptionalFlag = UNSET
+    protection: OptionalText = UNSET
+    self_trade_prevention: OptionalText = UNSET
+    stp_group: OptionalText = UNSET
+    validate_only: OptionalFlag = UNSET
     client_order_id: OptionalText = UNSET
 
 
-class CancelOrder(Params):
+class CancelOrder(Command):
     order_id: OptionalText = UNSET
     client_order_id: OptionalText = UNSET
 
 
-class AmendOrder(Params):
+class AmendOrder(Command):
     order_id: OptionalText = UNSET
     client_order_id: OptionalText = UNSET
     price: OptionalText = UNSET
@@ -118,7 +141,7 @@ class AmendOrder(Params):
     remaining_quantity: OptionalText = UNSET
 
 
-class CancelAllOrders(Params):
+class CancelAllOrders(Command):
     pass
 
 
@@ -173,6 +196,12 @@ class PublishWait(Struct):
     """When publish_book is worth calling again; read out of its reply."""
 
     wait_ms: int
+
+
+class Ticked(Struct):
+    """Whether tick is to be called again at once; read out of its reply."""
+
+    pending: bool
 
 
 class Page(Struct):

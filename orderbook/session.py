@@ -168,8 +168,10 @@ class Session:
         params.symbol = UNSET
         body = msgspec.json.encode(params)
         _check_duplicates(raw_params, body.count(b'"') + 2 * _MARKS_PER_TEXT, head)
-        if method not in _COMMANDS:
+        if not isinstance(params, messages.Command):
             return Query(method, symbol, self._arguments(method, params), head)
+        if _tell_times_as_text(params):
+            body = msgspec.json.encode(params)
         separator = b"," if len(body) > len(b"{}") else b""
         payload = self._prefixes[method] + separator + body[1:]
         return Command(method, symbol, payload, head)
@@ -328,6 +330,16 @@ def _refused(head: bytes, error: msgspec.ValidationError) -> _RefusedError:
         return _RefusedError(head, RejectCode.INVALID_VALUE, message)
     expected = " or ".join(_TYPES_IN_WORDS.get(word, word) for word in types[1].split(" | "))
     return _RefusedError(head, RejectCode.WRONG_TYPE, f"field {field} must be {expected}")
+
+
+def _tell_times_as_text(params: messages.Command) -> bool:
+    """The engine takes text; clients may write times as integers. Whether there was one."""
+    found = False
+    if isinstance(params.valid_until_ms, int):
+        params.valid_until_ms, found = str(params.valid_until_ms), True
+    if isinstance(params, messages.PlaceOrder) and isinstance(params.expire_time_ms, int):
+        params.expire_time_ms, found = str(params.expire_time_ms), True
+    return found
 
 
 def _check_duplicates(raw: bytes, marks_expected: int, head: bytes) -> None:

@@ -102,7 +102,7 @@ class Book:
 
     def contents(self) -> dict[bytes, Any]:
         """Everything that is stored for this book, byte for byte."""
-        return {key: _content(self.client, key) for key in self.stored_keys()}
+        return {key: content_of(self.client, key) for key in self.stored_keys()}
 
 
 _DEFINITION = {"tick_size": TICK_SIZE, "lot_size": LOT_SIZE}
@@ -158,7 +158,8 @@ def comparable(reply: Json) -> Json:
     return timeless(without_message(reply))  # type: ignore[no-any-return]
 
 
-def _content(client: Any, key: bytes) -> Any:
+def content_of(client: Any, key: bytes) -> Any:
+    """What is stored at a key. Not its DUMP, which tells of a hash in what order it lies."""
     kind = client.type(key).decode()
     if kind == "hash":
         return client.hgetall(key)

@@ -6,37 +6,61 @@ The rules, as this file understands them.
 price, the order with the smaller `priority` stands first. Priority is one counter: an order gets
 the next number when it is accepted, and again whenever it must queue anew. Nothing else decides.
 
-*An incoming order* (the taker) trades with the opposite queue from its front for as long as prices
-cross, always at the price of the resting order (the maker), always as much as both have. A trade
-changes exactly two orders. What is left of a limit gtc order queues at its own price; what is left
-of an ioc or market order is canceled. A fok order first looks whether the whole of it would trade,
-and if not is canceled whole. A post_only order that would trade at all is refused.
+*An incoming order* (the taker) meets the opposite queue from its front for as long as prices cross,
+and trades always at the price of the resting order (the maker), always as much as both have. A
+trade changes exactly two orders. What is left of a gtc or gtd order queues at its own price; what
+is left of an ioc or market order is canceled. A fok order first looks whether the whole of it would
+trade, and if not is canceled whole. A post_only order that would meet anyone is refused.
 
 *An accepted order* has an order_id, from one counter, whatever becomes of it; a refused one has
 none, and leaves no trace of any kind.
 
+*An iceberg* shows a slice, at most its display_quantity, and trades with no more at a time. When
+the slice is used up the next one queues behind the others at its price, in the midst of a sweep
+too. Where totals of levels are told, slices are what counts; anywhere else all of the order.
+
+*Protection* ends a market order's sweep before the first maker that is further from the best price
+at its arrival than a percentage, in whole ticks. *quote_quantity* is money: at each maker it is
+worth so many lots, whole ones; where it is worth none the order has what it asked for.
+
+*Self-trade prevention* is the taker's, or the instrument's where it has none. Where the next maker
+is of the same trader (same account, or same group) they do not trade: one or both are canceled, or
+both shrink by what the smaller one has, hidden lots too. For the limit of fills that is one, too.
+
+*Stops* wait outside the queues. After each command the prices of its trades are looked at one after
+the other: references of trailing stops follow, then all who are due line up, the ones that waited
+for a rise first, nearest stop first, then by priority. Then the first in line comes in as a taker,
+its trades are looked at in the same way, and so on. A call runs a limited number; the rest stand in
+line until the next call.
+
+*Expiry*: before anything else a call that may change the book lets expire what is due, also a
+limited number. Queries, define_instrument and begin_epoch expire nothing.
+
 *Amending* keeps the order's id and terms but for price and quantity. `quantity` is the new total,
 the filled part included, `remaining_quantity` what is to stay open. Where the price stays and the
 quantity shrinks the order keeps its priority. Otherwise it is taken out of its queue and comes in
-again like a new order, with a new priority, and may trade.
+again like a new order, with a new priority, and may trade. A waiting order goes on waiting, with
+its priority unless its stop price changes.
 
 *A call* is one command or a batch of them. All changes of a call are one `sequence`: one entry in
 the event stream, whose topics tell what happened: reports to each account in the order they came
 about, the trades, the levels whose totals differ from before the call. A call that changed nothing
 takes no sequence. A command that changed nothing tells the sequence of the last change before it,
-which may be one of its own batch.
+which may be one of its own call.
 
 *A retry* is recognised by (account, client_order_id): the same content again gets the same reply
 again, word for word, before anything else is looked at but the shape of its fields; other content
 is refused. A cancel or amend that names its *order* by client_order_id has no id of its own: there
-only the order's last amend or cancel is recognised when repeated.
+only the order's last amend or cancel is recognised when repeated. validate_only is never repeated.
 
-*Checks* come in the order: shape of the fields, retry, which order, status of the instrument,
-price and quantity (where text that is no number is found out), post_only, number of fills, total of
-the level.
+*Checks* come in the order: shape of the fields, retry, which order, valid_until_ms, what is still
+due (expiry, then triggered orders), status of the instrument, prices, quantities and times (where
+text that is no number is found out), whether a stop would trigger at once, price band, notional,
+open orders, post_only, number of fills, total of the level.
 
-Numbers are Decimals, exact by construction. Time is not the book's business: every `timestamp_ms`
-here is 0, and a comparison ignores it. Every collection is searched from its beginning.
+Numbers are Decimals, exact by construction. The time is `now_ms`, which stands still unless it is
+set; every `timestamp_ms` here is 0, and a comparison ignores it. Every collection is searched from
+its beginning.
 """
 
 import copy
@@ -58,6 +82,9 @@ MAKER_ACCOUNTS_MAX = 3500
 BATCH_MAX = 256
 CANCELED_MAX = 1000
 REMAINING_COUNT_MAX = 10_000
+EXPIRED_MAX = 1000
+TRIGGERED_MAX = 1000
+TRAILING_STOPS_MAX = 1000
 DEPTH_MAX = 10_000
 CHECKSUM_DEPTH = 10
 
@@ -72,23 +99,53 @@ SIDES = ("buy", "sell")
 OPPOSITE = {"buy": "sell", "sell": "buy"}
 STATUS_REJECTS = {"halted": "INSTRUMENT_HALTED", "cancel_only": "INSTRUMENT_CANCEL_ONLY"}
 
+# order_type -> (the fields it needs of its own, those it may have).
+ORDER_TYPES: dict[str, tuple[set[str], set[str]]] = {
+    "limit": ({"price"}, {"display_quantity", "post_only"}),
+    "market": (set(), {"protection", "quote_quantity"}),
+    "stop": ({"stop_price"}, {"protection"}),
+    "stop_limit": ({"stop_price", "price"}, set()),
+    "take_profit": ({"stop_price"}, {"protection"}),
+    "take_profit_limit": ({"stop_price", "price"}, set()),
+    "trailing_stop": ({"trailing_offset"}, {"protection"}),
+}
+TYPE_FIELDS = {name for needs, may in ORDER_TYPES.values() for name in needs | may}
+STOP_TYPES = tuple(ORDER_TYPES)[2:]
+# Those that, selling, wait for a rise; the others sell into a fall.
+TAKE_PROFIT_TYPES = ("take_profit", "take_profit_limit")
+# The times in force with which an order may stay in the book.
+RESTING = ("gtc", "gtd")
+
 ENUMERATIONS = {
     "side": SIDES,
-    "order_type": ("limit", "market"),
-    "time_in_force": ("gtc", "ioc", "fok"),
+    "order_type": tuple(ORDER_TYPES),
+    "time_in_force": ("gtc", "ioc", "fok", "gtd"),
     "post_only": ("true", "false"),
+    "validate_only": ("true", "false"),
+    "self_trade_prevention": ("none", "cancel_taker", "cancel_maker", "cancel_both", "decrement"),
     "status": ("trading", "halted", "cancel_only"),
 }
-PATTERNS = {"account": ACCOUNT, "client_order_id": CLIENT_ORDER_ID, "order_id": ORDER_ID}
+PATTERNS = {
+    "account": ACCOUNT,
+    "stp_group": ACCOUNT,
+    "client_order_id": CLIENT_ORDER_ID,
+    "order_id": ORDER_ID,
+}
 # Whole numbers and the largest value of each.
 COUNTS = {
     "limit": 1000,
     "depth": DEPTH_MAX,
     "after": EXACT_MAX,
+    "expire_time_ms": EXACT_MAX,
+    "valid_until_ms": EXACT_MAX,
+    "open_orders_max": 10_000_000,
     "events_length_max": 10_000_000,
     "trades_length_max": 10_000_000,
     "book_length_max": 10_000_000,
 }
+PERCENT_DECIMALS_MAX = 4
+PERCENT_MAX = 100
+OFFSET_PERCENT_MAX = 50
 
 # function -> (fields it must have, fields it may have).
 FIELDS = {
@@ -96,19 +153,28 @@ FIELDS = {
         (),
         (
             "tick_size", "lot_size", "min_quantity", "max_quantity", "status",
+            "self_trade_prevention", "protection", "price_band", "min_notional", "open_orders_max",
             "events_length_max", "trades_length_max", "book_length_max",
         ),
     ),
     "place_order": (
-        ("account", "side", "order_type", "quantity"),
-        ("price", "time_in_force", "post_only", "client_order_id"),
+        ("account", "side", "order_type"),
+        (
+            "quantity", "quote_quantity", "price", "stop_price", "trailing_offset", "time_in_force",
+            "expire_time_ms", "display_quantity", "post_only", "self_trade_prevention", "stp_group",
+            "protection", "validate_only", "valid_until_ms", "client_order_id",
+        ),
     ),
-    "cancel_order": ((), ("order_id", "account", "client_order_id")),
+    "cancel_order": ((), ("order_id", "account", "client_order_id", "valid_until_ms")),
     "amend_order": (
         (),
-        ("order_id", "account", "client_order_id", "price", "quantity", "remaining_quantity"),
+        (
+            "order_id", "account", "client_order_id", "price", "stop_price", "quantity",
+            "remaining_quantity", "valid_until_ms",
+        ),
     ),
-    "cancel_all_orders": (("account",), ()),
+    "cancel_all_orders": (("account",), ("valid_until_ms",)),
+    "tick": ((), ()),
     "begin_epoch": (("run_id",), ()),
     "get_book": ((), ("depth",)),
     "get_order": ((), ("order_id", "account", "client_order_id")),
@@ -118,6 +184,8 @@ FIELDS = {
     "verify_book": ((), ()),
 }  # fmt: skip
 BATCH_METHODS = ("place_order", "cancel_order", "amend_order", "cancel_all_orders")
+# The functions that first do what is due; execute does, too.
+DOES_WHAT_IS_DUE = (*BATCH_METHODS, "tick")
 
 
 class RejectedError(Exception):
@@ -130,7 +198,7 @@ class RejectedError(Exception):
 
 @dataclass
 class Order:
-    """One accepted order; price is None for a market order."""
+    """One accepted order; price is None where it has none of its own."""
 
     order_id: int
     account: str
@@ -143,6 +211,23 @@ class Order:
     price: Decimal | None
     remaining: Decimal
     priority: int
+    expire_time_ms: int | None = None
+    display_quantity: Decimal | None = None
+    quote_quantity: Decimal | None = None
+    stop_price: Decimal | None = None
+    trailing_offset: str | None = None
+    self_trade_prevention: str | None = None
+    stp_group: str | None = None
+    protection: Decimal | None = None
+    # What an iceberg shows of itself while it is in a queue.
+    slice: Decimal = Decimal(0)
+    # What is left of the quote_quantity.
+    money: Decimal = Decimal(0)
+    # A stop that has not come in as a taker; due when it stands in line to do so.
+    waiting: bool = False
+    due: bool = False
+    # Of a trailing stop: the best price since it was placed.
+    reference: Decimal = Decimal(0)
 
     @property
     def filled(self) -> Decimal:
@@ -167,9 +252,38 @@ class Order:
         if self.post_only:
             terms["post_only"] = True
         terms["quantity"] = text(self.quantity)
-        if self.price is not None:
-            terms["price"] = text(self.price)
+        for name in ("price", "display_quantity", "quote_quantity", "stop_price", "protection"):
+            if (number := getattr(self, name)) is not None:
+                terms[name] = text(number)
+        for name in ("expire_time_ms", "trailing_offset", "self_trade_prevention", "stp_group"):
+            if (value := getattr(self, name)) is not None:
+                terms[name] = value
         return terms
+
+    @property
+    def shown(self) -> Decimal:
+        return self.remaining if self.display_quantity is None else self.slice
+
+    def fresh_slice(self, remaining: Decimal) -> Decimal:
+        """What it would show of so much as it queues anew."""
+        return remaining if self.display_quantity is None else min(self.display_quantity, remaining)
+
+    def shrink(self, quantity: Decimal) -> None:
+        """Loses some of its remaining quantity, in its place."""
+        self.remaining -= quantity
+        self.slice = min(self.slice, self.remaining)
+
+    @property
+    def rests(self) -> bool:
+        return self.time_in_force in RESTING
+
+    @property
+    def waits_for_rise(self) -> bool:
+        return self.side == ("sell" if self.order_type in TAKE_PROFIT_TYPES else "buy")
+
+    def is_same_trader(self, other: "Order") -> bool:
+        same_group = self.stp_group is not None and self.stp_group == other.stp_group
+        return self.account == other.account or same_group
 
     def crosses(self, price: Decimal) -> bool:
         """Whether this order, as a taker, accepts a maker's price."""
@@ -185,10 +299,16 @@ class Call:
     levels_before: dict[str, dict[Decimal, Decimal]]
     sequence_before: int
     changed: bool = False
+    # Trades and self-trades that were prevented.
     fills: int = 0
+    expired: int = 0
+    triggered: int = 0
+    # Whether more is due to expire than one call may do.
+    expiring: bool = False
+    # Prices of trades that no stop has looked at.
+    prices: list[Decimal] = field(default_factory=list)
     # By cancel_all_orders, which has a limit to the call.
     canceled: int = 0
-    maker_accounts: set[str] = field(default_factory=set)
     trades: list[Json] = field(default_factory=list)
     reports: dict[str, list[Json]] = field(default_factory=dict)
     topics: Json = field(default_factory=dict)
@@ -198,6 +318,18 @@ class Call:
     def report(self, account: str, event: str, **content: Any) -> None:
         self.changed = True
         self.reports.setdefault(account, []).append({"event": event, **content, "timestamp_ms": 0})
+
+
+@dataclass
+class Outcome:
+    """What came of a taker: its fills, and why it ended."""
+
+    fills: list[Json] = field(default_factory=list)
+    filled: Decimal = Decimal(0)
+    # Of a trial: what remains at the end.
+    left: Decimal = Decimal(0)
+    # "filled", or the reason why what is left is canceled, where it cannot rest.
+    end: str = "ioc"
 
 
 @dataclass
@@ -233,6 +365,9 @@ class ReferenceBook:
         self.last_trade_id = 0
         self.last_priority = 0
         self.last_price: Decimal | None = None
+        self.now_ms = 0
+        # Who is triggered and has not run, first come, first served.
+        self.triggered: list[Order] = []
         # (account, client_order_id) -> the command that had this id of its own.
         self.remembered: dict[tuple[str, str], Remembered] = {}
         # order_id -> the order's last amend or cancel.
@@ -245,6 +380,8 @@ class ReferenceBook:
     def call(self, function: str, *arguments: str) -> Json:
         """FCALL of any function but execute, publish_book and library_version."""
         call = self._begin()
+        if function in DOES_WHAT_IS_DUE:
+            self._do_what_is_due(call)
         return self._finish(call, [self._guarded(call, function, lambda: pairs(arguments))])[0]
 
     def execute(self, commands: Sequence[Any]) -> list[Json] | Json:
@@ -254,6 +391,7 @@ class ReferenceBook:
         if len(commands) > BATCH_MAX:
             return rejected("BATCH_TOO_LARGE", {})
         call = self._begin()
+        self._do_what_is_due(call)
         return self._finish(call, [self._run_batched(call, command) for command in commands])
 
     def _run_batched(self, call: Call, command: Any) -> Json:
@@ -279,7 +417,9 @@ class ReferenceBook:
             if not self.instrument and function != "define_instrument":
                 raise RejectedError("UNKNOWN_SYMBOL")
             command: Callable[[Call, Mapping[str, str]], Json] = getattr(self, f"_{function}")
-            return command(call, fields)
+            reply = command(call, fields)
+            self._cascade(call)
+            return reply
         except RejectedError as error:
             return rejected(error.code, fields)
 
@@ -334,6 +474,7 @@ class ReferenceBook:
         for name, value in fields.items():
             new[name] = new_rule(name, value)
         self._check_steps(new)
+        notional_number(text(new["min_notional"]), new)
         set_default_limits(new)
         check_limits(new)
         if new != self.instrument:
@@ -358,6 +499,11 @@ class ReferenceBook:
             raise RejectedError("MISSING_FIELD")
         return {
             "status": "trading",
+            "self_trade_prevention": "none",
+            "protection": Decimal(0),
+            "price_band": Decimal(0),
+            "min_notional": Decimal(0),
+            "open_orders_max": 0,
             "events_length_max": 100_000,
             "trades_length_max": 100_000,
             "book_length_max": 1000,
@@ -374,6 +520,102 @@ class ReferenceBook:
             call.stamped.append(reply)
         return reply
 
+    # ---- what is due
+
+    def _do_what_is_due(self, call: Call) -> None:
+        self._expire(call)
+        self._cascade(call)
+
+    def _expire(self, call: Call) -> None:
+        due = [
+            (order.expire_time_ms, order.order_id, order)
+            for order in self.orders
+            if order.expire_time_ms is not None and order.expire_time_ms <= self.now_ms
+        ]
+        due.sort(key=lambda found: found[:2])
+        call.expiring = len(due) > EXPIRED_MAX
+        for _, _, order in due[:EXPIRED_MAX]:
+            self._leave(order)
+            call.expired += 1
+            remaining = text(order.remaining)
+            call.report(order.account, "expired", **order.terms(), remaining_quantity=remaining)
+
+    def _cascade(self, call: Call) -> None:
+        """Runs what the latest trades trigger, and what that triggers, in turn."""
+        self._line_up(call)
+        while self.triggered and call.triggered < TRIGGERED_MAX:
+            self._run_triggered(call, self.triggered[0])
+            self._line_up(call)
+
+    def _line_up(self, call: Call) -> None:
+        prices, call.prices = call.prices, []
+        for price in prices:
+            waiting = [order for order in self.orders if order.waiting and not order.due]
+            for order in waiting:
+                best = max if order.side == "sell" else min
+                order.reference = best(order.reference, price)
+            due = [order for order in waiting if self._is_due(order, price)]
+            due.sort(key=self._place_in_line)
+            for order in due:
+                order.due = True
+            self.triggered += due
+
+    def _is_due(self, order: Order, price: Decimal) -> bool:
+        stop_price = self._stop_price(order)
+        return price >= stop_price if order.waits_for_rise else price <= stop_price
+
+    def _place_in_line(self, order: Order) -> tuple[bool, Decimal, int]:
+        """Rising ones first, of them the lowest; of the falling ones the highest."""
+        stop_price = self._stop_price(order)
+        if order.waits_for_rise:
+            return (False, stop_price, order.priority)
+        return (True, -stop_price, order.priority)
+
+    def _stop_price(self, order: Order) -> Decimal:
+        if order.trailing_offset is None:
+            assert order.stop_price is not None, "only stops wait"
+            return order.stop_price
+        if order.trailing_offset.endswith("%"):
+            percent = Decimal(order.trailing_offset[:-1])
+            tick: Decimal = self.instrument["tick_size"]
+            offset = max(self._share(order.reference, percent), tick)
+        else:
+            offset = Decimal(order.trailing_offset)
+        return order.reference + (offset if order.side == "buy" else -offset)
+
+    def _share(self, price: Decimal, percent: Decimal) -> Decimal:
+        """So many percent of a price, in whole ticks."""
+        tick: Decimal = self.instrument["tick_size"]
+        return price * percent // (100 * tick) * tick
+
+    def _run_triggered(self, call: Call, order: Order) -> None:
+        self._leave(order)
+        call.triggered += 1
+        order.waiting = order.due = False
+        self.last_priority += 1
+        order.priority = self.last_priority
+        call.report(
+            order.account,
+            "triggered",
+            **order.terms(),
+            remaining_quantity=text(order.remaining),
+            priority=order.priority,
+        )
+        try:
+            planned = self._check_match(call, order)
+        except RejectedError:
+            self._report_canceled(call, order, "too_large")
+        else:
+            self._match(call, order, planned)
+
+    def _tick(self, call: Call, _: Mapping[str, str]) -> Json:
+        reply = {
+            "expired_count": call.expired,
+            "triggered_count": call.triggered,
+            "pending": call.expiring or bool(self.triggered),
+        }
+        return self._with_latest_sequence(call, reply)
+
     # ---- placing
 
     def _place_order(self, call: Call, fields: Mapping[str, str]) -> Json:
@@ -381,37 +623,80 @@ class ReferenceBook:
         if (remembered := self._recall(fields, content)) is not None:
             return remembered
         self._check_taken_name(fields)
-        self._check_status()
+        self._check_in_time(fields)
+        self._check_takes_orders(call)
         order = self._new_order(fields)
-        self._check_match(call, order)
-        self.last_order_id += 1
-        self.last_priority += 1
-        order.order_id = self.last_order_id
-        order.priority = self.last_priority
-        call.report(order.account, "accepted", **order.terms(), priority=order.priority)
-        reply = self._match(call, order)
+        self._check_rules(order)
+        planned = Outcome() if order.waiting else self._check_match(call, order)
+        if fields.get("validate_only") == "true":
+            fill_quantity = text(planned.filled)
+            reply = {"status": "valid", "fill_quantity": fill_quantity, "timestamp_ms": 0}
+            return self._with_latest_sequence(call, reply)
+        self._admit(call, order, planned)
+        if order.waiting:
+            self.orders.append(order)
+            reply = self._order_reply(call, order, "open", [])
+        else:
+            reply = self._match(call, order, planned)
         self._remember(fields, content, reply)
         if order.client_order_id is not None:
             self.named[order.account, order.client_order_id] = order.order_id
         return reply
 
+    def _admit(self, call: Call, order: Order, planned: Outcome) -> None:
+        self.last_order_id += 1
+        self.last_priority += 1
+        order.order_id = self.last_order_id
+        order.priority = self.last_priority
+        if order.quote_quantity is not None:
+            order.quantity = planned.filled
+        call.report(order.account, "accepted", **order.terms(), priority=order.priority)
+
     def _new_order(self, fields: Mapping[str, str]) -> Order:
-        order_type = fields["order_type"]
-        price = self._checked_price(fields["price"]) if "price" in fields else None
-        quantity = self._checked_quantity(fields["quantity"])
-        return Order(
+        order = Order(
             order_id=0,
             account=fields["account"],
             client_order_id=fields.get("client_order_id"),
             side=fields["side"],
-            order_type=order_type,
-            time_in_force=fields.get("time_in_force", "gtc" if order_type == "limit" else "ioc"),
+            order_type=fields["order_type"],
+            time_in_force=time_in_force(fields),
             post_only=fields.get("post_only") == "true",
-            quantity=quantity,
-            price=price,
-            remaining=quantity,
+            quantity=Decimal(0),
+            price=None,
+            remaining=Decimal(0),
             priority=0,
+            trailing_offset=fields.get("trailing_offset"),
+            self_trade_prevention=fields.get("self_trade_prevention"),
+            stp_group=fields.get("stp_group"),
+            protection=Decimal(fields["protection"]) if "protection" in fields else None,
+            waiting=fields["order_type"] in STOP_TYPES,
         )
+        self._set_numbers(order, fields)
+        return order
+
+    def _set_numbers(self, order: Order, fields: Mapping[str, str]) -> None:
+        """In the order in which they are checked."""
+        if "price" in fields:
+            order.price = self._checked_price(fields["price"])
+        if "stop_price" in fields:
+            order.stop_price = self._checked_price(fields["stop_price"])
+        if order.trailing_offset is not None and not order.trailing_offset.endswith("%"):
+            self._checked_price(order.trailing_offset)
+        if "quote_quantity" in fields:
+            order.quote_quantity = notional_number(fields["quote_quantity"], self.instrument)
+            order.money = order.quote_quantity
+            if order.money == 0:
+                raise RejectedError("QUANTITY_TOO_SMALL")
+        else:
+            order.quantity = order.remaining = self._checked_quantity(fields["quantity"])
+        if "display_quantity" in fields:
+            order.display_quantity = self._checked_lots(fields["display_quantity"])
+            if not 0 < order.display_quantity <= order.quantity:
+                raise RejectedError("INVALID_DISPLAY_QUANTITY")
+        if "expire_time_ms" in fields:
+            order.expire_time_ms = int(fields["expire_time_ms"])
+            if order.expire_time_ms <= self.now_ms:
+                raise RejectedError("EXPIRE_TIME_PASSED")
 
     def _checked_price(self, value: str) -> Decimal:
         tick = self.instrument["tick_size"]
@@ -422,79 +707,148 @@ class ReferenceBook:
             raise RejectedError("PRICE_OFF_TICK")
         return price
 
-    def _checked_quantity(self, value: str) -> Decimal:
+    def _checked_lots(self, value: str) -> Decimal:
         lot = self.instrument["lot_size"]
         quantity = exact_number(value, lot)
         if quantity % lot:
             raise RejectedError("QUANTITY_OFF_LOT")
+        return quantity
+
+    def _checked_quantity(self, value: str) -> Decimal:
+        quantity = self._checked_lots(value)
         if quantity < self.instrument["min_quantity"]:
             raise RejectedError("QUANTITY_TOO_SMALL")
         if quantity > self.instrument["max_quantity"]:
             raise RejectedError("QUANTITY_TOO_LARGE")
         return quantity
 
-    def _check_status(self) -> None:
+    # ---- the instrument's rules
+
+    def _check_in_time(self, fields: Mapping[str, str]) -> None:
+        if self.now_ms > int(fields.get("valid_until_ms", EXACT_MAX)):
+            raise RejectedError("TOO_LATE")
+
+    def _check_takes_orders(self, call: Call) -> None:
         status = self.instrument["status"]
         if status != "trading":
             raise RejectedError(STATUS_REJECTS[status])
+        if call.expiring:
+            raise RejectedError("EXPIRING")
+        if self.triggered:
+            raise RejectedError("TRIGGERS_PENDING")
+
+    def _check_rules(self, order: Order) -> None:
+        if order.waiting:
+            self._check_stop(order)
+        if order.order_type == "limit":
+            self._check_band(price_of(order))
+        self._check_notional(order)
+        most = self.instrument["open_orders_max"]
+        mine = [other for other in self.orders if other.account == order.account]
+        if most and len(mine) >= most:
+            raise RejectedError("TOO_MANY_OPEN_ORDERS")
+        trailing = [other for other in self.orders if other.waiting and other.trailing_offset]
+        if order.trailing_offset is not None and len(trailing) >= TRAILING_STOPS_MAX:
+            raise RejectedError("TOO_MANY_TRAILING_STOPS")
+
+    def _check_stop(self, order: Order) -> None:
+        if self.last_price is None:
+            if order.trailing_offset is not None:
+                raise RejectedError("NO_LAST_PRICE")
+            return
+        if order.trailing_offset is not None:
+            order.reference = self.last_price
+        if self._is_due(order, self.last_price):
+            raise RejectedError("WOULD_TRIGGER")
+
+    def _check_band(self, price: Decimal) -> None:
+        band = self.instrument["price_band"]
+        # A last price from before the tick_size changed may lie between two ticks: then no band.
+        if self.last_price is None or self.last_price % self.instrument["tick_size"]:
+            return
+        if band:
+            width = self._share(self.last_price, band)
+            if not self.last_price - width <= price <= self.last_price + width:
+                raise RejectedError("PRICE_OUT_OF_BAND")
+
+    def _check_notional(self, order: Order) -> None:
+        if order.quote_quantity is not None:
+            notional = order.quote_quantity
+        else:
+            price = order.price if order.price is not None else order.stop_price
+            if order.order_type == "market":
+                price = self._best_price(OPPOSITE[order.side])
+            if price is None:
+                return
+            notional = price * order.quantity
+        if notional < self.instrument["min_notional"]:
+            raise RejectedError("NOTIONAL_TOO_SMALL")
 
     # ---- matching
 
     def queue(self, side: str) -> list[Order]:
-        """The open orders of a side in the order in which they will trade."""
+        """The resting orders of a side in the order in which they will trade."""
         direction = -1 if side == "buy" else 1
-        orders = [order for order in self.orders if order.side == side]
+        orders = [order for order in self.orders if order.side == side and not order.waiting]
         return sorted(orders, key=lambda order: (direction * price_of(order), order.priority))
 
-    def _plan(self, taker: Order) -> list[tuple[Order, Decimal]]:
-        """Which makers the taker would trade with, and how much with each."""
-        plan = []
-        wanted = taker.remaining
-        for maker in self.queue(OPPOSITE[taker.side]):
-            if maker is taker or wanted == 0 or not taker.crosses(price_of(maker)):
-                break
-            quantity = min(wanted, maker.remaining)
-            plan.append((maker, quantity))
-            wanted -= quantity
-        if wanted and taker.time_in_force == "fok":
-            return []
-        return plan
+    def _best_price(self, side: str) -> Decimal | None:
+        return next(iter(self.levels(side)), None)
 
-    def _check_match(self, call: Call, taker: Order) -> None:
-        plan = self._plan(taker)
-        if plan and taker.post_only:
+    def _trial(self, taker: Order) -> tuple[Outcome, Call]:
+        """What would become of the taker, on a copy of the book."""
+        copied = copy.copy(self)
+        copied.orders = [copy.copy(order) for order in self.orders]
+        copied.trades = []
+        call = Call({}, 0)
+        tried = copy.copy(taker)
+        outcome = copied._sweep(call, tried)
+        outcome.left = tried.remaining
+        if taker.time_in_force == "fok" and outcome.filled < taker.remaining:
+            return Outcome(end="fok"), Call({}, 0)
+        return outcome, call
+
+    def _check_match(self, call: Call, taker: Order) -> Outcome:
+        """The outcome that is to be expected, or a refusal."""
+        best_price = self._best_price(OPPOSITE[taker.side])
+        if taker.post_only and best_price is not None and taker.crosses(best_price):
             raise RejectedError("POST_ONLY_WOULD_CROSS")
-        accounts = call.maker_accounts | {maker.account for maker, _ in plan}
-        if call.fills + len(plan) > FILLS_MAX or len(accounts) > MAKER_ACCOUNTS_MAX:
+        outcome, trial = self._trial(taker)
+        accounts = {*call.reports, *trial.reports, taker.account}
+        if call.fills + trial.fills > FILLS_MAX or len(accounts) > MAKER_ACCOUNTS_MAX:
             raise RejectedError("TOO_MANY_FILLS")
-        if taker.time_in_force == "gtc":
-            self._check_level(taker, taker.remaining - sum(quantity for _, quantity in plan))
+        if taker.rests and outcome.end == "ioc":
+            self._check_level(taker, outcome.left)
+        return outcome
 
     def _check_level(self, order: Order, remaining: Decimal) -> None:
         others = sum(
-            other.remaining
-            for other in self.orders
-            if other.side == order.side and other.price == order.price
-            and other.order_id != order.order_id
-        )  # fmt: skip
+            other.shown
+            for other in self.queue(order.side)
+            if other.price == order.price and other.order_id != order.order_id
+        )
         scale = Decimal(10) ** decimals(self.instrument["lot_size"])
-        if (others + remaining) * scale > EXACT_MAX:
+        if (others + order.fresh_slice(remaining)) * scale > EXACT_MAX:
             raise RejectedError("LEVEL_QUANTITY_TOO_LARGE")
 
-    def _match(self, call: Call, taker: Order) -> Json:
-        fills = []
-        for maker, quantity in self._plan(taker):
-            fills.append(self._trade(call, maker, taker, quantity))
-        status = taker.status
-        if taker.remaining and taker.time_in_force == "gtc":
+    def _match(self, call: Call, taker: Order, planned: Outcome) -> Json:
+        outcome = planned if planned.end == "fok" else self._sweep(call, taker)
+        if outcome.end == "filled":
+            status = "filled"
+        elif outcome.end == "ioc" and taker.rests:
+            taker.slice = taker.fresh_slice(taker.remaining)
             self.orders.append(taker)
-        elif taker.remaining:
+            status = taker.status
+        else:
             status = "canceled"
-            reason = "fok" if taker.time_in_force == "fok" else "ioc"
-            self._report_canceled(call, taker, reason)
+            self._report_canceled(call, taker, outcome.end)
+        return self._order_reply(call, taker, status, outcome.fills)
+
+    @staticmethod
+    def _order_reply(call: Call, order: Order, status: str, fills: list[Json]) -> Json:
         reply = {
-            **taker.terms(),
-            "remaining_quantity": text(taker.remaining),
+            **order.terms(),
+            "remaining_quantity": text(order.remaining),
             "status": status,
             "fills": fills,
             "timestamp_ms": 0,
@@ -502,34 +856,114 @@ class ReferenceBook:
         call.stamped.append(reply)
         return reply
 
+    def _sweep(self, call: Call, taker: Order) -> Outcome:
+        """Lets the taker meet the front of the opposite queue until something ends it."""
+        outcome = Outcome()
+        furthest = self._furthest_price(taker)
+        met: Order | None = None
+        while True:
+            maker = next(iter(self.queue(OPPOSITE[taker.side])), None)
+            # Where the queue ends, money counts by what it was worth at the last maker.
+            wanted = self._wanted(taker, maker or met)
+            if wanted == 0:
+                worthless = taker.quote_quantity is not None and not outcome.fills
+                outcome.end = "ioc" if worthless else "filled"
+                return outcome
+            if maker is None or not taker.crosses(price_of(maker)):
+                return outcome
+            if furthest is not None and is_beyond(taker.side, price_of(maker), furthest):
+                outcome.end = "protection"
+                return outcome
+            met = maker
+            mode = taker.self_trade_prevention or self.instrument["self_trade_prevention"]
+            if mode == "none" or not maker.is_same_trader(taker):
+                quantity = min(wanted, maker.shown)
+                outcome.fills.append(self._trade(call, maker, taker, quantity))
+                outcome.filled += quantity
+            elif not self._prevent(call, maker, taker, mode):
+                outcome.end = "self_trade"
+                return outcome
+
+    def _wanted(self, taker: Order, maker: Order | None) -> Decimal:
+        """How much the taker would take of this maker, however little the maker has."""
+        if taker.quote_quantity is None:
+            return taker.remaining
+        if maker is None:
+            return taker.money
+        lot: Decimal = self.instrument["lot_size"]
+        return taker.money // (price_of(maker) * lot) * lot
+
+    def _furthest_price(self, taker: Order) -> Decimal | None:
+        """Where a protected order's band ends, None where it has none."""
+        best_price = self._best_price(OPPOSITE[taker.side])
+        protection = self.instrument["protection"]
+        if taker.protection is not None:
+            protection = taker.protection
+        if best_price is None or taker.price is not None or not protection:
+            return None
+        width = self._share(best_price, protection)
+        return best_price + width if taker.side == "buy" else best_price - width
+
+    def _prevent(self, call: Call, maker: Order, taker: Order, mode: str) -> bool:
+        """What self-trade prevention does in place of a trade; whether the taker goes on."""
+        call.fills += 1
+        if mode == "decrement":
+            return self._decrement(call, maker, taker)
+        if mode in {"cancel_maker", "cancel_both"}:
+            self._leave(maker)
+            self._report_canceled(call, maker, "self_trade")
+        return mode == "cancel_maker"
+
+    def _decrement(self, call: Call, maker: Order, taker: Order) -> bool:
+        wanted = self._wanted(taker, maker)
+        quantity = min(wanted, maker.remaining)
+        if maker.remaining == quantity:
+            self._leave(maker)
+            self._report_canceled(call, maker, "self_trade")
+        else:
+            maker.quantity -= quantity
+            maker.shrink(quantity)
+            self._report_decremented(call, maker)
+        if wanted == quantity:
+            return False
+        if taker.quote_quantity is not None:
+            taker.money -= quantity * price_of(maker)
+        else:
+            taker.quantity -= quantity
+            taker.shrink(quantity)
+        self._report_decremented(call, taker)
+        return True
+
+    @staticmethod
+    def _report_decremented(call: Call, order: Order) -> None:
+        remaining = text(order.remaining)
+        call.report(order.account, "decremented", **order.terms(), remaining_quantity=remaining)
+
     def _trade(self, call: Call, maker: Order, taker: Order, quantity: Decimal) -> Json:
         self.last_trade_id += 1
-        trade_id, price = str(self.last_trade_id), price_of(maker)
+        self.last_price = price_of(maker)
+        call.prices.append(self.last_price)
+        call.fills += 1
+        fill = {
+            "trade_id": str(self.last_trade_id),
+            "price": text(self.last_price),
+            "quantity": text(quantity),
+        }
         maker.remaining -= quantity
-        taker.remaining -= quantity
-        for role, order in (("taker", taker), ("maker", maker)):
-            report: Json = {"order_id": str(order.order_id)}
-            if order.client_order_id is not None:
-                report["client_order_id"] = order.client_order_id
-            report |= {
-                "trade_id": trade_id,
-                "role": role,
-                "side": order.side,
-                "price": text(price),
-                "quantity": text(quantity),
-                "remaining_quantity": text(order.remaining),
-                "status": order.status,
-            }
-            call.report(order.account, "trade", **report)
+        if maker.display_quantity is not None:
+            maker.slice -= quantity
+        if taker.quote_quantity is not None:
+            taker.money -= quantity * self.last_price
+        else:
+            taker.remaining -= quantity
+        self._report_trade(call, taker, "taker", fill)
+        self._report_trade(call, maker, "maker", fill)
         if maker.remaining == 0:
             self._leave(maker)
-        self.last_price = price
-        call.fills += 1
-        call.maker_accounts.add(maker.account)
+        elif maker.shown == 0:
+            self._refresh(call, maker)
         trade = {
-            "trade_id": trade_id,
-            "price": text(price),
-            "quantity": text(quantity),
+            **fill,
             "aggressor_side": taker.side,
             "maker_order_id": str(maker.order_id),
             "taker_order_id": str(taker.order_id),
@@ -538,12 +972,28 @@ class ReferenceBook:
         self.trades.append(trade)
         call.trades.append(trade)
         call.stamped.append(trade)
-        return {
-            "trade_id": trade_id,
-            "price": text(price),
-            "quantity": text(quantity),
-            "maker_order_id": str(maker.order_id),
-        }
+        return {**fill, "maker_order_id": str(maker.order_id)}
+
+    @staticmethod
+    def _report_trade(call: Call, order: Order, role: str, fill: Json) -> None:
+        report: Json = {"order_id": str(order.order_id)}
+        if order.client_order_id is not None:
+            report["client_order_id"] = order.client_order_id
+        remaining = text(order.remaining)
+        report |= {**fill, "role": role, "side": order.side, "remaining_quantity": remaining}
+        call.report(order.account, "trade", **report, status=order.status)
+
+    def _refresh(self, call: Call, iceberg: Order) -> None:
+        self.last_priority += 1
+        iceberg.priority = self.last_priority
+        iceberg.slice = iceberg.fresh_slice(iceberg.remaining)
+        call.report(
+            iceberg.account,
+            "refreshed",
+            **iceberg.terms(),
+            remaining_quantity=text(iceberg.remaining),
+            priority=iceberg.priority,
+        )
 
     # ---- canceling and amending
 
@@ -552,6 +1002,7 @@ class ReferenceBook:
         if (remembered := self._recall(fields, content)) is not None:
             return remembered
         order = self._find(fields)
+        self._check_in_time(fields)
         self._leave(order)
         self._report_canceled(call, order, "requested")
         reply = {
@@ -569,49 +1020,78 @@ class ReferenceBook:
         if (remembered := self._recall(fields, content)) is not None:
             return remembered
         order = self._find(fields)
-        self._check_status()
+        self._check_in_time(fields)
+        self._check_takes_orders(call)
         amended = self._amended(order, fields)
-        keeps_place = amended.price == order.price and amended.quantity < order.quantity
-        self._leave(order)
-        try:
-            if not keeps_place:
-                self._check_match(call, amended)
-        except RejectedError:
-            self.orders.append(order)
-            raise
-        if not keeps_place:
-            self.last_priority += 1
-            amended.priority = self.last_priority
-        call.report(
-            amended.account,
-            "amended",
-            **amended.terms(),
-            remaining_quantity=text(amended.remaining),
-            priority=amended.priority,
-        )
-        reply = self._match(call, amended)
+        if order.waiting:
+            reply = self._amend_waiting(call, order, amended)
+        else:
+            reply = self._amend_resting(call, order, amended)
         self._remember(fields, content, reply, amended)
         return reply
 
+    def _amend_waiting(self, call: Call, order: Order, amended: Order) -> Json:
+        self._leave(order)
+        self.orders.append(amended)
+        if amended.stop_price != order.stop_price:
+            self.last_priority += 1
+            amended.priority = self.last_priority
+        self._report_amended(call, amended)
+        return self._order_reply(call, amended, "open", [])
+
+    def _amend_resting(self, call: Call, order: Order, amended: Order) -> Json:
+        if amended.price == order.price and amended.quantity < order.quantity:
+            self._leave(order)
+            self.orders.append(amended)
+            self._report_amended(call, amended)
+            return self._order_reply(call, amended, amended.status, [])
+        planned = self._check_match(call, amended)
+        self._leave(order)
+        self.last_priority += 1
+        amended.priority = self.last_priority
+        self._report_amended(call, amended)
+        return self._match(call, amended, planned)
+
+    @staticmethod
+    def _report_amended(call: Call, order: Order) -> None:
+        call.report(
+            order.account,
+            "amended",
+            **order.terms(),
+            remaining_quantity=text(order.remaining),
+            priority=order.priority,
+        )
+
     def _amended(self, order: Order, fields: Mapping[str, str]) -> Order:
+        """The order with its new numbers, if they are good ones."""
         amended = copy.copy(order)
+        has_price = order.price is not None
+        has_stop_price = order.waiting and order.stop_price is not None
+        if ("price" in fields and not has_price) or ("stop_price" in fields and not has_stop_price):
+            raise RejectedError("FIELD_NOT_ALLOWED")
         if "price" in fields:
             amended.price = self._checked_price(fields["price"])
+        if "stop_price" in fields:
+            amended.stop_price = self._checked_price(fields["stop_price"])
         if "quantity" in fields:
             amended.quantity = self._checked_quantity(fields["quantity"])
         if "remaining_quantity" in fields:
-            remaining = exact_number(fields["remaining_quantity"], self.instrument["lot_size"])
-            if remaining % self.instrument["lot_size"]:
-                raise RejectedError("QUANTITY_OFF_LOT")
+            remaining = self._checked_lots(fields["remaining_quantity"])
             if remaining == 0:
                 raise RejectedError("QUANTITY_TOO_SMALL")
             amended.quantity = self._checked_quantity(text(order.filled + remaining))
         if amended.quantity <= order.filled:
             raise RejectedError("QUANTITY_BELOW_FILLED")
         amended.remaining = amended.quantity - order.filled
+        amended.slice = min(order.slice, amended.remaining)
+        if "stop_price" in fields:
+            self._check_stop(amended)
+        if "price" in fields and order.order_type == "limit":
+            self._check_band(price_of(amended))
         return amended
 
     def _cancel_all_orders(self, call: Call, fields: Mapping[str, str]) -> Json:
+        self._check_in_time(fields)
         mine = [order for order in self.orders if order.account == fields["account"]]
         mine.sort(key=lambda order: order.order_id)
         count = CANCELED_MAX - call.canceled
@@ -625,15 +1105,21 @@ class ReferenceBook:
             "canceled_order_ids": [str(order.order_id) for order in canceled],
             "canceled_count": len(canceled),
             "remaining_count": min(len(left), REMAINING_COUNT_MAX),
-            "sequence": call.sequence_before,
             "timestamp_ms": 0,
         }
+        return self._with_latest_sequence(call, reply)
+
+    @staticmethod
+    def _with_latest_sequence(call: Call, reply: Json) -> Json:
+        """For what may have changed nothing itself: the sequence of the last change so far."""
+        reply["sequence"] = call.sequence_before
         if call.changed:
             call.stamped.append(reply)
         return reply
 
     def _leave(self, order: Order) -> None:
         self.orders = [other for other in self.orders if other is not order]
+        self.triggered = [other for other in self.triggered if other is not order]
 
     @staticmethod
     def _report_canceled(call: Call, order: Order, reason: str) -> None:
@@ -694,7 +1180,7 @@ class ReferenceBook:
         """price -> open quantity, best price first."""
         levels: dict[Decimal, Decimal] = {}
         for order in self.queue(side):
-            levels[price_of(order)] = levels.get(price_of(order), Decimal(0)) + order.remaining
+            levels[price_of(order)] = levels.get(price_of(order), Decimal(0)) + order.shown
         return levels
 
     def depth(self, side: str, levels_max: int) -> list[list[str]]:
@@ -723,12 +1209,15 @@ class ReferenceBook:
         }
 
     def _described(self, order: Order) -> Json:
-        return {
+        described = {
             **order.terms(),
             "remaining_quantity": text(order.remaining),
             "status": order.status,
             "timestamp_ms": 0,
         }
+        if order.order_type in STOP_TYPES:
+            described["triggered"] = not order.waiting
+        return described
 
     def _get_order(self, _: Call, fields: Mapping[str, str]) -> Json:
         order = self._find(fields)
@@ -788,7 +1277,7 @@ def new_rule(name: str, value: str) -> Any:
     """The value of an instrument's field."""
     if name in COUNTS:
         return int(value)
-    return value if name == "status" else decimal_number(value)
+    return value if name in ENUMERATIONS else decimal_number(value)
 
 
 def set_default_limits(instrument: Json) -> None:
@@ -810,8 +1299,12 @@ def check_limits(instrument: Json) -> None:
 
 
 def price_of(order: Order) -> Decimal:
-    assert order.price is not None, "only limit orders rest"
+    assert order.price is not None, "only orders with a price rest"
     return order.price
+
+
+def is_beyond(side: str, price: Decimal, furthest: Decimal) -> bool:
+    return price > furthest if side == "buy" else price < furthest
 
 
 def decimal_number(value: str) -> Decimal:
@@ -824,6 +1317,15 @@ def exact_number(value: str, step: Decimal) -> Decimal:
     """Refuses what, counted in the last decimal of the step, is beyond exactness."""
     number = decimal_number(value)
     if number * Decimal(10) ** decimals(step) > EXACT_MAX:
+        raise RejectedError("INVALID_NUMBER")
+    return number
+
+
+def notional_number(value: str, instrument: Json) -> Decimal:
+    """A sum of money: exact where price times quantity is, in the decimals of both."""
+    number = decimal_number(value)
+    places = decimals(instrument["tick_size"]) + decimals(instrument["lot_size"])
+    if decimals(number) > places or number * Decimal(10) ** places > EXACT_MAX:
         raise RejectedError("INVALID_NUMBER")
     return number
 
@@ -856,10 +1358,10 @@ def pairs(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def texts(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Fields from a decoded JSON object; post_only may be true or false there."""
+    """Fields from a decoded JSON object, where what is true or false may be so in JSON."""
     read = {}
     for name, value in fields.items():
-        if name == "post_only" and isinstance(value, bool):
+        if name in {"post_only", "validate_only"} and isinstance(value, bool):
             read[name] = "true" if value else "false"
         elif isinstance(value, str):
             read[name] = value
@@ -877,6 +1379,8 @@ def check_shape(function: str, fields: Mapping[str, str]) -> None:
         raise RejectedError("MISSING_FIELD")
     for name, value in fields.items():
         check_value(name, value)
+    if function == "place_order" and Decimal(fields.get("protection", "1")) == 0:
+        raise RejectedError("INVALID_VALUE")
     if function == "place_order":
         check_place_shape(fields)
     elif function in {"cancel_order", "amend_order", "get_order"}:
@@ -887,26 +1391,53 @@ def check_shape(function: str, fields: Mapping[str, str]) -> None:
 
 def check_value(name: str, value: str) -> None:
     if name in COUNTS:
-        is_all = name == "depth" and value == "full"
-        if not is_all and not (ORDER_ID.fullmatch(value) and int(value) <= COUNTS[name]):
-            raise RejectedError("INVALID_VALUE")
+        fits = bool(ORDER_ID.fullmatch(value)) and int(value) <= COUNTS[name]
+        fits = fits or (name, value) in {("depth", "full"), ("open_orders_max", "0")}
     elif name in ENUMERATIONS:
-        if value not in ENUMERATIONS[name]:
-            raise RejectedError("INVALID_VALUE")
+        fits = value in ENUMERATIONS[name]
     elif name in PATTERNS:
         too_large = name == "order_id" and value.isdigit() and int(value) > EXACT_MAX
-        if too_large or not PATTERNS[name].fullmatch(value):
-            raise RejectedError("INVALID_VALUE")
+        fits = not too_large and bool(PATTERNS[name].fullmatch(value))
+    elif name in {"protection", "price_band"}:
+        fits = is_percent(value, PERCENT_MAX)
+    elif name == "trailing_offset" and value.endswith("%"):
+        fits = is_percent(value[:-1], OFFSET_PERCENT_MAX) and Decimal(value[:-1]) > 0
+    else:
+        fits = True
+    if not fits:
+        raise RejectedError("INVALID_VALUE")
+
+
+def is_percent(value: str, most: int) -> bool:
+    if len(value) > NUMBER_LENGTH_MAX or not DECIMAL_TEXT.fullmatch(value):
+        return False
+    return Decimal(value) <= most and decimals(Decimal(value)) <= PERCENT_DECIMALS_MAX
+
+
+def time_in_force(fields: Mapping[str, str]) -> str:
+    """As asked for, or as an order of this type has it."""
+    needs, _ = ORDER_TYPES[fields["order_type"]]
+    return fields.get("time_in_force", "gtc" if "price" in needs else "ioc")
 
 
 def check_place_shape(fields: Mapping[str, str]) -> None:
-    is_limit = fields["order_type"] == "limit"
-    time_in_force = fields.get("time_in_force", "gtc" if is_limit else "ioc")
-    if is_limit and "price" not in fields:
+    """What is missing comes before what is too much."""
+    needs, may = ORDER_TYPES[fields["order_type"]]
+    in_force = time_in_force(fields)
+    given = {name for name in fields if (name, fields[name]) != ("post_only", "false")}
+    missing = needs - given
+    if in_force == "gtd":
+        missing |= {"expire_time_ms"} - given
+    if missing or not given & {"quantity", "quote_quantity"}:
         raise RejectedError("MISSING_FIELD")
-    if not is_limit and ("price" in fields or time_in_force == "gtc"):
-        raise RejectedError("FIELD_NOT_ALLOWED")
-    if fields.get("post_only") == "true" and time_in_force != "gtc":
+    not_allowed = (
+        given & TYPE_FIELDS - needs - may,
+        "price" not in needs and in_force in RESTING,
+        "expire_time_ms" in given and in_force != "gtd",
+        given & {"display_quantity", "post_only"} and in_force not in RESTING,
+        "quote_quantity" in given and ("quantity" in given or in_force == "fok"),
+    )
+    if any(not_allowed):
         raise RejectedError("FIELD_NOT_ALLOWED")
 
 
@@ -919,7 +1450,7 @@ def check_naming_shape(fields: Mapping[str, str]) -> None:
 
 
 def check_amend_shape(fields: Mapping[str, str]) -> None:
-    if not fields.keys() & {"price", "quantity", "remaining_quantity"}:
+    if not fields.keys() & {"price", "stop_price", "quantity", "remaining_quantity"}:
         raise RejectedError("MISSING_FIELD")
     if {"quantity", "remaining_quantity"} <= fields.keys():
         raise RejectedError("FIELD_NOT_ALLOWED")

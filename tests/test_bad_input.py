@@ -71,6 +71,67 @@ def test_text_that_is_no_number_is_refused(busy: Book, field: str) -> None:
         assert_rejected(busy.ask("amend_order", **amend), "INVALID_NUMBER")
 
 
+BY_AMOUNT = {"account": "alice", "side": "buy", "order_type": "market"}
+
+
+@pytest.mark.parametrize(
+    ("field", "order"),
+    [("display_quantity", ORDER), ("quote_quantity", BY_AMOUNT)],
+)
+def test_text_that_is_no_number_is_refused_in_rare_fields_too(
+    busy: Book, field: str, order: dict[str, str]
+) -> None:
+    for text in NO_NUMBERS:
+        fields = {**order, field: text}
+        assert_rejected(busy.ask("place_order", **fields), "INVALID_NUMBER")
+        (reply,) = busy.execute({"method": "place_order", **fields})
+        assert_rejected(reply, "INVALID_NUMBER")
+
+
+# Text that is no percentage above 0 and up to 100.
+NO_PERCENTAGES = (
+    "", " ", "-1", "+1", "100.0001", "101", "1.00001", "5%", "%", "1e1", "01", ".5", "5.", "x",
+    "9" * 30, "١",
+)  # fmt: skip
+
+
+def test_text_that_is_no_percentage_is_refused(busy: Book) -> None:
+    market = {**BY_AMOUNT, "quantity": "3"}
+    for text in (*NO_PERCENTAGES, "0", "0.0"):
+        reply = busy.ask("place_order", **market, protection=text)
+        assert_rejected(reply, "INVALID_VALUE")
+    for text in NO_PERCENTAGES:
+        for field in ("protection", "price_band"):
+            reply = busy.ask("define_instrument", **{field: text})
+            assert_rejected(reply, "INVALID_VALUE")
+
+
+def test_rules_of_an_instrument_that_make_no_sense_are_refused(busy: Book) -> None:
+    for text in ("", "-1", "1.5", "01", "10000001", "x"):
+        reply = busy.ask("define_instrument", open_orders_max=text)
+        assert_rejected(reply, "INVALID_VALUE")
+    for text in ("", "-1", "1e3", "x"):
+        reply = busy.ask("define_instrument", min_notional=text)
+        assert_rejected(reply, "INVALID_NUMBER")
+    for text in (*NO_NAMES, "cancel", "None"):
+        reply = busy.ask("define_instrument", self_trade_prevention=text)
+        assert_rejected(reply, "INVALID_VALUE")
+
+
+def test_text_that_is_no_time_is_refused(busy: Book) -> None:
+    for text in NO_ORDER_IDS:
+        for changes in ({"valid_until_ms": text}, {"time_in_force": "gtd", "expire_time_ms": text}):
+            assert_rejected(place(busy, **changes), "INVALID_VALUE")
+            assert_rejected(place_in_batch(busy, **changes), "INVALID_VALUE")
+        late = {"account": "alice", "valid_until_ms": text}
+        for function, fields in (
+            ("cancel_order", {"order_id": "1"}),
+            ("amend_order", {"order_id": "1", "price": "102"}),
+            ("cancel_all_orders", {}),
+        ):
+            assert_rejected(busy.ask(function, **late, **fields), "INVALID_VALUE")
+
+
 def test_numbers_off_the_grid_are_refused(busy: Book) -> None:
     for price in ("100.255", "100.001", "0.001", "0.0000000000000000000000000000000000001"):
         assert_rejected(place(busy, price=price), "PRICE_OFF_TICK")
@@ -102,17 +163,23 @@ def test_numbers_with_trailing_zeros_are_the_same_numbers(book: Book) -> None:
     assert reply["quantity"] == "3"
 
 
-@pytest.mark.parametrize("name", ["account", "client_order_id"])
+@pytest.mark.parametrize("name", ["account", "client_order_id", "stp_group"])
 def test_text_that_is_no_name_is_refused(busy: Book, name: str) -> None:
     for text in NO_NAMES:
         for reply in (place(busy, **{name: text}), place_in_batch(busy, **{name: text})):
             assert_rejected(reply, "INVALID_VALUE")
-            assert name == "account" or "client_order_id" not in reply
+            assert name != "client_order_id" or "client_order_id" not in reply
 
 
-@pytest.mark.parametrize("name", ["side", "order_type", "time_in_force", "post_only"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("side", "order_type", "time_in_force", "post_only"),
+        *("self_trade_prevention", "validate_only"),
+    ],
+)
 def test_value_outside_an_enumeration_is_refused(busy: Book, name: str) -> None:
-    for text in (*NO_NAMES, "BUY", "Limit", "GTC", "stop", "gtd", "day", "True", "yes", "1", "0"):
+    for text in (*NO_NAMES, "BUY", "Limit", "GTC", "trailing", "day", "True", "yes", "1", "0"):
         assert_rejected(place(busy, **{name: text}), "INVALID_VALUE")
 
 
@@ -354,6 +421,7 @@ def test_unknown_symbol_is_refused(new_book: NewBook) -> None:
         ("cancel_order", {"order_id": "1"}),
         ("amend_order", {"order_id": "1", "price": "1"}),
         ("cancel_all_orders", {"account": "alice"}),
+        ("tick", {}),
         ("publish_book", {}),
         ("begin_epoch", {"run_id": "a" * 40}),
         ("get_book", {}),
@@ -378,6 +446,7 @@ FUNCTIONS = {
     "amend_order": ["order_id", "1", "price", "1"],
     "cancel_all_orders": ["account", "alice"],
     "execute": [json.dumps({"method": "place_order", **ORDER})],
+    "tick": [],
     "publish_book": [],
     "begin_epoch": ["run_id", "a" * 40],
     "get_book": [],

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from processes import DEADLINE_S, children, is_alive, read_terminal, wait_until
 HELP_SECONDS_MAX = 0.3
 UNREACHABLE = "redis://127.0.0.1:1"
 SYMBOL = "BTC-USDT"
+# Far in the future.
+LATER_MS = "4000000000000"
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +92,12 @@ def test_help_of_every_command_names_its_environment_variables() -> None:
             yield command, path
 
     commands = list(walk(cli.cli, ()))
-    assert len(commands) == 15
+    assert len(commands) == 16
     for command, path in commands:
-        result = CliRunner().invoke(cli.cli, [*path, "--help"], auto_envvar_prefix="ORDERBOOK")
+        # Wide enough for the longest name; in a narrow terminal it is folded.
+        result = CliRunner().invoke(
+            cli.cli, [*path, "--help"], auto_envvar_prefix="ORDERBOOK", terminal_width=100
+        )
         assert result.exit_code == 0, result.output
         text = " ".join(result.output.split())
         for parameter in command.params:
@@ -151,6 +157,7 @@ def test_embedded_server_options_are_refused_beside_a_redis_url(tmp_path: Path) 
         ("instrument", "list"),
         ("seed",),
         place("buy", "1", "1"),
+        ("tick",),
         ("book", SYMBOL),
         ("book", SYMBOL, "--watch"),
         ("trades", SYMBOL),
@@ -271,6 +278,79 @@ def test_post_only_and_time_in_force_reach_the_engine(orderbook: Orderbook) -> N
     assert json.loads(crossing.stdout)["code"] == "POST_ONLY_WOULD_CROSS"
     ioc = orderbook.json(*place("buy", "99", "1"), "--time-in-force", "ioc")
     assert ioc["status"] == "canceled"
+
+
+def test_every_option_of_an_order_reaches_the_engine(orderbook: Orderbook) -> None:
+    define(orderbook)
+    account = ("order", "place", SYMBOL, "--account", "alice", "--side", "buy")
+    common = ("--self-trade-prevention", "decrement", "--stp-group", "desk")
+    iceberg = orderbook.json(
+        *place("buy", "100", "9"),
+        *("--display-quantity", "2", "--time-in-force", "gtd", "--expire-time-ms", LATER_MS),
+        *("--valid-until-ms", LATER_MS, *common),
+    )
+    assert iceberg["display_quantity"] == "2"
+    assert (iceberg["time_in_force"], iceberg["expire_time_ms"]) == ("gtd", int(LATER_MS))
+    assert (iceberg["self_trade_prevention"], iceberg["stp_group"]) == ("decrement", "desk")
+    money = ("--order-type", "market", "--quote-quantity", "500", "--protection", "2.5")
+    bought = orderbook.json(*account, *money)
+    assert (bought["quote_quantity"], bought["protection"]) == ("500", "2.5")
+    valid = orderbook.json(*place("sell", "100", "4"), "--validate-only")
+    assert (valid["status"], valid["fill_quantity"]) == ("valid", "4")
+    assert orderbook.json("book", SYMBOL)["bids"] == [["100", "2"]]
+
+
+def test_commands_that_come_too_late_are_rejected(orderbook: Orderbook) -> None:
+    define(orderbook)
+    orderbook.json(*place("buy", "1", "1"))
+    late = ("--valid-until-ms", "1", "--json")
+    for arguments in (
+        place("buy", "1", "1"),
+        ("order", "amend", SYMBOL, "--order-id", "1", "--price", "2"),
+        ("order", "cancel", SYMBOL, "--order-id", "1"),
+        ("order", "cancel-all", SYMBOL, "--account", "alice"),
+    ):
+        result = orderbook(*arguments, *late)
+        assert result.exit_code == cli.EXIT_REJECTED
+        assert json.loads(result.stdout)["code"] == "TOO_LATE"
+
+
+def test_an_order_without_any_quantity_is_wrong_usage(orderbook: Orderbook) -> None:
+    arguments = ("order", "place", SYMBOL, "--account", "a", "--side", "buy", "--price", "1")
+    result = orderbook(*arguments)
+    assert result.exit_code == cli.EXIT_USAGE
+    assert "--quote-quantity" in result.stderr
+
+
+def test_rules_of_an_instrument_are_set_and_shown(orderbook: Orderbook) -> None:
+    define(orderbook)
+    rules = {
+        "self_trade_prevention": "cancel_both",
+        "protection": "5",
+        "price_band": "12.5",
+        "min_notional": "10",
+        "open_orders_max": "7",
+    }
+    options = [word for name, text in rules.items() for word in (_option(name), text)]
+    changed = orderbook.json("instrument", "define", SYMBOL, *options)
+    assert changed.pop("open_orders_max") == 7
+    assert {name: changed.get(name) for name in rules} == rules | {"open_orders_max": None}
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def test_tick_does_what_is_due_in_every_book(orderbook: Orderbook) -> None:
+    define(orderbook)
+    soon_ms = str(time.time_ns() // 1_000_000 + 200)
+    gtd = ("--time-in-force", "gtd", "--expire-time-ms", soon_ms)
+    orderbook.json(*place("buy", "1", "1"), *gtd)
+    wait_until(lambda: orderbook.json("tick")[0]["expired_count"] == 1, "the order has expired")
+    (row,) = orderbook.json("tick", SYMBOL)
+    assert (row["symbol"], row["expired_count"], row["pending"]) == (SYMBOL, 0, False)
+    assert "expired_count" in orderbook("tick").stdout
+    assert orderbook("tick", "NONE").exit_code == cli.EXIT_REJECTED
 
 
 def test_rejected_command_says_why_and_returns_one(orderbook: Orderbook) -> None:

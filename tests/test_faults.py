@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from books import Book, Json, comparable, decode, words
+import clock
+from books import Book, Json, comparable, content_of, decode, words
 from orderbook import library
 from processes import wait_until
 from servers import Server, load_library, running
@@ -69,6 +70,8 @@ QUERIES = (
     "get_book", "get_order", "get_open_orders", "get_trades", "get_instrument", "verify_book",
 )  # fmt: skip
 
+NOON_MS = 1_800_000_000_000
+
 Run = Callable[[Book], Any]
 
 
@@ -109,6 +112,23 @@ def populate(book: Book) -> None:
 
 def nothing(book: Book) -> None:
     """A book that does not exist."""
+
+
+def due_to_expire(book: Book) -> None:
+    """Two orders that a moment ago were good."""
+    clock.set_clock(book.client, NOON_MS)
+    populate(book)
+    until = {"time_in_force": "gtd", "expire_time_ms": str(NOON_MS + 1000)}
+    book.limit("erin", "buy", "5", "97", client_order_id="e0", **until)
+    book.limit("alice", "sell", "5", "101", display_quantity="2", **until)
+    clock.set_clock(book.client, NOON_MS + 1000)
+
+
+def hide_most(book: Book) -> None:
+    """Icebergs among the others."""
+    populate(book)
+    book.limit("erin", "sell", "9", "101", display_quantity="2")
+    book.limit("frank", "sell", "9", "101", display_quantity="4")
 
 
 def fill_reply_memory(book: Book) -> None:
@@ -155,6 +175,27 @@ CASES: Mapping[str, Case] = {
         order("erin", "sell", "20", price="99", time_in_force="fok"), populate
     ),
     "place_market": Case(order("erin", "sell", "3"), populate),
+    "place_by_amount": Case(
+        ask("place_order", account="erin", side="buy", order_type="market", quote_quantity="1100"),
+        populate,
+    ),
+    "place_iceberg": Case(order("erin", "buy", "9", price="99", display_quantity="2"), populate),
+    "place_through_icebergs": Case(order("zoe", "buy", "25", price="102"), hide_most),
+    "place_and_cancel_maker": Case(
+        order("alice", "buy", "12", price="102", self_trade_prevention="cancel_maker"), populate
+    ),
+    "place_and_decrement": Case(
+        order("erin", "buy", "15", price="102", self_trade_prevention="decrement"), hide_most
+    ),
+    "validate": Case(
+        order("erin", "buy", "12", price="102", validate_only="true"), populate, stream=None
+    ),
+    "place_and_expire": Case(order("erin", "buy", "12", price="101"), due_to_expire),
+    "cancel_and_expire": Case(ask("cancel_order", order_id="1"), due_to_expire),
+    "refuse_and_expire": Case(ask("cancel_order", order_id="77"), due_to_expire),
+    "tick": Case(ask("tick"), populate, stream=None),
+    "tick_and_expire": Case(ask("tick"), due_to_expire),
+    "amend_iceberg": Case(ask("amend_order", order_id="9", quantity="1"), hide_most),
     "place_new_generation": Case(
         order("erin", "buy", "12", price="101", client_order_id="e1"), fill_reply_memory
     ),
@@ -200,7 +241,8 @@ def shimmed(engine: str) -> Iterator[Any]:
         pytest.skip("fakeredis keeps no upvalues between calls, which the shim counts in")
     with running(engine) as server:
         shebang, _, rest = library.bundle().text.partition("\n")
-        server.client.execute_command("FUNCTION", "LOAD", f"{shebang}\n{SHIM}{rest}")
+        text = clock.shimmed(f"{shebang}\n{SHIM}{rest}")
+        server.client.execute_command("FUNCTION", "LOAD", text)
         yield server.client
 
 
@@ -242,8 +284,8 @@ def run_recorded(book: Book, case: Case) -> tuple[Any, list[Made]]:
     return reply, calls_made(book.client)
 
 
-def everything(client: Any) -> dict[bytes, bytes]:
-    return {key: client.dump(key) for key in client.keys("*")}
+def everything(client: Any) -> dict[bytes, Any]:
+    return {key: content_of(client, key) for key in client.keys("*")}
 
 
 @pytest.mark.parametrize("name", CASES)

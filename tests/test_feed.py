@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from clients import eventually, new_symbol
 from orderbook.engine import Engine
-from orderbook.feed import Feed, Wanted
+from orderbook.feed import KEEP_INTERVAL_S, Feed, Wanted
 from orderbook.messages import Channel
 from proxy import Proxy
 from servers import Server, load_library, running, running_cluster
@@ -190,6 +191,30 @@ async def test_a_book_that_does_not_change_is_published_once(venue: Venue) -> No
     await eventually(lambda: venue.engine.segment("Y"), "a second has passed")
     ids = venue.server.client.xrange(venue.key("book"))
     assert len({entry_id for entry_id, _ in ids}) == len(ids) <= 2
+
+
+async def test_orders_expire_though_nobody_trades(venue: Venue) -> None:
+    orders, book = venue.subscribe(Channel.ORDERS, account="alice"), venue.subscribe(Channel.BOOK)
+    await orders.wait(1)
+    soon_ms = time.time_ns() // 1_000_000 + 200
+    await venue.place("buy", price="9", time_in_force="gtd", expire_time_ms=soon_ms)
+    reports = (await orders.wait(3))[2]["orders"]
+    assert [report["event"] for report in reports] == ["expired"]
+    await eventually(lambda: book.messages[-1]["bids"] == [], "the book without it is there")
+
+
+async def test_what_one_tick_cannot_do_is_done_at_once_by_the_next(venue: Venue) -> None:
+    soon_ms = str(time.time_ns() // 1_000_000 + 1000)
+    order = LIMIT | {"side": "buy", "time_in_force": "gtd", "expire_time_ms": soon_ms}
+    command = json.dumps({"method": "place_order", **order}).encode()
+    for _ in range(10):
+        await venue.engine.execute("X", [command] * 250)
+    last = (await venue.engine.get_instrument("X"))["sequence"]
+    collector = venue.subscribe(Channel.ORDERS, account="alice", after=last)
+    messages = await collector.wait(3)
+    assert [len(message["orders"]) for message in messages] == [1000, 1000, 500]
+    times_ms = [message["orders"][0]["timestamp_ms"] for message in messages]
+    assert times_ms[2] - times_ms[0] < 2 * KEEP_INTERVAL_S * 1000
 
 
 async def test_instruments_are_those_of_now_and_those_to_come(venue: Venue) -> None:

@@ -22,8 +22,8 @@ def documented_number(pattern: str) -> int:
 
 
 def fills_max() -> int:
-    """How many makers one call may fill."""
-    return documented_number("would fill more than # makers")
+    """How many makers one call may meet: fill, or pass by self-trade prevention."""
+    return documented_number("would meet more than # makers")
 
 
 def accounts_max() -> int:

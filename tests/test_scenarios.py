@@ -1,25 +1,48 @@
-"""Stories in tests/scenarios: orders in, replies, trades and the book drawn as a table out.
+"""Stories in tests/scenarios: orders in, replies, reports and the book drawn as a table out.
 
 A scenario is read top to bottom. `#` begins a comment. An unindented line says or asks something:
 
     instrument tick_size 0.01 lot_size 1      what the book is (these are the defaults)
     status halted                             the instrument's status from here on
+    at 1500                                   it is 1500 seconds past the story's beginning now
+    tick                                      what is due happens
     alice buy 5 @ 100                         a limit order; `as NAME` gives it a client_order_id,
     bob sell 3 market                         and further words are ioc, fok and post_only
     alice amends a1 price 101 quantity 4      named by client_order_id, or #17 by order_id
     alice cancels a1
     alice cancels everything
     batch                                     the indented lines below are one `execute`
+    1000 times alice buy 1 @ 90               the same over and over, each time accepted
 
-An indented line says what comes of it:
+Orders can be told more:
+
+    alice sell 10 @ 100 display 3             an iceberg
+    alice buy 5 @ 100 until 2000              gtd: it expires 2000 seconds past the beginning
+    bob buy market for 250                    a quote_quantity in place of a quantity
+    bob buy 5 market protection 5%
+    bob buy 5 @ 100 stp cancel_maker group g1
+    bob buy 5 @ 100 validate_only
+
+and any command may end in `valid_until 1500`. An indented line says what comes of it:
 
     → 1 open 5 left                           order 1, its status, its remaining_quantity
     → rejected PRICE_OFF_TICK
+    → valid 2 fill                            of validate_only
     → canceled 1 2                            of `cancels everything`
+    → 2 expired 0 triggered                   of tick, with ` pending` behind where more is due
     → the same reply again                    word for word what the same command got before
     trade 2 @ 100 with 1                      each fill, in order, and its maker's order_id
 
-And the book, whenever it matters, asks above bids; order ids stand in queue order:
+and then what happened beside the reply, as the accounts learn it from their order reports, one
+account after the other:
+
+    expired 3 5 left                          order 3, and its remaining_quantity
+    refreshed 4 7 left
+    decremented 4 7 left
+    canceled 5 3 left self_trade              another's order, or this one for an unusual reason
+
+(Very many are told as their kinds and numbers: `expired and so on 1000 in all`.) And the book,
+whenever it matters, asks above bids; order ids stand in queue order:
 
     book
         102 | 4 | 3
@@ -29,19 +52,28 @@ And the book, whenever it matters, asks above bids; order ids stand in queue ord
 Whatever happens in a scenario, the book must verify after each line.
 """
 
+import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from books import Book, Json, decode, words
-from conftest import NewBook
+from clock import set_clock, shimmed
+from orderbook import library
+from servers import fake_client, library_for, running
 
 SCENARIOS = Path(__file__).resolve().parent / "scenarios"
 DEFINITION = {"tick_size": "0.01", "lot_size": "1"}
 SPREAD = "---"
+# When every story begins.
+BEGINNING_MS = 1_800_000_000_000
+BATCH_LENGTH_MAX = 256
+TOLD_LENGTH_MAX = 20
 
 paths = sorted(SCENARIOS.glob("*.txt"))
 
@@ -80,22 +112,29 @@ class Story:
         # command → the raw reply it got first.
         self.first_replies: dict[str, bytes] = {}
         self.is_defined = False
+        # The sequence up to which the story has told what happened.
+        self.told_sequence = 0
+        set_clock(book.client, BEGINNING_MS)
 
     def play(self, step: Step) -> None:
-        verb = step.line.split()[0]
+        verb, *rest = step.line.split()
         if verb == "instrument":
-            self.define(step.line.split()[1:])
+            self.define(rest)
             return
         if not self.is_defined:
             self.define([])
         if verb == "status":
-            self.book.ask("define_instrument", status=step.line.split()[1])
+            self.book.ask("define_instrument", status=rest[0])
+        elif verb == "at":
+            set_clock(self.book.client, int(_time_ms(rest[0])))
         elif verb == "book":
-            assert self.drawn() == [_squeezed(line) for line in step.expected], "\n".join(
-                ["the book is", *self.drawn()]
-            )
+            drawn = self.drawn()
+            expected = [_squeezed(line) for line in step.expected]
+            assert drawn == expected, "\n".join(["the book is", *drawn])
         elif verb == "batch":
             self.play_batch(step)
+        elif rest[:1] == ["times"]:
+            self.play_often(int(verb), " ".join(rest[1:]))
         else:
             self.play_command(step)
         self.book.state_hash()
@@ -106,10 +145,24 @@ class Story:
         self.is_defined = True
 
     def play_command(self, step: Step) -> None:
-        command = parse_command(step.line)
-        fields = dict(command)
+        fields = parse_command(step.line)
         raw = self.book.raw(fields.pop("method"), *words(fields))
-        self.check(step.line, raw, step.expected)
+        happened = self.happened([decode(raw)])
+        if step.expected == ["→ the same reply again"]:
+            assert raw == self.first_replies[step.line]
+            return
+        self.first_replies[step.line] = raw
+        found = [*told(decode(raw)), *happened]
+        expected = [_squeezed(line) for line in step.expected]
+        assert found == expected, "\n".join(["what came of it:", *found])
+
+    def play_often(self, count: int, line: str) -> None:
+        commands = [parse_command(line)] * count
+        replies: list[Json] = []
+        for start in range(0, count, BATCH_LENGTH_MAX):
+            replies += self.book.execute(*commands[start : start + BATCH_LENGTH_MAX])
+        assert [told(reply) for reply in replies if reply["status"] == "rejected"] == []
+        assert self.happened(replies) == []
 
     def play_batch(self, step: Step) -> None:
         """Commands and what comes of each; all indented, so told apart by what they begin with."""
@@ -120,16 +173,24 @@ class Story:
             else:
                 said.append(Step(step.number, line))
         replies = self.book.execute(*(parse_command(part.line) for part in said))
-        for part, reply in zip(said, replies, strict=True):
-            assert told(reply) == part.expected, part.line
+        found = [told(reply) for reply in replies]
+        # The reports of a call are one: they are told after the last of its commands.
+        found[-1] += self.happened(replies)
+        for part, lines in zip(said, found, strict=True):
+            assert lines == part.expected, f"{part.line}\n" + "\n".join(lines)
 
-    def check(self, line: str, raw: bytes, expected: list[str]) -> None:
-        if expected == ["→ the same reply again"]:
-            assert raw == self.first_replies[line]
-            return
-        self.first_replies[line] = raw
-        found = told(decode(raw))
-        assert found == expected, "\n".join(["what came of it:", *found])
+    def happened(self, replies: list[Json]) -> list[str]:
+        """What order reports tell since the last time and these replies do not."""
+        own = {reply.get("order_id") for reply in replies}
+        for reply in replies:
+            own |= set(reply.get("canceled_order_ids", ()))
+        lines: list[str] = []
+        for sequence, topics in self.book.entries("events", self.told_sequence):
+            self.told_sequence = sequence
+            for topic, message in topics.items():
+                if topic.startswith("orders:"):
+                    lines += told_reports(message["orders"], own)
+        return _abbreviated(lines)
 
     def drawn(self) -> list[str]:
         """The book as scenarios draw it."""
@@ -155,23 +216,54 @@ class Story:
                     if "priority" in report:
                         priorities[report["order_id"]] = report["priority"]
         for account in accounts:
-            for order in self.book.read("get_open_orders", account=account)["orders"]:
+            for order in self.open_orders(account):
                 prices[order["order_id"]] = order["price"]
         queued = sorted(prices, key=priorities.__getitem__)
         by_price = itertools.groupby(sorted(queued, key=prices.__getitem__), prices.__getitem__)
         return {price: list(ids) for price, ids in by_price}
 
+    def open_orders(self, account: str) -> Iterator[Json]:
+        """All of an account, page by page."""
+        after: dict[str, str] = {}
+        while True:
+            fields = {"account": account, "limit": "1000", **after}
+            page = self.book.read("get_open_orders", **fields)
+            yield from page["orders"]
+            if not page["more"]:
+                return
+            after = {"after": page["orders"][-1]["order_id"]}
+
 
 def _is_outcome(line: str) -> bool:
-    return line.startswith(("→", "trade "))
+    return line.split(maxsplit=1)[0] in {"→", "trade", *TOLD_EVENTS, "canceled"}
 
 
 def _squeezed(line: str) -> str:
     return " ".join(line.split())
 
 
+def _abbreviated(lines: list[str]) -> list[str]:
+    """Very many lines as their kinds and how many there are of each."""
+    if len(lines) <= TOLD_LENGTH_MAX:
+        return lines
+    kinds = Counter(line.split(maxsplit=1)[0] for line in lines)
+    return [f"{kind} and so on {count} in all" for kind, count in kinds.items()]
+
+
+def _time_ms(seconds: str) -> str:
+    return str(BEGINNING_MS + round(float(seconds) * 1000))
+
+
 def parse_command(line: str) -> Json:
     """A line of a scenario as the command it means."""
+    if line == "tick":
+        return {"method": "tick"}
+    line, _, seconds = line.partition(" valid_until ")
+    command = _parse_timeless(line)
+    return command | ({"valid_until_ms": _time_ms(seconds)} if seconds else {})
+
+
+def _parse_timeless(line: str) -> Json:
     account, verb, *rest = line.split()
     if verb in {"buy", "sell"}:
         return _parse_order(account, verb, rest)
@@ -186,19 +278,34 @@ def parse_command(line: str) -> Json:
     return command | dict(zip(terms[::2], terms[1::2], strict=True))
 
 
+# A word of an order → the field that the next word is the value of.
+FIELDS = {
+    "as": "client_order_id",
+    "display": "display_quantity",
+    "for": "quote_quantity",
+    "group": "stp_group",
+    "stp": "self_trade_prevention",
+}
+
+
 def _parse_order(account: str, side: str, rest: list[str]) -> Json:
-    quantity, *terms = rest
-    order: Json = {"method": "place_order", "account": account, "side": side, "quantity": quantity}
-    words_left = iter(terms)
+    order: Json = {"method": "place_order", "account": account, "side": side}
+    if rest[0] != "market":
+        order["quantity"], *rest = rest
+    words_left = iter(rest)
     for word in words_left:
-        if word == "@":
+        if word in FIELDS:
+            order[FIELDS[word]] = next(words_left)
+        elif word == "@":
             order |= {"order_type": "limit", "price": next(words_left)}
         elif word == "market":
             order["order_type"] = "market"
-        elif word == "as":
-            order["client_order_id"] = next(words_left)
-        elif word == "post_only":
-            order["post_only"] = "true"
+        elif word == "until":
+            order |= {"time_in_force": "gtd", "expire_time_ms": _time_ms(next(words_left))}
+        elif word == "protection":
+            order["protection"] = next(words_left).removesuffix("%")
+        elif word in {"post_only", "validate_only"}:
+            order[word] = "true"
         else:
             order["time_in_force"] = word
     return order
@@ -208,8 +315,13 @@ def told(reply: Json) -> list[str]:
     """A reply as scenarios tell it."""
     if reply.get("status") == "rejected":
         return [f"→ rejected {reply['code']}"]
+    if reply.get("status") == "valid":
+        return [f"→ valid {reply['fill_quantity']} fill"]
     if "canceled_order_ids" in reply:
         return [" ".join(["→ canceled", *reply["canceled_order_ids"]])]
+    if "expired_count" in reply:
+        counts = f"→ {reply['expired_count']} expired {reply['triggered_count']} triggered"
+        return [counts + (" pending" if reply["pending"] else "")]
     order = f"→ {reply['order_id']} {reply['status']} {reply['remaining_quantity']} left"
     fills = [
         f"trade {fill['quantity']} @ {fill['price']} with {fill['maker_order_id']}"
@@ -218,9 +330,39 @@ def told(reply: Json) -> list[str]:
     return [order, *fills]
 
 
+TOLD_EVENTS = ("expired", "refreshed", "decremented")
+# Reasons that the status of a reply tells already.
+USUAL_REASONS = ("requested", "cancel_all", "ioc", "fok")
+
+
+def told_reports(reports: list[Json], own: set[str | None]) -> Iterator[str]:
+    """An account's reports as scenarios tell them; `own` are the orders that replies are about."""
+    for report in reports:
+        order_id, event = report["order_id"], report["event"]
+        if event in TOLD_EVENTS:
+            yield f"{event} {order_id} {report['remaining_quantity']} left"
+        is_news = order_id not in own or report.get("reason") not in USUAL_REASONS
+        if event == "canceled" and is_news:
+            yield f"canceled {order_id} {report['remaining_quantity']} left {report['reason']}"
+
+
+@pytest.fixture(scope="module")
+def moved_clock(engine: str) -> Iterator[Any]:
+    """A client of a server of its own whose library asks the stories for the time."""
+    with contextlib.ExitStack() as cleanup:
+        if engine == "fakeredis":
+            client = fake_client()
+        else:
+            client = cleanup.enter_context(running(engine)).client
+        text = library_for(engine, shimmed(library.bundle().text))
+        client.execute_command("FUNCTION", "LOAD", text)
+        yield client
+
+
 @pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
-def test_scenario_ends_as_told(new_book: NewBook, path: Path) -> None:
-    story = Story(new_book())
+def test_scenario_ends_as_told(moved_clock: Any, path: Path) -> None:
+    moved_clock.flushall()
+    story = Story(Book(moved_clock, "STORY"))
     for step in read_steps(path):
         try:
             story.play(step)

@@ -80,10 +80,71 @@ def test_a_command_without_fields_of_its_own_is_well_formed() -> None:
     assert json.loads(outcome.payload) == {"method": "cancel_all_orders", "account": "alice"}
 
 
-def test_post_only_stays_a_json_boolean() -> None:
-    outcome = receive(frame("place_order", LIMIT_ORDER | {"post_only": True}))
+@pytest.mark.parametrize("field", ["post_only", "validate_only"])
+@pytest.mark.parametrize("value", [True, False, "true", "false"])
+def test_flags_stay_json_booleans_or_text(field: str, value: bool | str) -> None:
+    outcome = receive(frame("place_order", LIMIT_ORDER | {field: value}))
     assert isinstance(outcome, Command)
-    assert json.loads(outcome.payload)["post_only"] is True
+    assert json.loads(outcome.payload)[field] == value
+
+
+def test_every_field_of_an_order_reaches_the_engine() -> None:
+    params = LIMIT_ORDER | {
+        "quote_quantity": "250",
+        "time_in_force": "gtd",
+        "expire_time_ms": "1795398168953",
+        "display_quantity": "1",
+        "protection": "5",
+        "self_trade_prevention": "cancel_maker",
+        "stp_group": "desk",
+        "validate_only": "true",
+        "valid_until_ms": "1795398168953",
+        "client_order_id": "a1",
+    }
+    outcome = receive(frame("place_order", params))
+    assert isinstance(outcome, Command)
+    expected = {"method": "place_order", "account": "alice", **params}
+    del expected["symbol"]
+    assert json.loads(outcome.payload) == expected
+
+
+TIMES = [
+    ("place_order", LIMIT_ORDER, "valid_until_ms"),
+    ("place_order", LIMIT_ORDER, "expire_time_ms"),
+    ("amend_order", {"symbol": "X", "order_id": "3", "price": "98"}, "valid_until_ms"),
+    ("cancel_order", {"symbol": "X", "order_id": "3"}, "valid_until_ms"),
+    ("cancel_all_orders", {"symbol": "X"}, "valid_until_ms"),
+]
+
+
+@pytest.mark.parametrize(("method", "params", "field"), TIMES)
+@pytest.mark.parametrize("value", [1795398168953, "1795398168953"])
+def test_times_are_text_for_the_engine(
+    method: str, params: dict[str, str], field: str, value: int | str
+) -> None:
+    outcome = receive(frame(method, params | {field: value}))
+    assert isinstance(outcome, Command)
+    assert json.loads(outcome.payload)[field] == "1795398168953"
+
+
+@pytest.mark.parametrize("value", [1.5, True, None, [], {}])
+@pytest.mark.parametrize("field", ["valid_until_ms", "expire_time_ms"])
+def test_a_time_that_is_no_integer_is_refused_by_name(field: str, value: Any) -> None:
+    error = refused(frame("place_order", LIMIT_ORDER | {field: value}))["error"]
+    assert (error["code"], field in error["message"]) == ("WRONG_TYPE", True)
+
+
+def test_a_time_given_twice_as_a_number_is_refused() -> None:
+    """Told as text it would have as many quotation marks as both together."""
+    params = '{"symbol":"X","order_id":"1","valid_until_ms":1,"valid_until_ms":2}'
+    assert code(f'{{"method":"cancel_order","params":{params}}}'.encode()) == "DUPLICATE_FIELD"
+
+
+def test_an_order_by_quote_quantity_needs_no_quantity() -> None:
+    params = {"symbol": "X", "side": "buy", "order_type": "market", "quote_quantity": "250"}
+    outcome = receive(frame("place_order", params))
+    assert isinstance(outcome, Command)
+    assert "quantity" not in json.loads(outcome.payload)
 
 
 def test_queries_get_their_fields_as_arguments() -> None:
@@ -239,14 +300,21 @@ def test_a_req_id_has_a_limited_length(req_id: Any) -> None:
     assert code(frame("ping", req_id=req_id)) == "INVALID_VALUE"
 
 
-@pytest.mark.parametrize("field", sorted(LIMIT_ORDER.keys() - {"price"}))
+@pytest.mark.parametrize("field", sorted(LIMIT_ORDER.keys() - {"price", "quantity"}))
 def test_a_missing_field_is_named(field: str) -> None:
     params = {name: value for name, value in LIMIT_ORDER.items() if name != field}
     error = refused(frame("place_order", params))["error"]
     assert (error["code"], field in error["message"]) == ("MISSING_FIELD", True)
 
 
-@pytest.mark.parametrize("field", [*LIMIT_ORDER, "time_in_force", "client_order_id"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        *LIMIT_ORDER,
+        *("time_in_force", "client_order_id", "quote_quantity"),
+        *("display_quantity", "protection", "self_trade_prevention", "stp_group"),
+    ],
+)
 @pytest.mark.parametrize("value", [1, 1.5, True, None, [], {}])
 def test_a_value_that_is_not_text_is_refused_by_name(field: str, value: Any) -> None:
     error = refused(frame("place_order", LIMIT_ORDER | {field: value}))["error"]
@@ -366,7 +434,9 @@ _json = st.recursive(
     max_leaves=8,
 )
 _methods = st.sampled_from(["place_order", "cancel_order", "get_book", "subscribe", "ping"])
-_names = st.sampled_from([*LIMIT_ORDER, "order_id", "channel", "symbols", "after"])
+_names = st.sampled_from(
+    [*LIMIT_ORDER, "order_id", "valid_until_ms", "expire_time_ms", "channel", "symbols", "after"]
+)
 _envelopes = st.fixed_dictionaries(
     {"method": _methods | _json, "params": st.dictionaries(_names, _json) | _json},
     optional={"req_id": _json},

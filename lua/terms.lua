@@ -1,0 +1,236 @@
+-- What an order may ask beyond the common: its rare fields read and checked, and the rules of the
+-- instrument that few instruments have.
+--
+-- Nothing here is looked at for an order without rare fields on an instrument without such rules:
+-- what few use costs nobody else.
+
+local book = require("book")
+local instrument = require("instrument")
+local matching = require("matching")
+local numbers = require("numbers")
+local reject = require("reject")
+
+local terms = {}
+
+-- What an order type needs and what it may have besides; of its own, that is.
+local order_types = {
+  limit = { needs = { "price" }, may = { display_quantity = true, post_only = true } },
+  market = { needs = {}, may = { protection = true, quote_quantity = true } },
+}
+local fields_of_types = { "price", "display_quantity", "post_only", "protection", "quote_quantity" }
+
+-- The time in force asked for, or the one an order of this type has.
+function terms.time_in_force(values)
+  return values.time_in_force or (values.order_type == "market" and "ioc" or "gtc")
+end
+
+local function missing_refusal(values, kind, force)
+  for _, name in ipairs(kind.needs) do
+    if not values[name] then
+      return reject.new("MISSING_FIELD", "missing field " .. name)
+    end
+  end
+  if force == "gtd" and not values.expire_time_ms then
+    return reject.new("MISSING_FIELD", "missing field expire_time_ms")
+  end
+  if not values.quantity and not values.quote_quantity then
+    return reject.new("MISSING_FIELD", "missing field quantity")
+  end
+  return nil
+end
+
+-- Why fields and time in force do not go together, or nil.
+local function force_problem(values, kind, force)
+  local rests = force == "gtc" or force == "gtd"
+  if rests and kind == order_types.market then
+    return "a market order cannot be gtc or gtd"
+  end
+  if not rests and values.post_only == "true" then
+    return "post_only goes with limit gtc and gtd orders only"
+  end
+  if not rests and values.display_quantity then
+    return "display_quantity goes with limit gtc and gtd orders only"
+  end
+  if values.expire_time_ms and force ~= "gtd" then
+    return "expire_time_ms goes with gtd orders only"
+  end
+  if values.quote_quantity and (values.quantity or force == "fok") then
+    return "quote_quantity goes with market ioc orders without a quantity only"
+  end
+  return nil
+end
+
+-- Whether a command is of the kind that nearly all are, whose fields go together.
+local function is_common(values)
+  return values.order_type == "limit"
+    and not values.rare
+    and not values.post_only
+    and values.price
+    and values.quantity
+    and values.time_in_force ~= "gtd"
+end
+
+-- A refusal where an order's fields do not go together, else nil. What is missing comes before what
+-- is too much.
+function terms.combination_refusal(values)
+  if is_common(values) then
+    return nil
+  end
+  if values.protection and numbers.percent(values.protection) == 0 then
+    return reject.new("INVALID_VALUE", "protection must be above zero")
+  end
+  local kind, force = order_types[values.order_type], terms.time_in_force(values)
+  local refusal = missing_refusal(values, kind, force)
+  if refusal then
+    return refusal
+  end
+  for _, name in ipairs(fields_of_types) do
+    local given = values[name] and not (name == "post_only" and values[name] == "false")
+    if given and not kind.may[name] and kind.needs[1] ~= name then
+      local article = values.order_type .. " order has no " .. name
+      return reject.new("FIELD_NOT_ALLOWED", "a " .. article)
+    end
+  end
+  local problem = force_problem(values, kind, force)
+  if problem then
+    return reject.new("FIELD_NOT_ALLOWED", problem)
+  end
+  return nil
+end
+
+-- A refusal where a command comes too late, else nil.
+function terms.lateness_refusal(b, values)
+  if values.valid_until_ms and b.now_ms > values.valid_until_ms + 0 then
+    return reject.new("TOO_LATE", "valid_until_ms has passed")
+  end
+  return nil
+end
+
+local function read_quote(b, extras, text)
+  local step = instrument.notional_step(b.instrument)
+  local units = numbers.parse(text, step)
+  if not units then
+    return reject.with("INVALID_NUMBER", "quote_quantity is not decimal text the engine can hold")
+  end
+  if units == 0 then
+    return reject.with("QUANTITY_TOO_SMALL", "quote_quantity must be above zero")
+  end
+  extras.quote_units, extras.quote_quantity = units, numbers.text(units, step)
+  return extras
+end
+
+local function read_display(b, extras, o, text)
+  local lots, refusal = instrument.lots(b.instrument, text, "display_quantity")
+  if not lots then
+    return nil, refusal
+  end
+  if lots == 0 or lots > o.quantity then
+    return reject.with("INVALID_DISPLAY_QUANTITY", "display_quantity must be within quantity")
+  end
+  extras.display_quantity = lots
+  return extras
+end
+
+local function read_expiry(b, extras, text)
+  extras.expire_time_ms = text + 0
+  if extras.expire_time_ms <= b.now_ms then
+    return reject.with("EXPIRE_TIME_PASSED", "expire_time_ms is not in the future")
+  end
+  return extras
+end
+
+-- Adds the rare terms to a drafted order; nil and why not.
+function terms.read(b, o, values)
+  local extras = o.extras or {}
+  local read, refusal = true, nil
+  if values.quote_quantity then
+    read, refusal = read_quote(b, extras, values.quote_quantity)
+  end
+  if read and values.display_quantity then
+    read, refusal = read_display(b, extras, o, values.display_quantity)
+  end
+  if read and values.expire_time_ms then
+    read, refusal = read_expiry(b, extras, values.expire_time_ms)
+  end
+  if not read then
+    return nil, refusal
+  end
+  extras.self_trade_prevention = values.self_trade_prevention
+  extras.stp_group = values.stp_group
+  extras.protection = values.protection and numbers.percent_text(values.protection)
+  o.extras = extras
+  return o
+end
+
+-- ---- the instrument's rules
+
+-- A refusal where a limit price is too far from the last trade's, else nil.
+function terms.band_refusal(b, price)
+  local record = b.instrument
+  local parts = record.extended and numbers.percent(record.extended.price_band) or 0
+  if parts == 0 or not record.last_price then
+    return nil
+  end
+  -- A last price from before the tick_size changed may lie between two ticks: then no band.
+  local last = instrument.price(record, record.last_price)
+  if not last then
+    return nil
+  end
+  local width = numbers.fraction(last, parts)
+  if price > last + width or price < last - width then
+    return reject.new("PRICE_OUT_OF_BAND", "price is outside the band around the last price")
+  end
+  return nil
+end
+
+local function notional_refusal(b, o)
+  local record = b.instrument
+  local least = numbers.parse(record.extended.min_notional, instrument.notional_step(record))
+  if least == 0 then
+    return nil
+  end
+  local quote_units = o.extras and o.extras.quote_units
+  local price = o.price or book.best_price(b, matching.opposite[o.side])
+  if not quote_units and not price then
+    return nil
+  end
+  -- A product beyond exactness is larger than any min_notional.
+  if (quote_units or instrument.lot_cost(record, price) * o.quantity) < least then
+    return reject.new("NOTIONAL_TOO_SMALL", "price times quantity is below min_notional")
+  end
+  return nil
+end
+
+local function open_orders_refusal(b, account)
+  local most = b.instrument.extended.open_orders_max + 0
+  if most == 0 then
+    return nil
+  end
+  if book.open_orders_of(b, account) >= most then
+    return reject.new("TOO_MANY_OPEN_ORDERS", "the account has open_orders_max open orders")
+  end
+  return nil
+end
+
+-- A refusal of a new order by the rules that few instruments have, else nil.
+function terms.rule_refusal(b, o)
+  return o.price and terms.band_refusal(b, o.price)
+    or notional_refusal(b, o)
+    or open_orders_refusal(b, o.account)
+end
+
+-- Gives a market order the bound that its protection means now.
+function terms.protect(b, o)
+  local extended = b.instrument.extended
+  local text = o.extras and o.extras.protection or (extended and extended.protection)
+  local parts = text and numbers.percent(text) or 0
+  local best = parts > 0 and book.best_price(b, matching.opposite[o.side])
+  if not best then
+    return
+  end
+  local width = numbers.fraction(best, parts)
+  o.extras = o.extras or {}
+  o.extras.bound = o.side == "buy" and best + width or best - width
+end
+
+return terms
