@@ -10,7 +10,9 @@
 -- whole. So at least the last `generation_length` commands are remembered, at most twice as many,
 -- and nothing ever has to be expired one by one.
 
+local fields = require("fields")
 local keys = require("keys")
+local reject = require("reject")
 
 local memory = {}
 
@@ -21,12 +23,12 @@ function memory.new()
 end
 
 -- Under which name a command's own id is kept.
-function memory.own_name(account, client_order_id)
+local function own_name(account, client_order_id)
   return account .. " " .. client_order_id
 end
 
 -- Under which name the last amend or cancel of the order so named is kept.
-function memory.target_name(account, client_order_id)
+local function target_name(account, client_order_id)
   return account .. " " .. client_order_id .. " last"
 end
 
@@ -36,7 +38,7 @@ local function stored(b, name)
 end
 
 -- The reply remembered under a name and whether it answered this content; nil where there is none.
-function memory.recall(b, name, content)
+local function recall(b, name, content)
   local text = b.memory.replies[name]
   if text == nil then
     text = stored(b, name)
@@ -49,16 +51,72 @@ function memory.recall(b, name, content)
   return string.sub(text, split + 1), string.sub(text, 1, split - 1) == content
 end
 
-function memory.remember(b, name, content, reply)
+local function keep(b, name, content, reply)
   b.memory.replies[name] = content .. "\n" .. reply
   b.memory.names[#b.memory.names + 1] = name
 end
 
 -- What was remembered under a name answers nobody any more.
-function memory.forget(b, name)
+local function forget(b, name)
   b.memory.replies[name] = false
   b.memory.forgotten[#b.memory.forgotten + 1] = name
 end
+
+-- ---- of a command
+
+-- Whether a command's client_order_id is its own: other content is then refused. Otherwise it
+-- names the order that the command is about.
+local function owns_id(method_name, values)
+  return method_name == "place_order" or values.order_id ~= nil
+end
+
+function memory.memo_name(method_name, values)
+  local name = owns_id(method_name, values) and own_name or target_name
+  return name(values.account, values.client_order_id)
+end
+
+-- Where the reply to a command with a client_order_id is remembered: { name, content, owned }.
+function memory.memo(method_name, values, schema)
+  return {
+    name = memory.memo_name(method_name, values),
+    content = fields.content(method_name, values, schema),
+    owned = owns_id(method_name, values),
+  }
+end
+
+-- The first reply to a command that was sent before, or a refusal where its id has another meaning.
+-- nil for a command that is to be carried out.
+function memory.answer_again(b, memo_record)
+  local reply, same = recall(b, memo_record.name, memo_record.content)
+  if reply and same then
+    return reply
+  end
+  if reply and memo_record.owned then
+    return nil, reject.new("DUPLICATE_CLIENT_ORDER_ID", "client_order_id was used before")
+  end
+  return nil
+end
+
+function memory.remember(b, memo_record, reply)
+  if memo_record then
+    keep(b, memo_record.name, memo_record.content, reply)
+  end
+  return reply
+end
+
+-- Remembers the reply to an amend or cancel. One that was sent by order_id ends what is
+-- remembered of the order's last amend by name: repeating that one now asks for something new.
+function memory.remember_change(b, o, values, memo_record, reply)
+  if not memo_record and not o.client_order_id then
+    return reply
+  end
+  if values.order_id and o.client_order_id then
+    forget(b, target_name(o.account, o.client_order_id))
+  end
+  return memory.remember(b, memo_record, reply)
+end
+
+-- ---- a call as a whole
 
 -- Reads the replies to these names in two calls.
 function memory.prefetch(b, names)

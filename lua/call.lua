@@ -1,0 +1,71 @@
+-- The way of every call: which book it is about, what is due before its commands, and the one
+-- writing at its end.
+
+local book = require("book")
+local events = require("events")
+local fields = require("fields")
+local instrument = require("instrument")
+local keys = require("keys")
+local reject = require("reject")
+
+local call = {}
+
+local function invalid_key()
+  return reject.new("INVALID_BOOK_KEY", "give one key: orderbook:{SEGMENT}:SYMBOL")
+end
+
+-- The book's key, or nil and why not.
+function call.book_key(call_keys)
+  if #call_keys ~= 1 or not keys.parse(call_keys[1]) then
+    return nil, invalid_key()
+  end
+  return call_keys[1]
+end
+
+-- What `open` (book.open or instrument.load) gives for the call's key, or nil and why not.
+function call.open_with(open, call_keys)
+  local key, refusal = call.book_key(call_keys)
+  if not key then
+    return nil, refusal
+  end
+  local opened = open(key)
+  if not opened then
+    return reject.with("UNKNOWN_SYMBOL", "there is no such instrument")
+  end
+  return opened
+end
+
+-- Writes the working copy, then replies; or gives the error that kept it from being written.
+function call.finish(b, reply)
+  local refused = book.write(b)
+  if refused then
+    return refused
+  end
+  return reply
+end
+
+-- What a call does before its commands: the time is read and what is due is done. Returns how many
+-- orders expired.
+function call.begin(b)
+  book.stamp(b)
+  local expired = b.instrument.extended and book.expire(b) or {}
+  for i = 1, #expired do
+    events.expired(b, expired[i])
+  end
+  return #expired
+end
+
+-- The instrument and the fields of a call that only reads, or nil and why not.
+function call.open_query(call_keys, arguments, schema)
+  local record, refusal = call.open_with(instrument.load, call_keys)
+  if not record then
+    return nil, refusal
+  end
+  local values, malformed = fields.from_arguments(arguments, schema)
+  if not values then
+    return nil, malformed
+  end
+  return record, values
+end
+
+return call

@@ -1,0 +1,278 @@
+-- What can happen to an open order at its owner's wish: it is canceled, or amended in its place or
+-- to another one.
+
+local book = require("book")
+local events = require("events")
+local fields = require("fields")
+local instrument = require("instrument")
+local matching = require("matching")
+local memory = require("memory")
+local order = require("order")
+local placing = require("placing")
+local reject = require("reject")
+local replies = require("replies")
+local terms = require("terms")
+
+local changing = {}
+
+local function unknown_order()
+  return reject.new("UNKNOWN_ORDER", "there is no such open order")
+end
+
+-- The order a command is about, or nil and why not.
+function changing.find_order(b, values)
+  local order_id = values.order_id
+  if not order_id then
+    if not values.account or not values.client_order_id then
+      return reject.with("MISSING_FIELD", "missing field order_id, or account and client_order_id")
+    end
+    order_id = book.client_order(b, values.account, values.client_order_id)
+  end
+  local o = order_id and book.order(b, order_id)
+  if not o then
+    return nil, unknown_order()
+  end
+  if values.account and values.account ~= o.account then
+    return reject.with("NOT_ORDER_OWNER", "the order belongs to another account")
+  end
+  return o
+end
+
+-- The order a command with a client_order_id is about, or nil and why not; then its memo, and the
+-- first reply where the command was sent before. A name can pass from an order that is gone to a
+-- new one: what is remembered of the old order is no answer about the new.
+local function recall_change(b, method_name, values, schema)
+  if not values.account then
+    return reject.with("MISSING_FIELD", "missing field account")
+  end
+  local memo_record = memory.memo(method_name, values, schema)
+  local again, duplicate = memory.answer_again(b, memo_record)
+  if duplicate then
+    return nil, duplicate
+  end
+  local named = again and not memo_record.owned
+  local order_id = named and book.client_order(b, values.account, values.client_order_id)
+  if again and (not order_id or string.find(again, '"order_id":"' .. order_id .. '"', 1, true)) then
+    return nil, nil, nil, again
+  end
+  local o, refusal = changing.find_order(b, values)
+  return o, refusal, memo_record
+end
+
+-- The order a command is about and its memo, or nil and why not, and the first reply.
+local function order_to_change(b, method_name, values, schema)
+  if values.client_order_id then
+    return recall_change(b, method_name, values, schema)
+  end
+  return changing.find_order(b, values)
+end
+
+changing.cancel_schema = fields.schema(
+  { "account", "client_order_id", "order_id", "valid_until_ms" },
+  {},
+  3
+)
+
+-- cancel_order: takes an open order out of the book, in every status of the instrument.
+-- Fields: order_id, or account and client_order_id. Reply: the order and its remaining_quantity.
+-- Rejects: UNKNOWN_ORDER, NOT_ORDER_OWNER, DUPLICATE_CLIENT_ORDER_ID, and those of the fields'
+-- forms.
+function changing.cancel_order(b, values)
+  local o, refusal, memo_record, again =
+    order_to_change(b, "cancel_order", values, changing.cancel_schema)
+  if not o then
+    return again, refusal
+  end
+  refusal = values.rare and terms.lateness_refusal(b, values)
+  if refusal then
+    return nil, refusal
+  end
+  book.remove(b, o)
+  events.canceled(b, o, "requested")
+  return memory.remember_change(b, o, values, memo_record, replies.canceled(b, o))
+end
+
+changing.amend_schema = fields.schema({
+  "account",
+  "client_order_id",
+  "order_id",
+  "price",
+  "quantity",
+  "remaining_quantity",
+  "valid_until_ms",
+}, {}, 6)
+
+-- The order's new { ticks, total, remaining }, or nil and why not.
+local function amended(b, o, values)
+  local record = b.instrument
+  local filled = o.quantity - o.remaining
+  local new = { ticks = o.price, total = o.quantity, remaining = o.remaining }
+  local refusal
+  if values.price then
+    new.ticks, refusal = instrument.price(record, values.price)
+  end
+  if values.quantity and not refusal then
+    new.total, refusal = instrument.lots(record, values.quantity, "quantity")
+  end
+  if values.remaining_quantity and not refusal then
+    local lots
+    lots, refusal = instrument.lots(record, values.remaining_quantity, "remaining_quantity")
+    if lots == 0 then
+      return reject.with("QUANTITY_TOO_SMALL", "remaining_quantity must be above zero")
+    end
+    new.total = lots and lots + filled
+  end
+  if values.quantity or values.remaining_quantity then
+    refusal = refusal or instrument.quantity_refusal(record, new.total)
+  end
+  if refusal then
+    return nil, refusal
+  end
+  new.remaining = new.total - filled
+  if new.remaining <= 0 then
+    return reject.with("QUANTITY_BELOW_FILLED", "quantity is not above what is filled already")
+  end
+  return new
+end
+
+-- A refusal where an amend names no change or two quantities, else nil.
+local function amend_refusal(values)
+  if values.quantity and values.remaining_quantity then
+    return reject.new("FIELD_NOT_ALLOWED", "give quantity or remaining_quantity, not both")
+  end
+  if not values.price and not values.quantity and not values.remaining_quantity then
+    return reject.new("MISSING_FIELD", "missing field price, quantity or remaining_quantity")
+  end
+  return nil
+end
+
+-- Shrinks an order where it stands.
+local function shrink(b, o, new)
+  book.shrink(b, o, o.remaining - new.remaining)
+  o.quantity, o.terms = new.total, false
+  events.amended(b, o)
+  return replies.order(b, o, order.status(o), "[]")
+end
+
+-- The fills of an order that is to queue anew, after the last rules that can refuse it; nil and why
+-- not.
+local function plan_requeue(b, o, new)
+  local taker = {
+    side = o.side,
+    price = new.ticks,
+    remaining = new.remaining,
+    account = o.account,
+    extras = o.extras,
+  }
+  local refusal = o.extras and o.extras.post_only and placing.post_only_refusal(b, taker)
+  if refusal then
+    return nil, refusal
+  end
+  local fills, left = matching.plan(b, taker)
+  if not fills then
+    return nil, left
+  end
+  local stays_in_level = new.ticks == o.price and order.shown(o) or 0
+  local rests = left > 0 and not fills.ended
+  if rests and book.level_overflows(b, o.side, new.ticks, left - stays_in_level) then
+    return nil, placing.level_refusal()
+  end
+  return fills
+end
+
+-- Gives an order a new price or a larger quantity: it leaves the queue, trades where it now
+-- crosses, and queues anew with what is left.
+local function requeue(b, o, new)
+  local fills, refused = plan_requeue(b, o, new)
+  if not fills then
+    return nil, refused
+  end
+  book.dequeue(b, o)
+  o.price, o.quantity, o.remaining, o.terms = new.ticks, new.total, new.remaining, false
+  book.prioritize(b, o)
+  events.amended(b, o)
+  local fills_json = fills[1] and matching.trade(b, o, fills) or "[]"
+  local status = placing.settle(b, o, fills)
+  return replies.order(b, o, status, fills_json)
+end
+
+-- amend_order: changes price or quantity of an open order, which keeps its id.
+-- Fields: order_id, or account and client_order_id; price; quantity or remaining_quantity. Reply
+-- as place_order.
+-- Rejects: as place_order, and UNKNOWN_ORDER, NOT_ORDER_OWNER, QUANTITY_BELOW_FILLED.
+function changing.amend_order(b, values)
+  local refusal = amend_refusal(values)
+  if refusal then
+    return nil, refusal
+  end
+  local o, missing, memo_record, again =
+    order_to_change(b, "amend_order", values, changing.amend_schema)
+  if not o then
+    return again, missing
+  end
+  refusal = (values.rare and terms.lateness_refusal(b, values)) or placing.closed_refusal(b)
+  if refusal then
+    return nil, refusal
+  end
+  local new, invalid = amended(b, o, values)
+  if not new then
+    return nil, invalid
+  end
+  refusal = values.price and terms.band_refusal(b, new.ticks)
+  if refusal then
+    return nil, refusal
+  end
+  local change = requeue
+  if new.ticks == o.price and new.remaining < o.remaining then
+    change = shrink
+  end
+  local reply, refused = change(b, o, new)
+  if not reply then
+    return nil, refused
+  end
+  return memory.remember_change(b, o, values, memo_record, reply)
+end
+
+-- ---- cancel_all_orders
+
+changing.cancel_all_schema = fields.schema({ "account", "valid_until_ms" }, { "account" }, 1)
+
+-- cancel_all_orders: cancels an account's open orders of this book, oldest first, as many as one
+-- call may.
+-- Fields: account. Reply: account canceled_order_ids canceled_count remaining_count sequence.
+-- Rejects: those of the fields' forms.
+function changing.cancel_all_orders(b, values)
+  local refusal = values.rare and terms.lateness_refusal(b, values)
+  if refusal then
+    return nil, refusal
+  end
+  local ids = book.account_order_ids(b, values.account)
+  local wanted, canceled = {}, {}
+  for i = 1, math.min(#ids, b.cancels_left) do
+    wanted[i] = ids[i]
+  end
+  book.prefetch_orders(b, wanted)
+  for _, order_id in ipairs(wanted) do
+    local o = book.order(b, order_id)
+    if o then
+      book.remove(b, o)
+      events.canceled(b, o, "cancel_all")
+      canceled[#canceled + 1] = order_id
+    end
+  end
+  local count = #canceled
+  b.cancels_left = b.cancels_left - count
+  local ids_json = count > 0 and '"' .. table.concat(canceled, '","') .. '"' or ""
+  return string.format(
+    '{"account":"%s","canceled_order_ids":[%s],"canceled_count":%.0f,"remaining_count":%.0f,'
+      .. '"sequence":%.0f,"timestamp_ms":%s}',
+    values.account,
+    ids_json,
+    count,
+    #ids - count,
+    book.current_sequence(b),
+    b.timestamp_ms
+  )
+end
+
+return changing

@@ -1,0 +1,261 @@
+-- A new order: from its fields through every check to its trades and its place in the queue.
+--
+-- Everything that can refuse an order is looked at before anything happens: its fields, the rules
+-- of the instrument, the plan of its fills, the level it would join. What follows cannot fail.
+
+local book = require("book")
+local events = require("events")
+local fields = require("fields")
+local instrument = require("instrument")
+local matching = require("matching")
+local memory = require("memory")
+local order = require("order")
+local reject = require("reject")
+local replies = require("replies")
+local terms = require("terms")
+
+local placing = {}
+
+placing.schema = fields.schema({
+  "account",
+  "client_order_id",
+  "side",
+  "order_type",
+  "time_in_force",
+  "price",
+  "quantity",
+  "post_only",
+  "expire_time_ms",
+  "display_quantity",
+  "quote_quantity",
+  "protection",
+  "self_trade_prevention",
+  "stp_group",
+  "validate_only",
+  "valid_until_ms",
+}, { "account", "side", "order_type" }, 8)
+
+-- The price and quantity asked for, in ticks and lots; nil and why not. A market order has no price
+-- and one by quote_quantity no quantity yet.
+local function measured(record, values)
+  local text = values.price
+  local lots, price, refusal = 0
+  if text then
+    price, refusal = instrument.price(record, text)
+    if refusal then
+      return nil, refusal
+    end
+  end
+  if values.quantity then
+    lots, refusal = instrument.lots(record, values.quantity, "quantity")
+    if not lots then
+      return nil, refusal
+    end
+    if lots < record.quantity_min or lots > record.quantity_max then
+      return nil, instrument.quantity_refusal(record, lots)
+    end
+  end
+  return lots, price
+end
+
+-- The order as its fields ask for it, not yet taken on; or nil and why not.
+local function drafted(b, values)
+  local lots, price = measured(b.instrument, values)
+  if not lots then
+    return nil, price
+  end
+  local o = {
+    order_id = false,
+    side = values.side,
+    order_type = values.order_type,
+    time_in_force = values.time_in_force or terms.time_in_force(values),
+    price = price,
+    quantity = lots,
+    remaining = lots,
+    timestamp_ms = false,
+    account = values.account,
+    client_order_id = values.client_order_id,
+    extras = values.post_only == "true" and { post_only = true } or false,
+    priority = false,
+    queued = false,
+    stored_priority = false,
+    touched = false,
+    terms = false,
+  }
+  if values.rare then
+    return terms.read(b, o, values)
+  end
+  return o
+end
+
+function placing.level_refusal()
+  return reject.new("LEVEL_QUANTITY_TOO_LARGE", "the level's total would be beyond exactness")
+end
+
+function placing.post_only_refusal(b, taker)
+  if matching.would_trade(b, taker) then
+    return reject.new("POST_ONLY_WOULD_CROSS", "the post_only order would trade at once")
+  end
+  return nil
+end
+
+-- What becomes of the order after its trades: filled, resting, or canceled. Returns its status.
+function placing.settle(b, o, fills)
+  local by_quote = o.extras and o.extras.quote_units
+  if o.remaining == 0 and (not by_quote or fills.is_spent) then
+    book.close(b, o)
+    return "filled"
+  end
+  local force, ended = o.time_in_force, fills.ended
+  if not ended and (force == "gtc" or force == "gtd") then
+    book.enqueue(b, o)
+    return order.status(o)
+  end
+  book.close(b, o)
+  events.canceled(b, o, ended or force)
+  return "canceled"
+end
+
+-- A refusal where what is left of an order cannot queue, else nil.
+local function rest_refusal(b, o, left)
+  local force = o.time_in_force
+  if force ~= "gtc" and force ~= "gtd" then
+    return nil
+  end
+  local slice = o.extras and o.extras.display_quantity
+  local is_giant = slice and math.max(slice, b.instrument.largest_order_lots) > b.lots_safe
+  if is_giant or book.level_overflows(b, o.side, o.price, left) then
+    return placing.level_refusal()
+  end
+  return nil
+end
+
+-- The fills of a new order, after the last rules that can refuse it: post_only, and the exactness
+-- of the level it would join. nil and why not.
+local function plan_new_order(b, o)
+  local refusal = o.extras and o.extras.post_only and placing.post_only_refusal(b, o)
+  if refusal then
+    return nil, refusal
+  end
+  if not o.price then
+    terms.protect(b, o)
+  end
+  local fills, left = matching.plan(b, o)
+  if not fills then
+    return nil, left
+  end
+  if o.extras and o.extras.quote_units then
+    o.quantity = fills.bought or 0
+    return fills
+  end
+  if left == 0 then
+    return fills
+  end
+  if o.time_in_force == "fok" then
+    return matching.no_fills
+  end
+  refusal = not fills.ended and rest_refusal(b, o, left)
+  if refusal then
+    return nil, refusal
+  end
+  return fills
+end
+
+-- The answer to an order that is only to be checked.
+local function valid_reply(b, fills)
+  local lots = 0
+  for i = 1, #fills do
+    lots = lots + (fills[i].prevented and 0 or fills[i].lots)
+  end
+  return string.format(
+    '{"status":"valid","fill_quantity":"%s","sequence":%.0f,"timestamp_ms":%s}',
+    instrument.quantity_text(b.instrument, lots),
+    book.current_sequence(b),
+    b.timestamp_ms
+  )
+end
+
+-- A refusal of every new order and amend now, else nil.
+function placing.closed_refusal(b)
+  if b.instrument.status ~= "trading" then
+    return instrument.status_refusal(b.instrument)
+  end
+  if b.expiring then
+    return reject.new("EXPIRING", "many orders are expiring: try again")
+  end
+  return nil
+end
+
+-- The memo of a new order with an id of its own, and the first reply where it was sent before; or
+-- why the id cannot be taken.
+local function recall_placed(b, values)
+  local memo_record = memory.memo("place_order", values, placing.schema)
+  local again, refusal = memory.answer_again(b, memo_record)
+  if not again and not refusal and book.client_order(b, values.account, values.client_order_id) then
+    refusal = reject.new("DUPLICATE_CLIENT_ORDER_ID", "an open order has this client_order_id")
+  end
+  return memo_record, again, refusal
+end
+
+-- The order that is asked for and its fills, after every check; nil and why not.
+local function checked_order(b, values)
+  local refusal = values.rare and terms.lateness_refusal(b, values)
+  if not refusal and (b.instrument.status ~= "trading" or b.expiring) then
+    refusal = placing.closed_refusal(b)
+  end
+  if refusal then
+    return nil, refusal
+  end
+  local o, invalid = drafted(b, values)
+  if not o then
+    return nil, invalid
+  end
+  refusal = b.instrument.extended and terms.rule_refusal(b, o)
+  if refusal then
+    return nil, refusal
+  end
+  local fills, refused = plan_new_order(b, o)
+  if not fills then
+    return nil, refused
+  end
+  return o, fills
+end
+
+-- place_order: takes an order on, trades it, queues the rest.
+-- Fields: account side order_type; quantity or quote_quantity; price time_in_force post_only
+-- client_order_id expire_time_ms display_quantity protection self_trade_prevention stp_group
+-- validate_only valid_until_ms.
+-- Reply: the order's terms, remaining_quantity status fills sequence timestamp_ms; with
+-- validate_only status fill_quantity sequence timestamp_ms.
+-- Rejects: FIELD_NOT_ALLOWED, DUPLICATE_CLIENT_ORDER_ID, TOO_LATE, INSTRUMENT_HALTED,
+-- INSTRUMENT_CANCEL_ONLY, EXPIRING, INVALID_NUMBER, PRICE_OFF_TICK, PRICE_NOT_POSITIVE,
+-- QUANTITY_OFF_LOT, QUANTITY_TOO_SMALL, QUANTITY_TOO_LARGE, INVALID_DISPLAY_QUANTITY,
+-- EXPIRE_TIME_PASSED, PRICE_OUT_OF_BAND, NOTIONAL_TOO_SMALL, TOO_MANY_OPEN_ORDERS,
+-- POST_ONLY_WOULD_CROSS, LEVEL_QUANTITY_TOO_LARGE, TOO_MANY_FILLS, and those of the fields' forms.
+function placing.place_order(b, values)
+  local refusal = terms.combination_refusal(values)
+  if refusal then
+    return nil, refusal
+  end
+  local memo_record, again
+  if values.client_order_id then
+    memo_record, again, refusal = recall_placed(b, values)
+    if again or refusal then
+      return again, refusal
+    end
+  end
+  local o, fills = checked_order(b, values)
+  if not o then
+    return nil, fills
+  end
+  if values.validate_only == "true" then
+    return valid_reply(b, fills)
+  end
+  book.admit(b, o)
+  events.accepted(b, o)
+  local fills_json = fills[1] and matching.trade(b, o, fills) or "[]"
+  local reply = replies.order(b, o, placing.settle(b, o, fills), fills_json)
+  return memo_record and memory.remember(b, memo_record, reply) or reply
+end
+
+return placing

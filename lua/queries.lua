@@ -1,0 +1,197 @@
+-- The entry points that only read. Queries show what is stored: what is due but not yet done, like
+-- an expiry, they do not do.
+
+local book = require("book")
+local call = require("call")
+local changing = require("changing")
+local depth = require("depth")
+local fields = require("fields")
+local instrument = require("instrument")
+local keys = require("keys")
+local reject = require("reject")
+local replies = require("replies")
+local verify = require("verify")
+
+local queries = {}
+
+local trades_limit_max = 1000
+local orders_limit_max = 1000
+
+queries.no_fields = fields.schema({}, {})
+
+local book_schema = fields.schema({ "depth" }, {})
+
+-- get_book: the best levels of both sides.
+-- Fields: depth (1 to 10000 or full; 10). Reply: symbol sequence epoch bids asks checksum.
+-- Rejects: INVALID_VALUE.
+function queries.get_book(call_keys, arguments)
+  local record, values = call.open_query(call_keys, arguments, book_schema)
+  if not record then
+    return reject.json(values)
+  end
+  local levels = values.depth or "10"
+  levels = levels == "full" and depth.levels_max or tonumber(levels)
+  if levels > depth.levels_max then
+    return reject.json(reject.new("INVALID_VALUE", "depth must be at most 10000"))
+  end
+  return string.format(
+    '{"symbol":"%s","sequence":%.0f,"epoch":%s,%s}',
+    record.symbol,
+    record.sequence,
+    record.epoch,
+    depth.json(record, levels)
+  )
+end
+
+-- get_order: one open order.
+-- Fields: order_id, or account and client_order_id. Reply: the order. Rejects: UNKNOWN_ORDER,
+-- NOT_ORDER_OWNER.
+function queries.get_order(call_keys, arguments)
+  local b, refusal = call.open_with(book.open, call_keys)
+  local values, o
+  if b then
+    values, refusal = fields.from_arguments(arguments, changing.cancel_schema)
+  end
+  if values and values.client_order_id and not values.account then
+    refusal = reject.new("MISSING_FIELD", "missing field account")
+  elseif values then
+    o, refusal = changing.find_order(b, values)
+  end
+  if not o then
+    return reject.json(refusal, fields.echo_argument(arguments))
+  end
+  return replies.open_order(b, o)
+    .. string.format(',"account":"%s","sequence":%.0f}', o.account, b.sequence)
+end
+
+local open_orders_schema = fields.schema({ "account", "after", "limit" }, { "account" })
+
+-- The ids of an account's open orders after one of them, in order.
+local function ids_after(record, account, after)
+  local ids = {}
+  for _, order_id in ipairs(redis.call("SMEMBERS", keys.account_orders(record.key, account))) do
+    if tonumber(order_id) > after then
+      ids[#ids + 1] = order_id
+    end
+  end
+  table.sort(ids, function(left, right)
+    return tonumber(left) < tonumber(right)
+  end)
+  return ids
+end
+
+-- get_open_orders: an account's open orders of this book by order_id, a page at a time.
+-- Fields: account; after limit. Reply: account symbol sequence epoch orders more. Rejects:
+-- INVALID_VALUE.
+function queries.get_open_orders(call_keys, arguments)
+  local b, refusal = call.open_with(book.open, call_keys)
+  local values
+  if b then
+    values, refusal = fields.from_arguments(arguments, open_orders_schema)
+  end
+  local limit = tonumber((values or {}).limit or 500)
+  if values and limit > orders_limit_max then
+    refusal = reject.new("INVALID_VALUE", "limit must be at most 1000")
+  end
+  if refusal then
+    return reject.json(refusal)
+  end
+  local ids = ids_after(b.instrument, values.account, tonumber(values.after or 0))
+  local page, rows = {}, {}
+  for i = 1, math.min(#ids, limit) do
+    page[i] = ids[i]
+  end
+  book.prefetch_orders(b, page)
+  for _, order_id in ipairs(page) do
+    local o = book.order(b, order_id)
+    rows[#rows + 1] = o and replies.open_order(b, o) .. "}"
+  end
+  return string.format(
+    '{"account":"%s","symbol":"%s","sequence":%.0f,"epoch":%s,"orders":[%s],"more":%s}',
+    values.account,
+    b.instrument.symbol,
+    b.sequence,
+    b.instrument.epoch,
+    table.concat(rows, ","),
+    tostring(#ids > limit)
+  )
+end
+
+local trades_schema = fields.schema({ "limit" }, {})
+
+-- The objects of a trades message, as they stand in its text.
+local function trades_of(message)
+  local list = string.match(message, '"trades":%[(.*)%]}$')
+  local rows = {}
+  for row in string.gmatch(list, "%b{}") do
+    rows[#rows + 1] = row
+  end
+  return rows
+end
+
+-- The latest trades, newest first.
+local function latest_trades(record, limit)
+  local rows, to = {}, "+"
+  while #rows < limit do
+    local entries = redis.call("XREVRANGE", keys.trades(record.key), to, "-", "COUNT", 20)
+    for _, entry in ipairs(entries) do
+      local trades = trades_of(entry[2][2])
+      for i = #trades, 1, -1 do
+        rows[#rows + 1] = trades[i]
+      end
+      to = "(" .. entry[1]
+    end
+    if #entries < 20 then
+      break
+    end
+  end
+  return rows
+end
+
+-- get_trades: the most recent trades, oldest first.
+-- Fields: limit (1 to 1000; 50). Reply: symbol sequence epoch trades. Rejects: INVALID_VALUE.
+function queries.get_trades(call_keys, arguments)
+  local record, values = call.open_query(call_keys, arguments, trades_schema)
+  if not record then
+    return reject.json(values)
+  end
+  local limit = tonumber(values.limit or 50)
+  if limit > trades_limit_max then
+    return reject.json(reject.new("INVALID_VALUE", "limit must be at most 1000"))
+  end
+  local latest = latest_trades(record, limit)
+  local rows = {}
+  for i = math.min(#latest, limit), 1, -1 do
+    rows[#rows + 1] = latest[i]
+  end
+  return string.format(
+    '{"symbol":"%s","sequence":%.0f,"epoch":%s,"trades":[%s]}',
+    record.symbol,
+    record.sequence,
+    record.epoch,
+    table.concat(rows, ",")
+  )
+end
+
+-- get_instrument: the rules and state of an instrument.
+-- Fields: none. Reply: the instrument. Rejects: UNKNOWN_SYMBOL, INVALID_BOOK_KEY.
+function queries.get_instrument(call_keys, arguments)
+  local record, refusal = call.open_query(call_keys, arguments, queries.no_fields)
+  if not record then
+    return reject.json(refusal)
+  end
+  return instrument.json(record, record.sequence)
+end
+
+-- verify_book: checks every invariant of the stored book.
+-- Fields: none. Reply: verified, then orders levels sequence state_hash, or violations. Rejects:
+-- UNKNOWN_SYMBOL.
+function queries.verify_book(call_keys, arguments)
+  local record, refusal = call.open_query(call_keys, arguments, queries.no_fields)
+  if not record then
+    return reject.json(refusal)
+  end
+  return verify.json(record)
+end
+
+return queries

@@ -1,0 +1,45 @@
+-- What a command answers about an order, as JSON text.
+
+local events = require("events")
+local order = require("order")
+
+local replies = {}
+
+-- The reply to place_order and amend_order.
+function replies.order(b, o, status, fills_json)
+  local standing, remaining = events.standing(b, o)
+  return "{"
+    .. standing
+    .. ',"remaining_quantity":"'
+    .. remaining
+    .. '","status":"'
+    .. status
+    .. '","fills":'
+    .. fills_json
+    .. b.stamp
+end
+
+function replies.canceled(b, o)
+  local standing, remaining = events.standing(b, o)
+  return "{"
+    .. standing
+    .. ',"remaining_quantity":"'
+    .. remaining
+    .. '","status":"canceled"'
+    .. b.stamp
+end
+
+-- An open order as get_order and get_open_orders show it, without the closing brace.
+function replies.open_order(b, o)
+  local standing, remaining = events.standing(b, o)
+  return "{"
+    .. standing
+    .. ',"remaining_quantity":"'
+    .. remaining
+    .. '","status":"'
+    .. order.status(o)
+    .. '","timestamp_ms":'
+    .. o.timestamp_ms
+end
+
+return replies
