@@ -29,6 +29,10 @@
 -- requeued orders drop out by this. Most orders of a batch never meet a taker: what is queued waits
 -- in `pending` until somebody asks for the queue, and the best price is remembered while no order
 -- at it leaves.
+--
+-- The stop orders that wait stand in two more queues of the same make, `rising` and `falling`
+-- (stops.lua): by stop price in place of price, and without levels. Only a book that has some opens
+-- them.
 
 local events = require("events")
 local instrument = require("instrument")
@@ -66,6 +70,21 @@ local function new_side(book_key, side_key, sign)
   }
 end
 
+local stop_queues = {
+  rising = { key = keys.stops_rising, sign = 1 },
+  falling = { key = keys.stops_falling, sign = -1 },
+}
+
+-- A queue by name: buy, sell, or one of the stops'.
+local function queue_side(b, name)
+  local side = b[name]
+  if not side then
+    side = new_side(b.key, stop_queues[name].key, stop_queues[name].sign)
+    b[name] = side
+  end
+  return side
+end
+
 -- The working copy, or nil where the instrument is not defined.
 function book.open(book_key)
   local record = instrument.load(book_key)
@@ -73,6 +92,19 @@ function book.open(book_key)
     return nil
   end
   return book.from(record)
+end
+
+-- The trade prices that stop orders are still to be shown, oldest first, in ticks, from index
+-- `first` on; false where nobody waits for one.
+local function pending_prices(extended)
+  if extended.waiting_orders == 0 then
+    return false
+  end
+  local prices = { first = 1 }
+  for ticks in extended.pending_prices:gmatch("%d+") do
+    prices[#prices + 1] = ticks + 0
+  end
+  return prices
 end
 
 -- The working copy around an instrument record (a new instrument is not in Redis yet).
@@ -94,6 +126,8 @@ function book.from(record)
     remembered_replies_before = record.remembered_replies,
     largest_order_lots_before = record.largest_order_lots,
     has_icebergs = record.extended and record.extended.iceberg_orders > 0,
+    trade_prices = record.extended and pending_prices(record.extended),
+    trailing_touched = false,
     expiring = false,
     lots_safe = math.floor(record.lots_max / (record.open_orders + book.orders_per_call_max)),
     buy = new_side(record.key, keys.bids, -1),
@@ -102,6 +136,7 @@ function book.from(record)
     changed = false,
     fills_left = book.fills_per_call_max,
     cancels_left = book.cancels_per_call_max,
+    triggers_left = book.triggers_per_call_max,
     events = events.new(),
   }
 end
@@ -113,6 +148,7 @@ book.fills_per_call_max = 10000
 book.accounts_per_call_max = 3500
 book.cancels_per_call_max = 1000
 book.account_orders_max = 10000
+book.triggers_per_call_max = 1000
 
 -- Redis' clock in milliseconds.
 function book.clock_ms()
@@ -217,6 +253,15 @@ function book.account_order_ids(b, account)
     return tonumber(left) < tonumber(right)
   end)
   return open
+end
+
+-- Whether trades have triggered more than the call could carry out.
+function book.has_triggers(b)
+  local prices = b.trade_prices
+  if not prices or not prices[prices.first] then
+    return false
+  end
+  return b.instrument.extended.waiting_orders > 0
 end
 
 -- How many open orders an account has in this book, those of this call included.
@@ -361,7 +406,7 @@ end
 
 -- The best price of a side in ticks, or nil where it is empty.
 function book.best_price(b, side_name)
-  local side = b[side_name]
+  local side = queue_side(b, side_name)
   if not side.best_known then
     settle(b, side)
     local rank = side.ranks[side.head]
@@ -387,7 +432,7 @@ end
 -- The orders of a side in priority, one a call, nil at the end. Nothing may change while it is in
 -- use.
 function book.queue(b, side_name)
-  local side = b[side_name]
+  local side = queue_side(b, side_name)
   settle(b, side)
   local stored, added = side.head, side.added_head
   return function()
@@ -461,21 +506,90 @@ function book.admit(b, o)
   end
 end
 
-local function leave(side, o)
+local function leave(side, o, price)
   o.queued = false
-  if side.best_price == o.price then
+  if side.best_price == price then
     side.best_known = false
   end
 end
 
+-- Takes a waiting stop order out of its queue.
+local function leave_stops(b, o)
+  local extended = b.instrument.extended
+  extended.waiting_orders = extended.waiting_orders - 1
+  if o.extras.trailing_offset then
+    extended.trailing_orders = extended.trailing_orders - 1
+  end
+  leave(queue_side(b, o.extras.waits), o, o.extras.stop_price)
+end
+
 -- Takes an order out of the queue; it keeps its record until it is queued again or closed.
 function book.dequeue(b, o)
-  local side = b[o.side]
   if not o.touched then
     touch(b, o)
   end
+  if o.extras and o.extras.waits then
+    return leave_stops(b, o)
+  end
+  local side = b[o.side]
   side.differences[o.price] = (side.differences[o.price] or 0) - order.shown(o)
-  leave(side, o)
+  leave(side, o, o.price)
+end
+
+-- Queues a stop order with its priority among those that wait like it, behind all others of its
+-- stop price.
+function book.wait(b, o)
+  local extended, extras = instrument.extend(b.instrument), o.extras
+  local side = queue_side(b, extras.waits)
+  local rank = extras.stop_price * side.sign
+  if not o.touched then
+    touch(b, o)
+  end
+  o.queued = true
+  side.pending[#side.pending + 1] = { order = o, priority = o.priority, rank = rank }
+  side.best_known = false
+  extended.waiting_orders = extended.waiting_orders + 1
+  if extras.trailing_offset then
+    extended.trailing_orders = extended.trailing_orders + 1
+    b.trailing_touched = b.trailing_touched or {}
+    b.trailing_touched[o.order_id] = o
+  end
+  b.trade_prices = b.trade_prices or { first = 1 }
+end
+
+-- A waiting order changes its terms in its place.
+function book.change_waiting(b, o)
+  if not o.touched then
+    touch(b, o)
+  end
+end
+
+-- The waiting trailing stops of a side whose reference a trade price betters, by priority.
+function book.trailing_stops_behind(b, side_name, price)
+  local trailing_key = keys.trailing_stops(b.key, side_name)
+  local from, to = "-inf", "(" .. numbers.integer_text(price)
+  if side_name == "buy" then
+    from, to = to, "+inf"
+  end
+  local order_ids = redis.call("ZRANGEBYSCORE", trailing_key, from, to)
+  book.prefetch_orders(b, order_ids)
+  for order_id, o in pairs(b.trailing_touched or {}) do
+    if not o.extras.stored_waits then
+      order_ids[#order_ids + 1] = order_id
+    end
+  end
+  local found = {}
+  for i = 1, #order_ids do
+    local o = book.order(b, order_ids[i])
+    local reference = o and o.side == side_name and o.extras.waits and o.extras.reference_price
+    if reference and (reference - price) * (side_name == "buy" and 1 or -1) > 0 then
+      found[#found + 1] = o
+    end
+  end
+  table.sort(found, function(left, right)
+    return left.priority < right.priority
+  end)
+  return found
 end
 
 -- The order is no longer open, and not in the queue.
@@ -505,10 +619,10 @@ function book.reduce(b, o, lots)
     extras.slice = extras.slice - lots
   end
   if o.remaining == 0 then
-    leave(side, o)
+    leave(side, o, o.price)
     book.close(b, o)
   elseif extras and extras.slice == 0 then
-    leave(side, o)
+    leave(side, o, o.price)
     return true
   end
   return false
@@ -521,6 +635,9 @@ function book.shrink(b, o, lots)
     touch(b, o)
   end
   o.remaining = o.remaining - lots
+  if o.extras and o.extras.waits then
+    return
+  end
   if o.extras and o.extras.slice then
     o.extras.slice = math.min(o.extras.slice, o.remaining)
   end
@@ -605,6 +722,31 @@ local function plan_queue_write(b, plan, o)
   end
 end
 
+-- The same of an order that waits or did, for it may change queues.
+local function plan_stop_write(b, plan, o)
+  local extras = o.extras
+  local trailing_key = extras.trailing_offset and keys.trailing_stops(b.key, o.side)
+  if o.stored_priority then
+    local left = queue_side(b, extras.stored_waits or o.side)
+    local removed = arguments_for(plan, "ZREM", left.key)
+    removed[#removed + 1] = order.member(o.stored_priority, o.order_id)
+  end
+  if o.queued then
+    local joined = queue_side(b, order.queue_name(o))
+    local added = arguments_for(plan, "ZADD", joined.key)
+    added[#added + 1] = numbers.integer_text(order.queue_price(o) * joined.sign)
+    added[#added + 1] = order.member(o.priority, o.order_id)
+  end
+  if trailing_key and o.queued and extras.waits then
+    local added = arguments_for(plan, "ZADD", trailing_key)
+    added[#added + 1] = numbers.integer_text(extras.reference_price)
+    added[#added + 1] = o.order_id
+  elseif trailing_key and extras.stored_waits then
+    local removed = arguments_for(plan, "ZREM", trailing_key)
+    removed[#removed + 1] = o.order_id
+  end
+end
+
 -- An expiring order or iceberg that became open, or ceased to be, by this call.
 local function plan_extras_write(b, plan, o)
   local extras, change = o.extras, o.queued and 1 or -1
@@ -642,6 +784,14 @@ local function plan_index_write(b, plan, o)
   end
 end
 
+-- Where an order stands, and where it stood.
+local function plan_place_write(b, plan, o)
+  if o.extras and o.extras.order_type then
+    return plan_stop_write(b, plan, o)
+  end
+  return plan_queue_write(b, plan, o)
+end
+
 -- One pass over the touched orders sorts what is to be written by command and key.
 local function plan_order_writes(b, plan)
   local orders_key = keys.orders(b.key)
@@ -655,14 +805,14 @@ local function plan_order_writes(b, plan)
       records[#records + 1] = o.order_id
       records[#records + 1] = order.record(o, b.instrument)
       if stored ~= o.priority then
-        plan_queue_write(b, plan, o)
+        plan_place_write(b, plan, o)
       end
       if not stored then
         plan_index_write(b, plan, o)
       end
     elseif stored then
       gone[#gone + 1] = o.order_id
-      plan_queue_write(b, plan, o)
+      plan_place_write(b, plan, o)
       plan_index_write(b, plan, o)
     end
   end
@@ -697,6 +847,18 @@ local function add_counter(texts, name, number, before)
   end
 end
 
+-- The trade prices that stop orders are still to be shown, as they are stored.
+local function pending_text(b)
+  local texts = {}
+  if b.instrument.extended.waiting_orders > 0 then
+    local prices = b.trade_prices
+    for i = prices.first, #prices do
+      texts[#texts + 1] = instrument.ticks_text(b.instrument, prices[i])
+    end
+  end
+  return table.concat(texts, " ")
+end
+
 -- The counters that changed, as field, value, …; sequence last.
 local function state_pairs(b)
   local record, texts = b.instrument, {}
@@ -713,6 +875,10 @@ local function state_pairs(b)
     texts = { "extended", "1", unpack(texts) }
     add_counter(texts, "gtd_orders", extended.gtd_orders, nil)
     add_counter(texts, "iceberg_orders", extended.iceberg_orders, nil)
+    add_counter(texts, "waiting_orders", extended.waiting_orders, nil)
+    add_counter(texts, "trailing_orders", extended.trailing_orders, nil)
+    texts[#texts + 1] = "pending_prices"
+    texts[#texts + 1] = pending_text(b)
   end
   if record.last_trade_id ~= b.last_trade_id_before then
     add_counter(texts, "last_trade_id", record.last_trade_id, nil)

@@ -2,11 +2,13 @@
 -- writing at its end.
 
 local book = require("book")
+local cascade = require("cascade")
 local events = require("events")
 local fields = require("fields")
 local instrument = require("instrument")
 local keys = require("keys")
 local reject = require("reject")
+local stops = require("stops")
 
 local call = {}
 
@@ -37,6 +39,9 @@ end
 
 -- Writes the working copy, then replies; or gives the error that kept it from being written.
 function call.finish(b, reply)
+  if b.trailing_touched then
+    stops.tell_trailed(b)
+  end
   local refused = book.write(b)
   if refused then
     return refused
@@ -52,7 +57,19 @@ function call.begin(b)
   for i = 1, #expired do
     events.expired(b, expired[i])
   end
+  if b.trade_prices then
+    cascade.run(b)
+  end
   return #expired
+end
+
+-- Runs one command and what its trades trigger: its reply.
+function call.run(b, values, method)
+  local reply, refusal = method.run(b, values)
+  if b.trade_prices then
+    cascade.run(b)
+  end
+  return reply or reject.json(refusal, values.client_order_id)
 end
 
 -- The instrument and the fields of a call that only reads, or nil and why not.

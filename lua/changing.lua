@@ -11,6 +11,7 @@ local order = require("order")
 local placing = require("placing")
 local reject = require("reject")
 local replies = require("replies")
+local stops = require("stops")
 local terms = require("terms")
 
 local changing = {}
@@ -99,17 +100,34 @@ changing.amend_schema = fields.schema({
   "price",
   "quantity",
   "remaining_quantity",
+  "stop_price",
   "valid_until_ms",
 }, {}, 6)
 
--- The order's new { ticks, total, remaining }, or nil and why not.
+-- A refusal where an order that has no stop price is to get one, or has one of its own making.
+local function stop_price_refusal(o, values)
+  local extras = o.extras
+  local has_one = extras and extras.waits and not extras.trailing_offset
+  if values.stop_price and not has_one then
+    return reject.new("FIELD_NOT_ALLOWED", "only an order that waits for a stop_price has one")
+  end
+  return nil
+end
+
+-- The order's new { ticks, total, remaining, stop_price }, or nil and why not.
 local function amended(b, o, values)
   local record = b.instrument
   local filled = o.quantity - o.remaining
   local new = { ticks = o.price, total = o.quantity, remaining = o.remaining }
-  local refusal
-  if values.price then
+  local refusal = values.rare and stop_price_refusal(o, values)
+  if values.price and not o.price then
+    refusal = reject.new("FIELD_NOT_ALLOWED", "the order has no price of its own")
+  end
+  if values.price and not refusal then
     new.ticks, refusal = instrument.price(record, values.price)
+  end
+  if values.stop_price and not refusal then
+    new.stop_price, refusal = instrument.price(record, values.stop_price)
   end
   if values.quantity and not refusal then
     new.total, refusal = instrument.lots(record, values.quantity, "quantity")
@@ -140,7 +158,8 @@ local function amend_refusal(values)
   if values.quantity and values.remaining_quantity then
     return reject.new("FIELD_NOT_ALLOWED", "give quantity or remaining_quantity, not both")
   end
-  if not values.price and not values.quantity and not values.remaining_quantity then
+  local quantity = values.quantity or values.remaining_quantity
+  if not values.price and not quantity and not values.stop_price then
     return reject.new("MISSING_FIELD", "missing field price, quantity or remaining_quantity")
   end
   return nil
@@ -196,9 +215,48 @@ local function requeue(b, o, new)
   return replies.order(b, o, status, fills_json)
 end
 
+-- Changes an order that waits for its price: it goes on waiting, with its priority unless its stop
+-- price is another.
+local function amend_waiting(b, o, new)
+  local extras = o.extras
+  local moves = new.stop_price and new.stop_price ~= extras.stop_price
+  if moves then
+    book.dequeue(b, o)
+  end
+  o.price, o.quantity, o.remaining, o.terms = new.ticks, new.total, new.remaining, false
+  if moves then
+    extras.stop_price = new.stop_price
+    book.prioritize(b, o)
+    book.wait(b, o)
+  else
+    book.change_waiting(b, o)
+  end
+  events.amended(b, o)
+  return replies.order(b, o, "open", "[]")
+end
+
+-- A refusal of an amend by the rules about prices, else nil.
+local function price_rule_refusal(b, o, values, new)
+  if new.stop_price then
+    return stops.would_trigger_refusal(b, o.extras.waits, new.stop_price)
+  end
+  if values.price and o.order_type == "limit" then
+    return terms.band_refusal(b, new.ticks)
+  end
+  return nil
+end
+
+-- How an amend is carried out.
+local function way_of_change(o, new)
+  if o.extras and o.extras.waits then
+    return amend_waiting
+  end
+  return new.ticks == o.price and new.remaining < o.remaining and shrink or requeue
+end
+
 -- amend_order: changes price or quantity of an open order, which keeps its id.
--- Fields: order_id, or account and client_order_id; price; quantity or remaining_quantity. Reply
--- as place_order.
+-- Fields: order_id, or account and client_order_id; price; quantity or remaining_quantity;
+-- stop_price of an order that waits for it. Reply as place_order.
 -- Rejects: as place_order, and UNKNOWN_ORDER, NOT_ORDER_OWNER, QUANTITY_BELOW_FILLED.
 function changing.amend_order(b, values)
   local refusal = amend_refusal(values)
@@ -218,15 +276,11 @@ function changing.amend_order(b, values)
   if not new then
     return nil, invalid
   end
-  refusal = values.price and terms.band_refusal(b, new.ticks)
+  refusal = price_rule_refusal(b, o, values, new)
   if refusal then
     return nil, refusal
   end
-  local change = requeue
-  if new.ticks == o.price and new.remaining < o.remaining then
-    change = shrink
-  end
-  local reply, refused = change(b, o, new)
+  local reply, refused = way_of_change(o, new)(b, o, new)
   if not reply then
     return nil, refused
   end

@@ -58,8 +58,7 @@ local function single(method)
     if not values then
       return call.finish(b, reject.json(malformed, fields.echo_argument(arguments)))
     end
-    local reply, refused = method.run(b, values)
-    return call.finish(b, reply or reject.json(refused, values.client_order_id))
+    return call.finish(b, call.run(b, values, method))
   end
 end
 
@@ -84,8 +83,7 @@ local function execute(call_keys, arguments)
   for i = 1, #list do
     local values = list[i]
     if values then
-      local reply, refused = values.method.run(b, values)
-      replies[i] = reply or reject.json(refused, values.client_order_id)
+      replies[i] = call.run(b, values, values.method)
     end
   end
   return call.finish(b, replies)
@@ -210,9 +208,10 @@ local function tick(call_keys, arguments)
   end
   local expired_count = call.begin(b)
   local reply = string.format(
-    '{"expired_count":%.0f,"triggered_count":0,"pending":%s,"sequence":%.0f}',
+    '{"expired_count":%.0f,"triggered_count":%.0f,"pending":%s,"sequence":%.0f}',
     expired_count,
-    tostring(b.expiring),
+    book.triggers_per_call_max - b.triggers_left,
+    tostring(b.expiring or (b.instrument.status == "trading" and book.has_triggers(b))),
     book.current_sequence(b)
   )
   return call.finish(b, reply)

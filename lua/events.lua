@@ -19,7 +19,13 @@ function events.new()
   return { accounts = {}, reports = {}, trades = {} }
 end
 
-local text_terms = { "quote_quantity", "protection", "self_trade_prevention", "stp_group" }
+local text_terms = {
+  "quote_quantity",
+  "trailing_offset",
+  "protection",
+  "self_trade_prevention",
+  "stp_group",
+}
 
 -- What identifies an order in every report and reply.
 local function identity(o)
@@ -61,6 +67,9 @@ local function extra_terms(record, extras)
   if extras.expire_time_ms then
     terms = terms .. ',"expire_time_ms":' .. numbers.integer_text(extras.expire_time_ms)
   end
+  if extras.stop_price and not extras.trailing_offset then
+    terms = terms .. ',"stop_price":"' .. instrument.price_text(record, extras.stop_price) .. '"'
+  end
   for i = 1, #text_terms do
     local name = text_terms[i]
     if extras[name] then
@@ -91,6 +100,15 @@ local function make_terms(b, o)
   return o.terms
 end
 
+-- Of a trailing stop that waits, the price from which its stop price is reckoned now.
+function events.reference_term(b, o)
+  local reference = o.extras and o.extras.waits and o.extras.reference_price
+  if not reference then
+    return ""
+  end
+  return ',"reference_price":"' .. instrument.price_text(b.instrument, reference) .. '"'
+end
+
 -- The terms and what is left, as text: the order as it stands.
 function events.standing(b, o)
   local remaining = o.remaining
@@ -106,6 +124,9 @@ function events.accepted(b, o)
   pieces[n + 2] = make_terms(b, o)
   pieces[n + 3] = ',"priority":'
   pieces[n + 4] = ("%d"):format(o.priority)
+  if o.extras then
+    pieces[n + 4] = pieces[n + 4] .. events.reference_term(b, o)
+  end
   pieces[n + 5] = b.report_end
 end
 
@@ -143,6 +164,16 @@ function events.refreshed(b, o)
   report_place(b, o, '{"event":"refreshed",')
 end
 
+-- The price that a stop order waited for has come: it enters the market.
+function events.triggered(b, o)
+  report_place(b, o, '{"event":"triggered",')
+end
+
+-- A trailing stop has followed the price; told once a call, as it stands at its end.
+function events.trailed(b, o)
+  report_place(b, o, '{"event":"trailed"' .. events.reference_term(b, o) .. ",")
+end
+
 -- The order lost quantity to self-trade prevention.
 function events.decremented(b, o)
   report_standing(b, o, '{"event":"decremented",')
@@ -154,7 +185,7 @@ function events.expired(b, o)
 end
 
 -- What was left of the order is gone. Reasons: requested, cancel_all, ioc, fok, self_trade,
--- protection.
+-- protection, too_large.
 function events.canceled(b, o, reason)
   local pieces = b.events.reports[o.account] or reports_to(b, o.account)
   local n = #pieces

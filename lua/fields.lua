@@ -24,7 +24,15 @@ end
 -- The fields with a set of values.
 local choices = {
   side = { "buy", "sell" },
-  order_type = { "limit", "market" },
+  order_type = {
+    "limit",
+    "market",
+    "stop",
+    "stop_limit",
+    "take_profit",
+    "take_profit_limit",
+    "trailing_stop",
+  },
   time_in_force = { "gtc", "ioc", "fok", "gtd" },
   post_only = { "true", "false" },
   validate_only = { "true", "false" },
@@ -34,6 +42,18 @@ local choices = {
 
 local function percent(text)
   return numbers.percent(text)
+end
+
+-- A distance in price units, or a percentage with its sign: above 0 and at most 50.
+local trailing_parts_max = 500000
+
+local function trailing_offset(text)
+  local share = text:match("^(.*)%%$")
+  if not share then
+    return true
+  end
+  local parts = numbers.percent(share)
+  return parts and parts > 0 and parts <= trailing_parts_max
 end
 
 local function open_orders_max(text)
@@ -51,6 +71,8 @@ local forms = {
   remaining_quantity = true,
   display_quantity = true,
   quote_quantity = true,
+  stop_price = true,
+  trailing_offset = trailing_offset,
   expire_time_ms = numbers.positive_integer,
   valid_until_ms = numbers.positive_integer,
   stp_group = account,

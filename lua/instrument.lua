@@ -34,7 +34,8 @@ local stored_fields = {
 }
 
 -- What few instruments use, read only where one of them was ever set (`extended` is 1): rules, then
--- how many open orders expire and how many are icebergs.
+-- how many open orders expire, are icebergs, wait for a trade price, trail it; and the trade prices
+-- that those who wait are still to be shown.
 local extended_fields = {
   "self_trade_prevention",
   "protection",
@@ -43,7 +44,12 @@ local extended_fields = {
   "open_orders_max",
   "gtd_orders",
   "iceberg_orders",
+  "waiting_orders",
+  "trailing_orders",
+  "pending_prices",
 }
+
+local extended_counters = { "gtd_orders", "iceberg_orders", "waiting_orders", "trailing_orders" }
 
 -- The rules of an instrument that uses none of them.
 local function extended_defaults()
@@ -55,6 +61,9 @@ local function extended_defaults()
     open_orders_max = "0",
     gtd_orders = 0,
     iceberg_orders = 0,
+    waiting_orders = 0,
+    trailing_orders = 0,
+    pending_prices = "",
   }
 end
 
@@ -64,8 +73,9 @@ local function load_extended(book_key)
   for i, name in ipairs(extended_fields) do
     extended[name] = values[i] or extended[name]
   end
-  extended.gtd_orders = extended.gtd_orders + 0
-  extended.iceberg_orders = extended.iceberg_orders + 0
+  for _, name in ipairs(extended_counters) do
+    extended[name] = extended[name] + 0
+  end
   return extended
 end
 

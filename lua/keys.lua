@@ -50,6 +50,22 @@ function keys.expiries(book)
   return book .. ":expiries"
 end
 
+-- Sorted sets: the orders that wait for a trade at or above a price, and at or below; the next to
+-- trigger first. See stops.lua.
+function keys.stops_rising(book)
+  return book .. ":stops:rising"
+end
+
+function keys.stops_falling(book)
+  return book .. ":stops:falling"
+end
+
+-- Sorted set: the waiting trailing stops of a side by reference price in ticks; a member is the
+-- order_id.
+function keys.trailing_stops(book, side)
+  return book .. ":stops:trailing:" .. side
+end
+
 -- Hash "account client_order_id" -> order_id of open orders.
 function keys.client_orders(book)
   return book .. ":client_orders"

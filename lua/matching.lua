@@ -291,6 +291,13 @@ local function fill_json(trade, maker)
     .. '"}'
 end
 
+-- Notes the price of a trade for those who wait for one.
+local function note_price(prices, price)
+  if prices[#prices] ~= price or prices.first > #prices then
+    prices[#prices + 1] = price
+  end
+end
+
 local function trade_with(b, taker, maker, lots)
   local record = b.instrument
   record.last_trade_id = record.last_trade_id + 1
@@ -303,6 +310,9 @@ local function trade_with(b, taker, maker, lots)
   -- Of a taker by quote_quantity nothing remains from the beginning.
   if taker.remaining > 0 then
     taker.remaining = taker.remaining - lots
+  end
+  if b.trade_prices and b.instrument.extended.waiting_orders > 0 then
+    note_price(b.trade_prices, maker.price)
   end
   local is_refreshed = book.reduce(b, maker, lots)
   events.trade(b, taker, maker, trade)

@@ -5,10 +5,13 @@
 --
 -- Prices are in ticks, quantities in lots. client_order_id is `-` where none was given; flags is
 -- `-`, or what few orders have: `post_only,display_quantity=300,slice=100,expire_time_ms=1700…`.
--- Only limit orders rest, gtc ones and, where they expire, gtd ones, so neither type nor time in
--- force is stored. In the table flags are `extras`, false where there are none.
+-- Where they tell neither type nor time in force it is a limit order, gtc or, where it expires,
+-- gtd. In the table flags are `extras`, false where there are none.
 --
 -- An iceberg shows `slice` lots, at most `display_quantity` of what remains.
+--
+-- A stop order that waits for its price has the flag `waits`, which names its queue (stops.lua),
+-- and in it stands at `stop_price`. The price is `-` where it has none of its own.
 --
 -- `place` is the order's priority, padded so that text order is number order; place and id make its
 -- `member` in its side's sorted set. The table has the priority as a number, `queued` (whether it
@@ -24,7 +27,7 @@ local numbers = require("numbers")
 
 local order = {}
 
-local record_pattern = "^(%a+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S+) (%S+) (%S+)$"
+local record_pattern = "^(%a+) (%S+) (%d+) (%d+) (%d+) (%d+) (%S+) (%S+) (%S+)$"
 local place_format = "%016d"
 local id_offset = 18
 
@@ -43,8 +46,22 @@ function order.id_of_member(member)
 end
 
 -- The flags of a record, in the order they are written: first those that are numbers.
-local number_flags = { "display_quantity", "slice", "expire_time_ms" }
-local text_flags = { "self_trade_prevention", "stp_group" }
+local number_flags = {
+  "display_quantity",
+  "slice",
+  "expire_time_ms",
+  "stop_price",
+  "reference_price",
+}
+local text_flags = {
+  "self_trade_prevention",
+  "stp_group",
+  "order_type",
+  "time_in_force",
+  "trailing_offset",
+  "protection",
+  "waits",
+}
 
 local function parse_flags(text)
   if text == "-" then
@@ -57,7 +74,24 @@ local function parse_flags(text)
   for _, name in ipairs(number_flags) do
     extras[name] = extras[name] and extras[name] + 0
   end
+  extras.stored_waits = extras.waits
   return extras
+end
+
+-- Which queue an order stands in: that of its side or, where it waits for a trade price, of the
+-- stops.
+function order.queue_name(o)
+  return o.extras and o.extras.waits or o.side
+end
+
+-- The price in ticks by which it stands there.
+function order.queue_price(o)
+  local extras = o.extras
+  return extras and extras.waits and extras.stop_price or o.price
+end
+
+local function parse_time_in_force(extras)
+  return extras.time_in_force or (extras.expire_time_ms and "gtd") or "gtc"
 end
 
 -- The flags of an order as text.
@@ -95,9 +129,9 @@ function order.parse(order_id, text)
   return {
     order_id = order_id,
     side = side,
-    order_type = "limit",
-    time_in_force = extras and extras.expire_time_ms and "gtd" or "gtc",
-    price = price + 0,
+    order_type = extras and extras.order_type or "limit",
+    time_in_force = extras and parse_time_in_force(extras) or "gtc",
+    price = price ~= "-" and price + 0 or nil,
     quantity = quantity + 0,
     remaining = remaining + 0,
     timestamp_ms = timestamp_ms,
@@ -116,7 +150,7 @@ end
 function order.record(o, rules)
   return o.side
     .. " "
-    .. instrument.ticks_text(rules, o.price)
+    .. (o.price and instrument.ticks_text(rules, o.price) or "-")
     .. " "
     .. instrument.lots_text(rules, o.quantity)
     .. " "

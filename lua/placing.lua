@@ -12,6 +12,7 @@ local memory = require("memory")
 local order = require("order")
 local reject = require("reject")
 local replies = require("replies")
+local stops = require("stops")
 local terms = require("terms")
 
 local placing = {}
@@ -31,6 +32,8 @@ placing.schema = fields.schema({
   "protection",
   "self_trade_prevention",
   "stp_group",
+  "stop_price",
+  "trailing_offset",
   "validate_only",
   "valid_until_ms",
 }, { "account", "side", "order_type" }, 8)
@@ -45,6 +48,10 @@ local function measured(record, values)
     if refusal then
       return nil, refusal
     end
+  end
+  refusal = values.rare and stops.price_refusal(record, values)
+  if refusal then
+    return nil, refusal
   end
   if values.quantity then
     lots, refusal = instrument.lots(record, values.quantity, "quantity")
@@ -132,7 +139,7 @@ end
 
 -- The fills of a new order, after the last rules that can refuse it: post_only, and the exactness
 -- of the level it would join. nil and why not.
-local function plan_new_order(b, o)
+function placing.plan(b, o)
   local refusal = o.extras and o.extras.post_only and placing.post_only_refusal(b, o)
   if refusal then
     return nil, refusal
@@ -183,6 +190,9 @@ function placing.closed_refusal(b)
   if b.expiring then
     return reject.new("EXPIRING", "many orders are expiring: try again")
   end
+  if book.has_triggers(b) then
+    return reject.new("TRIGGERS_PENDING", "many stop orders are being triggered: try again")
+  end
   return nil
 end
 
@@ -197,10 +207,20 @@ local function recall_placed(b, values)
   return memo_record, again, refusal
 end
 
+-- A refusal of a drafted order by the rules of the instrument and of stop orders, else nil.
+local function rule_refusal(b, o)
+  local waits = o.extras and o.extras.waits
+  local refusal = waits and stops.refusal(b, o)
+  if not refusal and b.instrument.extended then
+    refusal = terms.rule_refusal(b, o)
+  end
+  return refusal or (waits and stops.count_refusal(b, o)) or nil
+end
+
 -- The order that is asked for and its fills, after every check; nil and why not.
 local function checked_order(b, values)
   local refusal = values.rare and terms.lateness_refusal(b, values)
-  if not refusal and (b.instrument.status ~= "trading" or b.expiring) then
+  if not refusal and (b.instrument.status ~= "trading" or b.expiring or b.trade_prices) then
     refusal = placing.closed_refusal(b)
   end
   if refusal then
@@ -210,25 +230,41 @@ local function checked_order(b, values)
   if not o then
     return nil, invalid
   end
-  refusal = b.instrument.extended and terms.rule_refusal(b, o)
+  refusal = rule_refusal(b, o)
   if refusal then
     return nil, refusal
   end
-  local fills, refused = plan_new_order(b, o)
+  if o.extras and o.extras.waits then
+    return o, matching.no_fills
+  end
+  local fills, refused = placing.plan(b, o)
   if not fills then
     return nil, refused
   end
   return o, fills
 end
 
+-- Takes on an order that was found good; its reply.
+local function take_on(b, o, fills)
+  book.admit(b, o)
+  events.accepted(b, o)
+  if o.extras and o.extras.waits then
+    book.wait(b, o)
+    return replies.order(b, o, "open", "[]")
+  end
+  local fills_json = fills[1] and matching.trade(b, o, fills) or "[]"
+  return replies.order(b, o, placing.settle(b, o, fills), fills_json)
+end
+
 -- place_order: takes an order on, trades it, queues the rest.
 -- Fields: account side order_type; quantity or quote_quantity; price time_in_force post_only
 -- client_order_id expire_time_ms display_quantity protection self_trade_prevention stp_group
--- validate_only valid_until_ms.
+-- stop_price trailing_offset validate_only valid_until_ms.
 -- Reply: the order's terms, remaining_quantity status fills sequence timestamp_ms; with
 -- validate_only status fill_quantity sequence timestamp_ms.
 -- Rejects: FIELD_NOT_ALLOWED, DUPLICATE_CLIENT_ORDER_ID, TOO_LATE, INSTRUMENT_HALTED,
--- INSTRUMENT_CANCEL_ONLY, EXPIRING, INVALID_NUMBER, PRICE_OFF_TICK, PRICE_NOT_POSITIVE,
+-- INSTRUMENT_CANCEL_ONLY, EXPIRING, TRIGGERS_PENDING, WOULD_TRIGGER, NO_LAST_PRICE,
+-- TOO_MANY_TRAILING_STOPS, INVALID_NUMBER, PRICE_OFF_TICK, PRICE_NOT_POSITIVE,
 -- QUANTITY_OFF_LOT, QUANTITY_TOO_SMALL, QUANTITY_TOO_LARGE, INVALID_DISPLAY_QUANTITY,
 -- EXPIRE_TIME_PASSED, PRICE_OUT_OF_BAND, NOTIONAL_TOO_SMALL, TOO_MANY_OPEN_ORDERS,
 -- POST_ONLY_WOULD_CROSS, LEVEL_QUANTITY_TOO_LARGE, TOO_MANY_FILLS, and those of the fields' forms.
@@ -251,10 +287,7 @@ function placing.place_order(b, values)
   if values.validate_only == "true" then
     return valid_reply(b, fills)
   end
-  book.admit(b, o)
-  events.accepted(b, o)
-  local fills_json = fills[1] and matching.trade(b, o, fills) or "[]"
-  local reply = replies.order(b, o, placing.settle(b, o, fills), fills_json)
+  local reply = take_on(b, o, fills)
   return memo_record and memory.remember(b, memo_record, reply) or reply
 end
 

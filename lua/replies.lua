@@ -29,6 +29,15 @@ function replies.canceled(b, o)
     .. b.stamp
 end
 
+-- Whether a stop order has entered the market, and what it waits for else.
+local function stop_state(b, o)
+  if not o.extras.order_type then
+    return ""
+  end
+  local triggered = tostring(not o.extras.waits)
+  return ',"triggered":' .. triggered .. events.reference_term(b, o)
+end
+
 -- An open order as get_order and get_open_orders show it, without the closing brace.
 function replies.open_order(b, o)
   local standing, remaining = events.standing(b, o)
@@ -40,6 +49,7 @@ function replies.open_order(b, o)
     .. order.status(o)
     .. '","timestamp_ms":'
     .. o.timestamp_ms
+    .. (o.extras and stop_state(b, o) or "")
 end
 
 return replies

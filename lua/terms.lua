@@ -9,19 +9,35 @@ local instrument = require("instrument")
 local matching = require("matching")
 local numbers = require("numbers")
 local reject = require("reject")
+local stops = require("stops")
 
 local terms = {}
 
--- What an order type needs and what it may have besides; of its own, that is.
+-- What an order type needs and what it may have besides; of its own, that is. Those that need no
+-- price do not rest.
 local order_types = {
   limit = { needs = { "price" }, may = { display_quantity = true, post_only = true } },
   market = { needs = {}, may = { protection = true, quote_quantity = true } },
+  stop = { needs = { "stop_price" }, may = { protection = true } },
+  stop_limit = { needs = { "price", "stop_price" }, may = {} },
+  take_profit = { needs = { "stop_price" }, may = { protection = true } },
+  take_profit_limit = { needs = { "price", "stop_price" }, may = {} },
+  trailing_stop = { needs = { "trailing_offset" }, may = { protection = true } },
 }
-local fields_of_types = { "price", "display_quantity", "post_only", "protection", "quote_quantity" }
+local fields_of_types = {
+  "price",
+  "stop_price",
+  "trailing_offset",
+  "display_quantity",
+  "post_only",
+  "protection",
+  "quote_quantity",
+}
 
 -- The time in force asked for, or the one an order of this type has.
 function terms.time_in_force(values)
-  return values.time_in_force or (values.order_type == "market" and "ioc" or "gtc")
+  local is_priced = order_types[values.order_type].needs[1] == "price"
+  return values.time_in_force or (is_priced and "gtc" or "ioc")
 end
 
 local function missing_refusal(values, kind, force)
@@ -42,8 +58,8 @@ end
 -- Why fields and time in force do not go together, or nil.
 local function force_problem(values, kind, force)
   local rests = force == "gtc" or force == "gtd"
-  if rests and kind == order_types.market then
-    return "a market order cannot be gtc or gtd"
+  if rests and kind.needs[1] ~= "price" then
+    return "an order without a price cannot be gtc or gtd"
   end
   if not rests and values.post_only == "true" then
     return "post_only goes with limit gtc and gtd orders only"
@@ -86,7 +102,8 @@ function terms.combination_refusal(values)
   end
   for _, name in ipairs(fields_of_types) do
     local given = values[name] and not (name == "post_only" and values[name] == "false")
-    if given and not kind.may[name] and kind.needs[1] ~= name then
+    local fits = kind.may[name] or kind.needs[1] == name or kind.needs[2] == name
+    if given and not fits then
       local article = values.order_type .. " order has no " .. name
       return reject.new("FIELD_NOT_ALLOWED", "a " .. article)
     end
@@ -143,6 +160,10 @@ end
 function terms.read(b, o, values)
   local extras = o.extras or {}
   local read, refusal = true, nil
+  o.extras = extras
+  if values.stop_price or values.trailing_offset then
+    stops.read(b, o, values)
+  end
   if values.quote_quantity then
     read, refusal = read_quote(b, extras, values.quote_quantity)
   end
@@ -158,7 +179,6 @@ function terms.read(b, o, values)
   extras.self_trade_prevention = values.self_trade_prevention
   extras.stp_group = values.stp_group
   extras.protection = values.protection and numbers.percent_text(values.protection)
-  o.extras = extras
   return o
 end
 
@@ -190,8 +210,11 @@ local function notional_refusal(b, o)
     return nil
   end
   local quote_units = o.extras and o.extras.quote_units
-  local price = o.price or book.best_price(b, matching.opposite[o.side])
-  if not quote_units and not price then
+  local price = o.price or (o.extras and o.extras.stop_price)
+  if o.order_type == "market" then
+    price = book.best_price(b, matching.opposite[o.side])
+  end
+  if o.order_type == "trailing_stop" or (not quote_units and not price) then
     return nil
   end
   -- A product beyond exactness is larger than any min_notional.
@@ -212,9 +235,10 @@ local function open_orders_refusal(b, account)
   return nil
 end
 
--- A refusal of a new order by the rules that few instruments have, else nil.
+-- A refusal of a new order by the rules that few instruments have, else nil. The price band is for
+-- limit orders: a stop order is about a market that has moved.
 function terms.rule_refusal(b, o)
-  return o.price and terms.band_refusal(b, o.price)
+  return o.order_type == "limit" and terms.band_refusal(b, o.price)
     or notional_refusal(b, o)
     or open_orders_refusal(b, o.account)
 end

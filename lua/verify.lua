@@ -34,8 +34,8 @@ local function check_order(walk, side, member, score, text)
   end
   if
     order.member(o.priority, order_id) ~= member
-    or o.side ~= side.name
-    or o.price * side.sign ~= tonumber(score)
+    or order.queue_name(o) ~= side.name
+    or (order.queue_price(o) or 0) * side.sign ~= tonumber(score)
   then
     violate(walk, "QUEUE_MISMATCH", "order " .. order_id .. " does not queue as its record says")
   end
@@ -44,13 +44,15 @@ local function check_order(walk, side, member, score, text)
   end
   local record = walk.record
   local is_late = tonumber(order_id) > record.last_order_id or o.priority > record.last_priority
-  if is_late or order.shown(o) > record.largest_order_lots then
+  if is_late or (side.levels and order.shown(o) > record.largest_order_lots) then
     violate(walk, "COUNTER_BEHIND", "order " .. order_id .. " is beyond the book's counters")
   end
   if order.shown(o) < 1 or order.shown(o) > o.remaining then
     violate(walk, "INVALID_SLICE", "order " .. order_id .. " shows what it has not")
   end
-  add_to(side.levels, numbers.integer_text(o.price), order.shown(o))
+  if side.levels then
+    add_to(side.levels, numbers.integer_text(o.price or 0), order.shown(o))
+  end
   add_to(walk.orders_by_account, o.account, 1)
   walk.orders = walk.orders + 1
   return o
@@ -91,11 +93,27 @@ local function check_indexes(walk, open)
   end
 end
 
+-- A trailing stop must be found by its reference.
+local function check_trailing(walk, o)
+  if not o.extras.trailing_offset then
+    return
+  end
+  walk.trailing = walk.trailing + 1
+  local score = redis.call("ZSCORE", keys.trailing_stops(walk.record.key, o.side), o.order_id)
+  if not score or tonumber(score) ~= o.extras.reference_price then
+    violate(walk, "STOPS_MISMATCH", "order " .. o.order_id .. " is not found by its reference")
+  end
+end
+
 -- An order that expires must be found by when, and rare orders must be counted.
 local function check_rare(walk, o)
   local extras = o.extras
   if extras.display_quantity then
     walk.icebergs = walk.icebergs + 1
+  end
+  if extras.waits then
+    walk.waiting = walk.waiting + 1
+    check_trailing(walk, o)
   end
   if not extras.expire_time_ms then
     return
@@ -112,7 +130,7 @@ local function hash_line(o)
   return table.concat({
     o.order_id,
     o.side,
-    numbers.integer_text(o.price),
+    o.price and numbers.integer_text(o.price) or "-",
     numbers.integer_text(o.quantity),
     numbers.integer_text(o.remaining),
     o.account,
@@ -194,14 +212,27 @@ local function check_counts(walk)
   end
 end
 
+local none_extended =
+  { gtd_orders = 0, iceberg_orders = 0, waiting_orders = 0, trailing_orders = 0 }
+
 local function check_rare_counts(walk)
   local record = walk.record
-  local extended = record.extended or { gtd_orders = 0, iceberg_orders = 0 }
+  local extended = record.extended or none_extended
   if redis.call("ZCARD", keys.expiries(record.key)) ~= walk.expiring then
     violate(walk, "EXPIRY_MISMATCH", "there are expiries of orders not open")
   end
   if extended.gtd_orders ~= walk.expiring or extended.iceberg_orders ~= walk.icebergs then
     violate(walk, "RARE_ORDERS_MISMATCH", "gtd_orders or iceberg_orders is not their number")
+  end
+  local trailing = 0
+  for _, side in ipairs({ "buy", "sell" }) do
+    trailing = trailing + redis.call("ZCARD", keys.trailing_stops(record.key, side))
+  end
+  if trailing ~= walk.trailing or extended.trailing_orders ~= walk.trailing then
+    violate(walk, "STOPS_MISMATCH", "there are references of orders that do not trail")
+  end
+  if extended.waiting_orders ~= walk.waiting then
+    violate(walk, "STOPS_MISMATCH", "waiting_orders is not the number of orders that wait")
   end
 end
 
@@ -244,7 +275,15 @@ end
 local function check_types(walk, bids_key, asks_key)
   local book_key = walk.record.key
   local wanted = {
-    zset = { bids_key, asks_key, keys.expiries(book_key) },
+    zset = {
+      bids_key,
+      asks_key,
+      keys.expiries(book_key),
+      keys.stops_rising(book_key),
+      keys.stops_falling(book_key),
+      keys.trailing_stops(book_key, "buy"),
+      keys.trailing_stops(book_key, "sell"),
+    },
     stream = { keys.events(book_key), keys.trades(book_key), keys.published_book(book_key) },
     hash = {
       keys.levels(bids_key),
@@ -280,6 +319,8 @@ function verify.json(record)
     client_orders = 0,
     expiring = 0,
     icebergs = 0,
+    waiting = 0,
+    trailing = 0,
     orders_by_account = {},
     account_keys = {},
     hash = redis.sha1hex(header(record)),
@@ -294,6 +335,8 @@ function verify.json(record)
     walk_side(walk, side)
     check_levels(walk, side)
   end
+  walk_side(walk, { name = "rising", key = keys.stops_rising(record.key), sign = 1 })
+  walk_side(walk, { name = "falling", key = keys.stops_falling(record.key), sign = -1 })
   if bids.best and asks.best and bids.best >= asks.best then
     violate(walk, "CROSSED_BOOK", "the best bid is not below the best ask")
   end

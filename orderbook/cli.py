@@ -576,6 +576,12 @@ def seed_books(
 # Orders
 
 
+_ORDER_TYPES = (
+    *("limit", "market", "stop", "stop_limit", "take_profit", "take_profit_limit"),
+    "trailing_stop",
+)
+
+
 @cli.group()
 def order() -> None:
     """Place, cancel and amend orders."""
@@ -587,12 +593,14 @@ def order() -> None:
 @option("--side", type=click.Choice(["buy", "sell"]), required=True)
 @option("--quantity", help="Decimal text.")
 @option("--quote-quantity", help="Market orders, in place of --quantity: what to spend or earn.")
-@option("--order-type", type=click.Choice(["limit", "market"]), default="limit")
-@option("--price", help="Limit orders only.")
+@option("--order-type", type=click.Choice(_ORDER_TYPES), default="limit")
+@option("--price", help="limit, stop_limit and take_profit_limit only.")
+@option("--stop-price", help="The trade price at which a stop or take_profit order triggers.")
+@option("--trailing-offset", help="trailing_stop: its distance, as a price or in percent (2.5%).")
 @option(
     "--time-in-force",
     type=click.Choice(["gtc", "ioc", "fok", "gtd"]),
-    show_default="gtc for limit, ioc for market",
+    show_default="gtc for orders with a price, ioc for others",
 )
 @option("--expire-time-ms", help="gtd: when the order expires; milliseconds since 1970.")
 @option("--display-quantity", help="Iceberg: how much of the order the book shows at a time.")
@@ -639,6 +647,7 @@ def cancel_order(symbol: str, redis_url: str, as_json: bool, **fields: str | Non
 @account_option
 @client_order_id_option
 @option("--price", help="The new price.")
+@option("--stop-price", help="The new stop price of an order that waits for it.")
 @option("--quantity", help="The new total, what is filled already included.")
 @option("--remaining-quantity", help="What is to stay open, in place of --quantity.")
 @valid_until_option
@@ -678,7 +687,7 @@ def cancel_all_orders(symbol: str, redis_url: str, as_json: bool, **fields: str 
 @redis_url_option
 @json_option
 def tick_books(symbols: tuple[str, ...], redis_url: str, as_json: bool) -> None:
-    """Do what is due, in every book or in SYMBOLS: expire orders.
+    """Do what is due, in every book or in SYMBOLS: expire orders, run triggered ones.
 
     Hosts do so by themselves twice a second.
     """

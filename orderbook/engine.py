@@ -380,7 +380,7 @@ class Engine:
         return _decode(await self.call("cancel_order", symbol, *_arguments(fields)))
 
     async def amend_order(self, symbol: str, **fields: Field) -> Reply:
-        """Fields: the order as in cancel_order; price; quantity or remaining_quantity."""
+        """Fields: the order as in cancel_order; price stop_price quantity remaining_quantity."""
         return _decode(await self.call("amend_order", symbol, *_arguments(fields)))
 
     async def cancel_all_orders(self, symbol: str, **fields: Field) -> Reply:

@@ -56,10 +56,14 @@ class RejectCode(StrEnum):
     EXPIRE_TIME_PASSED = "EXPIRE_TIME_PASSED"
     INVALID_DISPLAY_QUANTITY = "INVALID_DISPLAY_QUANTITY"
     TOO_LATE = "TOO_LATE"
+    WOULD_TRIGGER = "WOULD_TRIGGER"
+    NO_LAST_PRICE = "NO_LAST_PRICE"
     PRICE_OUT_OF_BAND = "PRICE_OUT_OF_BAND"
     NOTIONAL_TOO_SMALL = "NOTIONAL_TOO_SMALL"
     TOO_MANY_OPEN_ORDERS = "TOO_MANY_OPEN_ORDERS"
+    TOO_MANY_TRAILING_STOPS = "TOO_MANY_TRAILING_STOPS"
     EXPIRING = "EXPIRING"
+    TRIGGERS_PENDING = "TRIGGERS_PENDING"
 
     SYSTEM_BUSY = "SYSTEM_BUSY"
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
@@ -117,6 +121,8 @@ class PlaceOrder(Command):
     quantity: OptionalText = UNSET
     quote_quantity: OptionalText = UNSET
     price: OptionalText = UNSET
+    stop_price: OptionalText = UNSET
+    trailing_offset: OptionalText = UNSET
     time_in_force: OptionalText = UNSET
     expire_time_ms: OptionalTime = UNSET
     display_quantity: OptionalText = UNSET
@@ -137,6 +143,7 @@ class AmendOrder(Command):
     order_id: OptionalText = UNSET
     client_order_id: OptionalText = UNSET
     price: OptionalText = UNSET
+    stop_price: OptionalText = UNSET
     quantity: OptionalText = UNSET
     remaining_quantity: OptionalText = UNSET
 

@@ -27,11 +27,12 @@ worth so many lots, whole ones; where it is worth none the order has what it ask
 is of the same trader (same account, or same group) they do not trade: one or both are canceled, or
 both shrink by what the smaller one has, hidden lots too. For the limit of fills that is one, too.
 
-*Stops* wait outside the queues. After each command the prices of its trades are looked at one after
-the other: references of trailing stops follow, then all who are due line up, the ones that waited
-for a rise first, nearest stop first, then by priority. Then the first in line comes in as a taker,
-its trades are looked at in the same way, and so on. A call runs a limited number; the rest stand in
-line until the next call.
+*Stops* wait outside the queues. After each command the prices of its trades are shown to them one
+after the other: references of trailing stops follow (which gives them new priorities), then who is
+due comes in as a taker, one by one: the ones that waited for a rise first, nearest stop first, then
+by priority. The prices of their trades go to the end of the line. A call runs a limited number; the
+prices not shown yet stand in line until the next call of an instrument that trades. When nobody
+waits, the line is forgotten.
 
 *Expiry*: before anything else a call that may change the book lets expire what is due, also a
 limited number. Queries, define_instrument and begin_epoch expire nothing.
@@ -223,9 +224,10 @@ class Order:
     slice: Decimal = Decimal(0)
     # What is left of the quote_quantity.
     money: Decimal = Decimal(0)
-    # A stop that has not come in as a taker; due when it stands in line to do so.
+    # A stop that has not come in as a taker.
     waiting: bool = False
-    due: bool = False
+    # A trailing stop whose reference has moved in this call.
+    trailed: bool = False
     # Of a trailing stop: the best price since it was placed.
     reference: Decimal = Decimal(0)
 
@@ -305,8 +307,6 @@ class Call:
     triggered: int = 0
     # Whether more is due to expire than one call may do.
     expiring: bool = False
-    # Prices of trades that no stop has looked at.
-    prices: list[Decimal] = field(default_factory=list)
     # By cancel_all_orders, which has a limit to the call.
     canceled: int = 0
     trades: list[Json] = field(default_factory=list)
@@ -367,7 +367,8 @@ class ReferenceBook:
         self.last_price: Decimal | None = None
         self.now_ms = 0
         # Who is triggered and has not run, first come, first served.
-        self.triggered: list[Order] = []
+        # Of trades, still to be shown to those who wait.
+        self.prices: list[Decimal] = []
         # (account, client_order_id) -> the command that had this id of its own.
         self.remembered: dict[tuple[str, str], Remembered] = {}
         # order_id -> the order's last amend or cancel.
@@ -427,6 +428,7 @@ class ReferenceBook:
         return Call({side: self.levels(side) for side in SIDES}, self.sequence)
 
     def _finish(self, call: Call, replies: list[Json]) -> list[Json]:
+        self._report_trailed(call)
         if call.changed:
             self.sequence += 1
             for stamped in call.stamped:
@@ -542,23 +544,50 @@ class ReferenceBook:
 
     def _cascade(self, call: Call) -> None:
         """Runs what the latest trades trigger, and what that triggers, in turn."""
-        self._line_up(call)
-        while self.triggered and call.triggered < TRIGGERED_MAX:
-            self._run_triggered(call, self.triggered[0])
-            self._line_up(call)
+        while self._has_triggers() and self._may_trigger(call):
+            price = self.prices[0]
+            self._show_to_trailing(price)
+            due = [order for order in self._waiting() if self._is_due(order, price)]
+            if due:
+                self._run_triggered(call, min(due, key=self._place_in_line))
+            else:
+                self.prices.pop(0)
+        if not self._waiting():
+            self.prices.clear()
 
-    def _line_up(self, call: Call) -> None:
-        prices, call.prices = call.prices, []
-        for price in prices:
-            waiting = [order for order in self.orders if order.waiting and not order.due]
-            for order in waiting:
-                best = max if order.side == "sell" else min
-                order.reference = best(order.reference, price)
-            due = [order for order in waiting if self._is_due(order, price)]
-            due.sort(key=self._place_in_line)
-            for order in due:
-                order.due = True
-            self.triggered += due
+    def _has_triggers(self) -> bool:
+        return bool(self.prices) and bool(self._waiting())
+
+    def _may_trigger(self, call: Call) -> bool:
+        return self._is_trading() and call.triggered < TRIGGERED_MAX
+
+    def _is_trading(self) -> bool:
+        return bool(self.instrument["status"] == "trading")
+
+    def _waiting(self) -> list[Order]:
+        return [order for order in self.orders if order.waiting]
+
+    def _show_to_trailing(self, price: Decimal) -> None:
+        for order in sorted(self._waiting(), key=lambda order: (order.side, order.priority)):
+            best = (max if order.side == "sell" else min)(order.reference, price)
+            if order.trailing_offset is not None and best != order.reference:
+                order.reference = best
+                order.trailed = True
+                self.last_priority += 1
+                order.priority = self.last_priority
+
+    def _report_trailed(self, call: Call) -> None:
+        for order in sorted(self.orders, key=lambda order: order.order_id):
+            if order.waiting and order.trailed:
+                call.report(
+                    order.account,
+                    "trailed",
+                    **order.terms(),
+                    remaining_quantity=text(order.remaining),
+                    priority=order.priority,
+                    reference_price=text(order.reference),
+                )
+            order.trailed = False
 
     def _is_due(self, order: Order, price: Decimal) -> bool:
         stop_price = self._stop_price(order)
@@ -591,7 +620,7 @@ class ReferenceBook:
     def _run_triggered(self, call: Call, order: Order) -> None:
         self._leave(order)
         call.triggered += 1
-        order.waiting = order.due = False
+        order.waiting = False
         self.last_priority += 1
         order.priority = self.last_priority
         call.report(
@@ -612,7 +641,7 @@ class ReferenceBook:
         reply = {
             "expired_count": call.expired,
             "triggered_count": call.triggered,
-            "pending": call.expiring or bool(self.triggered),
+            "pending": call.expiring or (self._has_triggers() and self._is_trading()),
         }
         return self._with_latest_sequence(call, reply)
 
@@ -650,7 +679,10 @@ class ReferenceBook:
         order.priority = self.last_priority
         if order.quote_quantity is not None:
             order.quantity = planned.filled
-        call.report(order.account, "accepted", **order.terms(), priority=order.priority)
+        place: Json = {"priority": order.priority}
+        if order.trailing_offset is not None:
+            place["reference_price"] = text(order.reference)
+        call.report(order.account, "accepted", **order.terms(), **place)
 
     def _new_order(self, fields: Mapping[str, str]) -> Order:
         order = Order(
@@ -734,7 +766,7 @@ class ReferenceBook:
             raise RejectedError(STATUS_REJECTS[status])
         if call.expiring:
             raise RejectedError("EXPIRING")
-        if self.triggered:
+        if self._has_triggers():
             raise RejectedError("TRIGGERS_PENDING")
 
     def _check_rules(self, order: Order) -> None:
@@ -752,24 +784,28 @@ class ReferenceBook:
             raise RejectedError("TOO_MANY_TRAILING_STOPS")
 
     def _check_stop(self, order: Order) -> None:
-        if self.last_price is None:
+        last_price = self._last_price_on_tick()
+        if last_price is None:
             if order.trailing_offset is not None:
                 raise RejectedError("NO_LAST_PRICE")
             return
         if order.trailing_offset is not None:
-            order.reference = self.last_price
-        if self._is_due(order, self.last_price):
+            order.reference = last_price
+        if self._is_due(order, last_price):
             raise RejectedError("WOULD_TRIGGER")
 
     def _check_band(self, price: Decimal) -> None:
-        band = self.instrument["price_band"]
-        # A last price from before the tick_size changed may lie between two ticks: then no band.
-        if self.last_price is None or self.last_price % self.instrument["tick_size"]:
-            return
-        if band:
-            width = self._share(self.last_price, band)
-            if not self.last_price - width <= price <= self.last_price + width:
+        band, last_price = self.instrument["price_band"], self._last_price_on_tick()
+        if band and last_price is not None:
+            width = self._share(last_price, band)
+            if not last_price - width <= price <= last_price + width:
                 raise RejectedError("PRICE_OUT_OF_BAND")
+
+    def _last_price_on_tick(self) -> Decimal | None:
+        """None also where it is from before the tick_size changed and lies between two ticks."""
+        if self.last_price is None or self.last_price % self.instrument["tick_size"]:
+            return None
+        return self.last_price
 
     def _check_notional(self, order: Order) -> None:
         if order.quote_quantity is not None:
@@ -799,7 +835,7 @@ class ReferenceBook:
         """What would become of the taker, on a copy of the book."""
         copied = copy.copy(self)
         copied.orders = [copy.copy(order) for order in self.orders]
-        copied.trades = []
+        copied.trades, copied.prices = [], []
         call = Call({}, 0)
         tried = copy.copy(taker)
         outcome = copied._sweep(call, tried)
@@ -942,7 +978,7 @@ class ReferenceBook:
     def _trade(self, call: Call, maker: Order, taker: Order, quantity: Decimal) -> Json:
         self.last_trade_id += 1
         self.last_price = price_of(maker)
-        call.prices.append(self.last_price)
+        self.prices.append(self.last_price)
         call.fills += 1
         fill = {
             "trade_id": str(self.last_trade_id),
@@ -1119,7 +1155,6 @@ class ReferenceBook:
 
     def _leave(self, order: Order) -> None:
         self.orders = [other for other in self.orders if other is not order]
-        self.triggered = [other for other in self.triggered if other is not order]
 
     @staticmethod
     def _report_canceled(call: Call, order: Order, reason: str) -> None:
@@ -1217,6 +1252,8 @@ class ReferenceBook:
         }
         if order.order_type in STOP_TYPES:
             described["triggered"] = not order.waiting
+        if order.waiting and order.trailing_offset is not None:
+            described["reference_price"] = text(order.reference)
         return described
 
     def _get_order(self, _: Call, fields: Mapping[str, str]) -> Json:

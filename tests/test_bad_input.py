@@ -71,12 +71,19 @@ def test_text_that_is_no_number_is_refused(busy: Book, field: str) -> None:
         assert_rejected(busy.ask("amend_order", **amend), "INVALID_NUMBER")
 
 
+STOP_LIMIT = {**ORDER, "order_type": "stop_limit"}
 BY_AMOUNT = {"account": "alice", "side": "buy", "order_type": "market"}
+TRAILING = {**BY_AMOUNT, "order_type": "trailing_stop", "quantity": "3"}
 
 
 @pytest.mark.parametrize(
     ("field", "order"),
-    [("display_quantity", ORDER), ("quote_quantity", BY_AMOUNT)],
+    [
+        ("display_quantity", ORDER),
+        ("stop_price", STOP_LIMIT),
+        ("quote_quantity", BY_AMOUNT),
+        ("trailing_offset", TRAILING),
+    ],
 )
 def test_text_that_is_no_number_is_refused_in_rare_fields_too(
     busy: Book, field: str, order: dict[str, str]
@@ -104,6 +111,9 @@ def test_text_that_is_no_percentage_is_refused(busy: Book) -> None:
         for field in ("protection", "price_band"):
             reply = busy.ask("define_instrument", **{field: text})
             assert_rejected(reply, "INVALID_VALUE")
+    for text in ("", "0%", "50.0001%", "1.00001%", "-1%", "%", "1e1%", "x%"):
+        reply = busy.ask("place_order", **TRAILING, trailing_offset=text)
+        assert_rejected(reply, ("INVALID_VALUE", "INVALID_NUMBER"))
 
 
 def test_rules_of_an_instrument_that_make_no_sense_are_refused(busy: Book) -> None:

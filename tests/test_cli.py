@@ -300,6 +300,24 @@ def test_every_option_of_an_order_reaches_the_engine(orderbook: Orderbook) -> No
     assert orderbook.json("book", SYMBOL)["bids"] == [["100", "2"]]
 
 
+def test_orders_that_wait_for_a_price_are_placed_and_amended(orderbook: Orderbook) -> None:
+    define(orderbook)
+    orderbook.json(*place("sell", "100", "1"))
+    orderbook.json(*place("buy", "100", "1"))
+    stop = orderbook.json(
+        *place("sell", "94", "1"), "--order-type", "stop_limit", "--stop-price", "95"
+    )
+    assert (stop["stop_price"], stop["price"], stop["status"]) == ("95", "94", "open")
+    named = ("--order-id", stop["order_id"], "--valid-until-ms", LATER_MS)
+    moved = orderbook.json("order", "amend", SYMBOL, *named, "--stop-price", "96")
+    assert moved["stop_price"] == "96"
+    trailing = ("--side", "sell", "--quantity", "1", "--order-type", "trailing_stop")
+    account = ("order", "place", SYMBOL, "--account", "alice")
+    placed = orderbook.json(*account, *trailing, "--trailing-offset", "2.5%")
+    assert placed["trailing_offset"] == "2.5%"
+    assert orderbook.json("order", "cancel", SYMBOL, *named)["status"] == "canceled"
+
+
 def test_commands_that_come_too_late_are_rejected(orderbook: Orderbook) -> None:
     define(orderbook)
     orderbook.json(*place("buy", "1", "1"))

@@ -131,6 +131,24 @@ def hide_most(book: Book) -> None:
     book.limit("frank", "sell", "9", "101", display_quantity="4")
 
 
+def let_wait(book: Book) -> None:
+    """Stop orders of every kind around the last price of 101, which trade among themselves."""
+    populate(book)
+    book.limit("dave", "buy", "1", "101")
+    for number, fields in enumerate(
+        [
+            {"side": "buy", "order_type": "stop", "stop_price": "102"},
+            {"side": "buy", "order_type": "stop_limit", "stop_price": "102", "price": "99.5"},
+            {"side": "sell", "order_type": "take_profit", "stop_price": "102"},
+            {"side": "sell", "order_type": "trailing_stop", "trailing_offset": "1"},
+            {"side": "sell", "order_type": "trailing_stop", "trailing_offset": "50%"},
+        ]
+    ):
+        book.ask(
+            "place_order", account="erin", quantity="2", client_order_id=f"s{number}", **fields
+        )
+
+
 def fill_reply_memory(book: Book) -> None:
     """The next remembered reply begins a new generation."""
     populate(book)
@@ -144,7 +162,7 @@ def ask(function: str, **fields: str) -> Run:
 def order(account: str, side: str, quantity: str, **fields: str) -> Run:
     order_type = "limit" if "price" in fields else "market"
     terms = {"account": account, "side": side, "quantity": quantity, "order_type": order_type}
-    return ask("place_order", **terms, **fields)
+    return ask("place_order", **{**terms, **fields})
 
 
 def batch(book: Book) -> list[Json]:
@@ -195,6 +213,19 @@ CASES: Mapping[str, Case] = {
     "refuse_and_expire": Case(ask("cancel_order", order_id="77"), due_to_expire),
     "tick": Case(ask("tick"), populate, stream=None),
     "tick_and_expire": Case(ask("tick"), due_to_expire),
+    "place_stop": Case(
+        order("erin", "buy", "3", order_type="stop", stop_price="105", client_order_id="e1"),
+        populate,
+    ),
+    "place_trailing_stop": Case(
+        order("erin", "buy", "3", order_type="trailing_stop", trailing_offset="2%"), populate
+    ),
+    "place_and_trigger": Case(order("zoe", "buy", "14", price="102"), let_wait),
+    "place_and_move_trailing": Case(order("zoe", "buy", "10", price="102"), let_wait),
+    "amend_waiting": Case(ask("amend_order", order_id="10", stop_price="104"), let_wait),
+    "amend_trailing": Case(ask("amend_order", order_id="13", quantity="1"), let_wait),
+    "cancel_trailing": Case(ask("cancel_order", order_id="13"), let_wait),
+    "cancel_all_waiting": Case(ask("cancel_all_orders", account="erin"), let_wait),
     "amend_iceberg": Case(ask("amend_order", order_id="9", quantity="1"), hide_most),
     "place_new_generation": Case(
         order("erin", "buy", "12", price="101", client_order_id="e1"), fill_reply_memory

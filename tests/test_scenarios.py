@@ -22,6 +22,9 @@ Orders can be told more:
     bob buy 5 market protection 5%
     bob buy 5 @ 100 stp cancel_maker group g1
     bob buy 5 @ 100 validate_only
+    carol sell stop 5 at 98                   an order that waits for a trade at 98;
+    carol sell stop_limit 5 at 98 @ 97.5      take_profit and take_profit_limit likewise
+    carol sell trailing 5 by 2%
 
 and any command may end in `valid_until 1500`. An indented line says what comes of it:
 
@@ -39,6 +42,8 @@ account after the other:
     expired 3 5 left                          order 3, and its remaining_quantity
     refreshed 4 7 left
     decremented 4 7 left
+    triggered 7 5 left
+    7 trades 5 @ 98 with 2                    a triggered order's fill
     canceled 5 3 left self_trade              another's order, or this one for an unusual reason
 
 (Very many are told as their kinds and numbers: `expired and so on 1000 in all`.) And the book,
@@ -49,7 +54,8 @@ whenever it matters, asks above bids; order ids stand in queue order:
         ---
         100 | 7 | 1 2
 
-Whatever happens in a scenario, the book must verify after each line.
+and `waiting 7 8`, the orders that wait for their price. Whatever happens in a scenario, the book
+must verify after each line.
 """
 
 import contextlib
@@ -131,6 +137,8 @@ class Story:
             drawn = self.drawn()
             expected = [_squeezed(line) for line in step.expected]
             assert drawn == expected, "\n".join(["the book is", *drawn])
+        elif verb == "waiting":
+            assert self.waiting() == rest, f"waiting are {self.waiting()}"
         elif verb == "batch":
             self.play_batch(step)
         elif rest[:1] == ["times"]:
@@ -187,9 +195,10 @@ class Story:
         lines: list[str] = []
         for sequence, topics in self.book.entries("events", self.told_sequence):
             self.told_sequence = sequence
+            trades = {trade["trade_id"]: trade for trade in _trades(topics)}
             for topic, message in topics.items():
                 if topic.startswith("orders:"):
-                    lines += told_reports(message["orders"], own)
+                    lines += told_reports(message["orders"], own, trades)
         return _abbreviated(lines)
 
     def drawn(self) -> list[str]:
@@ -217,7 +226,8 @@ class Story:
                         priorities[report["order_id"]] = report["priority"]
         for account in accounts:
             for order in self.open_orders(account):
-                prices[order["order_id"]] = order["price"]
+                if order.get("triggered", True):
+                    prices[order["order_id"]] = order["price"]
         queued = sorted(prices, key=priorities.__getitem__)
         by_price = itertools.groupby(sorted(queued, key=prices.__getitem__), prices.__getitem__)
         return {price: list(ids) for price, ids in by_price}
@@ -233,9 +243,24 @@ class Story:
                 return
             after = {"after": page["orders"][-1]["order_id"]}
 
+    def waiting(self) -> list[str]:
+        """The ids of the orders that wait for their price."""
+        accounts = set()
+        for _, topics in self.book.entries("events"):
+            accounts |= {topic[len("orders:") :] for topic in topics if topic[:7] == "orders:"}
+        orders = (order for account in accounts for order in self.open_orders(account))
+        ids = [order["order_id"] for order in orders if order.get("triggered") is False]
+        return sorted(ids, key=int)
+
+
+def _trades(topics: Json) -> list[Json]:
+    trades: list[Json] = topics.get("trades", {}).get("trades", [])
+    return trades
+
 
 def _is_outcome(line: str) -> bool:
-    return line.split(maxsplit=1)[0] in {"→", "trade", *TOLD_EVENTS, "canceled"}
+    first, second, *_ = (*line.split(), "")
+    return first in {"→", "trade", *TOLD_EVENTS, "canceled"} or second == "trades"
 
 
 def _squeezed(line: str) -> str:
@@ -246,7 +271,7 @@ def _abbreviated(lines: list[str]) -> list[str]:
     """Very many lines as their kinds and how many there are of each."""
     if len(lines) <= TOLD_LENGTH_MAX:
         return lines
-    kinds = Counter(line.split(maxsplit=1)[0] for line in lines)
+    kinds = Counter("trades" if " trades " in line else line.split()[0] for line in lines)
     return [f"{kind} and so on {count} in all" for kind, count in kinds.items()]
 
 
@@ -281,15 +306,21 @@ def _parse_timeless(line: str) -> Json:
 # A word of an order → the field that the next word is the value of.
 FIELDS = {
     "as": "client_order_id",
+    "at": "stop_price",
+    "by": "trailing_offset",
     "display": "display_quantity",
     "for": "quote_quantity",
     "group": "stp_group",
     "stp": "self_trade_prevention",
 }
+WAITING_TYPES = ("stop", "stop_limit", "take_profit", "take_profit_limit", "trailing")
 
 
 def _parse_order(account: str, side: str, rest: list[str]) -> Json:
     order: Json = {"method": "place_order", "account": account, "side": side}
+    if rest[0] in WAITING_TYPES:
+        order["order_type"] = "trailing_stop" if rest[0] == "trailing" else rest[0]
+        rest = rest[1:]
     if rest[0] != "market":
         order["quantity"], *rest = rest
     words_left = iter(rest)
@@ -297,7 +328,7 @@ def _parse_order(account: str, side: str, rest: list[str]) -> Json:
         if word in FIELDS:
             order[FIELDS[word]] = next(words_left)
         elif word == "@":
-            order |= {"order_type": "limit", "price": next(words_left)}
+            order |= {"order_type": "limit"} | order | {"price": next(words_left)}
         elif word == "market":
             order["order_type"] = "market"
         elif word == "until":
@@ -330,20 +361,24 @@ def told(reply: Json) -> list[str]:
     return [order, *fills]
 
 
-TOLD_EVENTS = ("expired", "refreshed", "decremented")
+TOLD_EVENTS = ("expired", "refreshed", "decremented", "triggered")
 # Reasons that the status of a reply tells already.
 USUAL_REASONS = ("requested", "cancel_all", "ioc", "fok")
 
 
-def told_reports(reports: list[Json], own: set[str | None]) -> Iterator[str]:
+def told_reports(reports: list[Json], own: set[str | None], trades: Json) -> Iterator[str]:
     """An account's reports as scenarios tell them; `own` are the orders that replies are about."""
     for report in reports:
         order_id, event = report["order_id"], report["event"]
         if event in TOLD_EVENTS:
             yield f"{event} {order_id} {report['remaining_quantity']} left"
-        is_news = order_id not in own or report.get("reason") not in USUAL_REASONS
-        if event == "canceled" and is_news:
-            yield f"canceled {order_id} {report['remaining_quantity']} left {report['reason']}"
+        elif event == "canceled":
+            if order_id not in own or report["reason"] not in USUAL_REASONS:
+                left = f"{report['remaining_quantity']} left {report['reason']}"
+                yield f"canceled {order_id} {left}"
+        elif event == "trade" and report["role"] == "taker" and order_id not in own:
+            maker = trades[report["trade_id"]]["maker_order_id"]
+            yield f"{order_id} trades {report['quantity']} @ {report['price']} with {maker}"
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,8 @@ def test_flags_stay_json_booleans_or_text(field: str, value: bool | str) -> None
 def test_every_field_of_an_order_reaches_the_engine() -> None:
     params = LIMIT_ORDER | {
         "quote_quantity": "250",
+        "stop_price": "98",
+        "trailing_offset": "2.5%",
         "time_in_force": "gtd",
         "expire_time_ms": "1795398168953",
         "display_quantity": "1",
@@ -111,7 +113,7 @@ def test_every_field_of_an_order_reaches_the_engine() -> None:
 TIMES = [
     ("place_order", LIMIT_ORDER, "valid_until_ms"),
     ("place_order", LIMIT_ORDER, "expire_time_ms"),
-    ("amend_order", {"symbol": "X", "order_id": "3", "price": "98"}, "valid_until_ms"),
+    ("amend_order", {"symbol": "X", "order_id": "3", "stop_price": "98"}, "valid_until_ms"),
     ("cancel_order", {"symbol": "X", "order_id": "3"}, "valid_until_ms"),
     ("cancel_all_orders", {"symbol": "X"}, "valid_until_ms"),
 ]
@@ -311,7 +313,7 @@ def test_a_missing_field_is_named(field: str) -> None:
     "field",
     [
         *LIMIT_ORDER,
-        *("time_in_force", "client_order_id", "quote_quantity"),
+        *("time_in_force", "client_order_id", "quote_quantity", "stop_price", "trailing_offset"),
         *("display_quantity", "protection", "self_trade_prevention", "stp_group"),
     ],
 )

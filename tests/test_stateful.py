@@ -46,8 +46,6 @@ OWNER = "the owner"
 TICK_SIZE, LOT_SIZE = "0.5", "0.1"
 MIN_QUANTITY, MAX_QUANTITY = "0.2", "50"
 START_MS = 1_700_000_000_000
-# Whether orders that wait for a price are among the commands.
-WITH_STOPS = False
 
 accounts = st.sampled_from(ACCOUNTS)
 sides = st.sampled_from(("buy", "sell"))
@@ -146,14 +144,10 @@ new_terms = st.one_of(
     st.fixed_dictionaries({"price": prices}),
     st.fixed_dictionaries({"quantity": quantities}, optional={"price": prices}),
     st.fixed_dictionaries({"remaining_quantity": quantities}, optional={"price": prices}),
+    st.fixed_dictionaries(
+        {"stop_price": prices}, optional={"price": prices, "quantity": quantities}
+    ),
 )
-if WITH_STOPS:
-    new_terms = st.one_of(
-        new_terms,
-        st.fixed_dictionaries(
-            {"stop_price": prices}, optional={"price": prices, "quantity": quantities}
-        ),
-    )
 
 
 def _method(name: str, fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Json]:
@@ -162,8 +156,7 @@ def _method(name: str, fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Json
 
 placed = [place, place, place, place, place_iceberg, place_iceberg, place_post_only]
 placed += [place_market, place_market, place_by_quote]
-if WITH_STOPS:
-    placed += [place_stop, place_stop, place_stop_limit, place_stop_limit, place_trailing_stop]
+placed += [place_stop, place_stop, place_stop_limit, place_stop_limit, place_trailing_stop]
 placing = _method("place_order", st.one_of(placed))
 amending = _method("amend_order", _merged(naming, new_terms, in_time))
 canceling = _method("cancel_order", _merged(naming, in_time))
@@ -251,8 +244,7 @@ stop_spoilings = st.sampled_from(
         ("trailing_offset", None),
     )
 )
-if WITH_STOPS:
-    spoilings = st.one_of(spoilings, stop_spoilings)
+spoilings = st.one_of(spoilings, stop_spoilings)
 
 definitions = st.one_of(
     st.sampled_from(

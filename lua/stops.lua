@@ -1,0 +1,180 @@
+-- Stop orders: orders that wait outside the book until trades reach their stop price.
+--
+-- Some wait for a rise (a buy stop; a sell take_profit), the others for a fall. The two queues
+-- `rising` and `falling` hold them the next to trigger first, which is how book.lua keeps a side of
+-- the book, so they are kept by the same code: rising ones lowest stop price first, falling ones
+-- highest first, at one stop price by priority.
+--
+-- A trailing stop waits for the price to turn: its stop price is its `trailing_offset` away from
+-- its reference, the best trade price in its favour since it was placed. When the reference
+-- follows a price the order queues anew at its new stop price.
+--
+-- Trades do not trigger anything while they are made. Their prices are noted in the working copy
+-- (`trade_prices`), and after each command they are shown to those who wait, one after the other:
+-- see cascade.lua.
+
+local book = require("book")
+local events = require("events")
+local instrument = require("instrument")
+local numbers = require("numbers")
+local reject = require("reject")
+
+local stops = {}
+
+local trailing_orders_max = 1000
+local directions = { "rising", "falling" }
+local sides = { "buy", "sell" }
+
+-- Which way the price must go for an order of this kind.
+local function direction(side, order_type)
+  local is_profit = order_type == "take_profit" or order_type == "take_profit_limit"
+  return (side == "buy") ~= is_profit and "rising" or "falling"
+end
+
+-- Whether a trade price triggers who waits this way at a stop price.
+function stops.is_due(waits, stop_price, price)
+  if waits == "rising" then
+    return price >= stop_price
+  end
+  return price <= stop_price
+end
+
+-- How far a trailing stop stays from its reference, in ticks: of a percentage the whole part, at
+-- least one.
+local function offset_ticks(record, text, reference)
+  local percent = text:match("^(.*)%%$")
+  if not percent then
+    return (instrument.price(record, text))
+  end
+  return math.max(1, numbers.fraction(reference, numbers.percent(percent)))
+end
+
+-- Sets the reference of a trailing stop, and thereby its stop price: below zero it never triggers,
+-- nor beyond the largest price.
+function stops.refer(record, o, reference)
+  local extras = o.extras
+  local offset = offset_ticks(record, extras.trailing_offset, reference)
+  local stop_price = o.side == "sell" and reference - offset or reference + offset
+  extras.reference_price = reference
+  extras.stop_price = math.min(stop_price, numbers.exact_max + 1)
+end
+
+-- The last trade price in ticks, or nil where there is none: one from before the tick_size changed
+-- may lie between two ticks.
+function stops.last_price(record)
+  return record.last_price and (instrument.price(record, record.last_price))
+end
+
+-- A refusal where a stop price or an offset in price units is no price, else nil.
+function stops.price_refusal(record, values)
+  local text = values.stop_price or values.trailing_offset
+  if not text or text:find("%", 1, true) then
+    return nil
+  end
+  return select(2, instrument.price(record, text))
+end
+
+-- Adds what makes a drafted order wait. Its prices have been looked at.
+function stops.read(b, o, values)
+  local extras = o.extras
+  extras.stop_price = values.stop_price and instrument.price(b.instrument, values.stop_price)
+  extras.order_type = o.order_type
+  extras.trailing_offset = values.trailing_offset
+  extras.waits = direction(o.side, o.order_type)
+  if o.time_in_force == "ioc" or o.time_in_force == "fok" then
+    extras.time_in_force = o.time_in_force
+  end
+end
+
+-- A refusal where a stop price is reached already, else nil.
+function stops.would_trigger_refusal(b, waits, stop_price)
+  local last_price = stops.last_price(b.instrument)
+  if last_price and stops.is_due(waits, stop_price, last_price) then
+    return reject.new("WOULD_TRIGGER", "the last trade price is at the stop price or beyond it")
+  end
+  return nil
+end
+
+-- A refusal of a new stop order, else nil; a trailing one gets its first reference.
+function stops.refusal(b, o)
+  if not o.extras.trailing_offset then
+    return stops.would_trigger_refusal(b, o.extras.waits, o.extras.stop_price)
+  end
+  local last_price = stops.last_price(b.instrument)
+  if not last_price then
+    return reject.new("NO_LAST_PRICE", "a trailing_stop needs a last trade price")
+  end
+  stops.refer(b.instrument, o, last_price)
+  return nil
+end
+
+-- A refusal where no more trailing stops may wait, else nil.
+function stops.count_refusal(b, o)
+  local extended = b.instrument.extended
+  local count = extended and extended.trailing_orders or 0
+  if o.extras.trailing_offset and count >= trailing_orders_max then
+    return reject.new("TOO_MANY_TRAILING_STOPS", "1000 trailing stops wait in this book")
+  end
+  return nil
+end
+
+-- Shows a trade price to the trailing stops of both sides.
+local function show_to_trailing(b, price)
+  for _, side in ipairs(sides) do
+    for _, o in ipairs(book.trailing_stops_behind(b, side, price)) do
+      book.dequeue(b, o)
+      stops.refer(b.instrument, o, price)
+      book.prioritize(b, o)
+      book.wait(b, o)
+      o.extras.trailed = true
+    end
+  end
+end
+
+-- Reports the trailing stops that have followed the price in this call and still wait, oldest
+-- first.
+function stops.tell_trailed(b)
+  local trailed = {}
+  for _, o in pairs(b.trailing_touched) do
+    if o.queued and o.extras.waits and o.extras.trailed then
+      trailed[#trailed + 1] = o
+    end
+  end
+  table.sort(trailed, function(left, right)
+    return tonumber(left.order_id) < tonumber(right.order_id)
+  end)
+  for _, o in ipairs(trailed) do
+    events.trailed(b, o)
+  end
+end
+
+-- The next order that a trade price triggers, or nil; rising ones come first.
+local function next_due(b, price)
+  for _, waits in ipairs(directions) do
+    local stop_price = book.best_price(b, waits)
+    if stop_price and stops.is_due(waits, stop_price, price) then
+      return book.queue(b, waits)()
+    end
+  end
+  return nil
+end
+
+-- The next order that the trades so far trigger, or nil where all have been shown to all.
+function stops.next_triggered(b)
+  local prices = b.trade_prices
+  while prices[prices.first] do
+    local price = prices[prices.first]
+    if prices.shown ~= prices.first and b.instrument.extended.trailing_orders > 0 then
+      show_to_trailing(b, price)
+    end
+    prices.shown = prices.first
+    local o = next_due(b, price)
+    if o then
+      return o
+    end
+    prices.first = prices.first + 1
+  end
+  return nil
+end
+
+return stops
