@@ -31,8 +31,8 @@
 -- at it leaves.
 --
 -- The stop orders that wait stand in two more queues of the same make, `rising` and `falling`
--- (stops.lua): by stop price in place of price, and without levels. Only a book that has some opens
--- them.
+-- (stops.lua): by stop price in place of price, and without levels. A third, `dormant`, has the
+-- orders of order lists that are not armed yet (lists.lua). Only a book that has some opens them.
 
 local events = require("events")
 local instrument = require("instrument")
@@ -70,16 +70,17 @@ local function new_side(book_key, side_key, sign)
   }
 end
 
-local stop_queues = {
+local waiting_queues = {
   rising = { key = keys.stops_rising, sign = 1 },
   falling = { key = keys.stops_falling, sign = -1 },
+  dormant = { key = keys.dormant_orders, sign = 1 },
 }
 
--- A queue by name: buy, sell, or one of the stops'.
+-- A queue by name: buy, sell, or one of those that wait.
 local function queue_side(b, name)
   local side = b[name]
   if not side then
-    side = new_side(b.key, stop_queues[name].key, stop_queues[name].sign)
+    side = new_side(b.key, waiting_queues[name].key, waiting_queues[name].sign)
     b[name] = side
   end
   return side
@@ -94,17 +95,19 @@ function book.open(book_key)
   return book.from(record)
 end
 
--- The trade prices that stop orders are still to be shown, oldest first, in ticks, from index
--- `first` on; false where nobody waits for one.
-local function pending_prices(extended)
-  if extended.waiting_orders == 0 then
+-- What trades have led to and is still to be carried out, in order, from index `first` on: prices
+-- in ticks to be shown to those who wait for one, and { list_id, filled } of order lists to be
+-- armed. false where there is nobody who waits. As text: `10025 17:30000 10030`.
+local function read_agenda(extended)
+  if extended.waiting_orders == 0 and extended.order_lists == 0 then
     return false
   end
-  local prices = { first = 1 }
-  for ticks in extended.pending_prices:gmatch("%d+") do
-    prices[#prices + 1] = ticks + 0
+  local agenda = { first = 1 }
+  for item in extended.agenda:gmatch("%S+") do
+    local list_id, filled = item:match("^(%d+):(%d+)$")
+    agenda[#agenda + 1] = list_id and { list_id = list_id, filled = filled + 0 } or item + 0
   end
-  return prices
+  return agenda
 end
 
 -- The working copy around an instrument record (a new instrument is not in Redis yet).
@@ -126,8 +129,10 @@ function book.from(record)
     remembered_replies_before = record.remembered_replies,
     largest_order_lots_before = record.largest_order_lots,
     has_icebergs = record.extended and record.extended.iceberg_orders > 0,
-    trade_prices = record.extended and pending_prices(record.extended),
+    agenda = record.extended and read_agenda(record.extended),
     trailing_touched = false,
+    notes = false,
+    order_lists = false,
     expiring = false,
     lots_safe = math.floor(record.lots_max / (record.open_orders + book.orders_per_call_max)),
     buy = new_side(record.key, keys.bids, -1),
@@ -255,13 +260,10 @@ function book.account_order_ids(b, account)
   return open
 end
 
--- Whether trades have triggered more than the call could carry out.
-function book.has_triggers(b)
-  local prices = b.trade_prices
-  if not prices or not prices[prices.first] then
-    return false
-  end
-  return b.instrument.extended.waiting_orders > 0
+-- Whether trades have led to more than was carried out.
+function book.has_agenda(b)
+  local agenda = b.agenda
+  return agenda and agenda[agenda.first] ~= nil
 end
 
 -- How many open orders an account has in this book, those of this call included.
@@ -284,6 +286,26 @@ local function touch(b, o)
   b.changed = true
   o.touched = true
   b.touched_orders[#b.touched_orders + 1] = o
+end
+
+-- ---- order lists, as text
+
+-- The order list of this id, or false.
+function book.order_list(b, id)
+  b.order_lists = b.order_lists or { known = {}, changed = {} }
+  local text = b.order_lists.known[id]
+  if text == nil then
+    text = redis.call("HGET", keys.order_lists(b.key), id)
+    b.order_lists.known[id] = text
+  end
+  return text
+end
+
+-- Keeps an order list, or with false drops it.
+function book.keep_order_list(b, id, text)
+  local extended, known = instrument.extend(b.instrument), book.order_list(b, id)
+  extended.order_lists = extended.order_lists + (text and 1 or 0) - (known and 1 or 0)
+  b.order_lists.known[id], b.order_lists.changed[id] = text, text
 end
 
 -- ---- levels
@@ -513,14 +535,23 @@ local function leave(side, o, price)
   end
 end
 
--- Takes a waiting stop order out of its queue.
-local function leave_stops(b, o)
-  local extended = b.instrument.extended
-  extended.waiting_orders = extended.waiting_orders - 1
-  if o.extras.trailing_offset then
-    extended.trailing_orders = extended.trailing_orders - 1
+-- Counts an order that begins to wait, or ceases to.
+local function count_waiting(b, o, change)
+  local extended, extras = instrument.extend(b.instrument), o.extras
+  if extras.waits == "dormant" then
+    extended.dormant_orders = extended.dormant_orders + change
+    return
   end
-  leave(queue_side(b, o.extras.waits), o, o.extras.stop_price)
+  extended.waiting_orders = extended.waiting_orders + change
+  if extras.trailing_offset then
+    extended.trailing_orders = extended.trailing_orders + change
+  end
+end
+
+-- Takes a waiting order out of its queue.
+local function leave_waiting(b, o)
+  count_waiting(b, o, -1)
+  leave(queue_side(b, o.extras.waits), o, order.queue_price(o))
 end
 
 -- Takes an order out of the queue; it keeps its record until it is queued again or closed.
@@ -529,32 +560,31 @@ function book.dequeue(b, o)
     touch(b, o)
   end
   if o.extras and o.extras.waits then
-    return leave_stops(b, o)
+    return leave_waiting(b, o)
   end
   local side = b[o.side]
   side.differences[o.price] = (side.differences[o.price] or 0) - order.shown(o)
   leave(side, o, o.price)
 end
 
--- Queues a stop order with its priority among those that wait like it, behind all others of its
--- stop price.
+-- Queues an order with its priority among those that wait like it, behind all others of its stop
+-- price.
 function book.wait(b, o)
-  local extended, extras = instrument.extend(b.instrument), o.extras
+  local extras = o.extras
   local side = queue_side(b, extras.waits)
-  local rank = extras.stop_price * side.sign
+  local rank = order.queue_price(o) * side.sign
   if not o.touched then
     touch(b, o)
   end
   o.queued = true
   side.pending[#side.pending + 1] = { order = o, priority = o.priority, rank = rank }
   side.best_known = false
-  extended.waiting_orders = extended.waiting_orders + 1
-  if extras.trailing_offset then
-    extended.trailing_orders = extended.trailing_orders + 1
+  count_waiting(b, o, 1)
+  if extras.reference_price then
     b.trailing_touched = b.trailing_touched or {}
     b.trailing_touched[o.order_id] = o
   end
-  b.trade_prices = b.trade_prices or { first = 1 }
+  b.agenda = b.agenda or { first = 1 }
 end
 
 -- A waiting order changes its terms in its place.
@@ -592,18 +622,28 @@ function book.trailing_stops_behind(b, side_name, price)
   return found
 end
 
+-- Notes what becomes of an order of an order list (traded, triggered, ended), for the others of
+-- it.
+function book.note(b, o, event)
+  b.notes = b.notes or { first = 1 }
+  b.notes[#b.notes + 1] = { order = o, event = event }
+end
+
 -- The order is no longer open, and not in the queue.
 function book.close(b, o)
   if not o.touched then
     touch(b, o)
   end
   b.instrument.open_orders = b.instrument.open_orders - 1
+  if o.extras and o.extras.order_list_id then
+    book.note(b, o, "ended")
+  end
 end
 
 -- Takes an order out of the queue for good.
 function book.remove(b, o)
   book.dequeue(b, o)
-  b.instrument.open_orders = b.instrument.open_orders - 1
+  book.close(b, o)
 end
 
 -- Takes traded quantity off an order in its place. Returns whether a slice of an iceberg is used up
@@ -617,6 +657,9 @@ function book.reduce(b, o, lots)
   o.remaining = o.remaining - lots
   if extras and extras.slice then
     extras.slice = extras.slice - lots
+  end
+  if extras and extras.order_list_id then
+    book.note(b, o, "traded")
   end
   if o.remaining == 0 then
     leave(side, o, o.price)
@@ -725,7 +768,7 @@ end
 -- The same of an order that waits or did, for it may change queues.
 local function plan_stop_write(b, plan, o)
   local extras = o.extras
-  local trailing_key = extras.trailing_offset and keys.trailing_stops(b.key, o.side)
+  local trailing_key = extras.reference_price and keys.trailing_stops(b.key, o.side)
   if o.stored_priority then
     local left = queue_side(b, extras.stored_waits or o.side)
     local removed = arguments_for(plan, "ZREM", left.key)
@@ -741,7 +784,7 @@ local function plan_stop_write(b, plan, o)
     local added = arguments_for(plan, "ZADD", trailing_key)
     added[#added + 1] = numbers.integer_text(extras.reference_price)
     added[#added + 1] = o.order_id
-  elseif trailing_key and extras.stored_waits then
+  elseif trailing_key and extras.stored_waits and extras.stored_waits ~= "dormant" then
     local removed = arguments_for(plan, "ZREM", trailing_key)
     removed[#removed + 1] = o.order_id
   end
@@ -786,7 +829,7 @@ end
 
 -- Where an order stands, and where it stood.
 local function plan_place_write(b, plan, o)
-  if o.extras and o.extras.order_type then
+  if o.extras and (o.extras.order_type or o.extras.order_list_id) then
     return plan_stop_write(b, plan, o)
   end
   return plan_queue_write(b, plan, o)
@@ -814,6 +857,17 @@ local function plan_order_writes(b, plan)
       gone[#gone + 1] = o.order_id
       plan_place_write(b, plan, o)
       plan_index_write(b, plan, o)
+    end
+  end
+end
+
+local function plan_list_writes(b, plan)
+  local lists_key = keys.order_lists(b.key)
+  for id, text in pairs(b.order_lists.changed) do
+    local arguments = arguments_for(plan, text and "HSET" or "HDEL", lists_key)
+    arguments[#arguments + 1] = id
+    if text then
+      arguments[#arguments + 1] = text
     end
   end
 end
@@ -847,13 +901,15 @@ local function add_counter(texts, name, number, before)
   end
 end
 
--- The trade prices that stop orders are still to be shown, as they are stored.
-local function pending_text(b)
-  local texts = {}
-  if b.instrument.extended.waiting_orders > 0 then
-    local prices = b.trade_prices
-    for i = prices.first, #prices do
-      texts[#texts + 1] = instrument.ticks_text(b.instrument, prices[i])
+-- The agenda as it is stored.
+local function agenda_text(b)
+  local agenda, texts = b.agenda, {}
+  for i = agenda and agenda.first or 1, agenda and #agenda or 0 do
+    local item = agenda[i]
+    if type(item) == "table" then
+      texts[#texts + 1] = item.list_id .. ":" .. numbers.integer_text(item.filled)
+    else
+      texts[#texts + 1] = numbers.integer_text(item)
     end
   end
   return table.concat(texts, " ")
@@ -877,8 +933,10 @@ local function state_pairs(b)
     add_counter(texts, "iceberg_orders", extended.iceberg_orders, nil)
     add_counter(texts, "waiting_orders", extended.waiting_orders, nil)
     add_counter(texts, "trailing_orders", extended.trailing_orders, nil)
-    texts[#texts + 1] = "pending_prices"
-    texts[#texts + 1] = pending_text(b)
+    add_counter(texts, "dormant_orders", extended.dormant_orders, nil)
+    add_counter(texts, "order_lists", extended.order_lists, nil)
+    texts[#texts + 1] = "agenda"
+    texts[#texts + 1] = agenda_text(b)
   end
   if record.last_trade_id ~= b.last_trade_id_before then
     add_counter(texts, "last_trade_id", record.last_trade_id, nil)
@@ -901,6 +959,9 @@ function book.write(b)
   local plan = { ZREM = {}, ZADD = {}, HSET = {}, HDEL = {}, SADD = {}, SREM = {} }
   local bid_prices, ask_prices = changed_levels(b, b.buy), changed_levels(b, b.sell)
   plan_order_writes(b, plan)
+  if b.order_lists then
+    plan_list_writes(b, plan)
+  end
   plan_level_writes(b, b.buy, bid_prices, plan)
   plan_level_writes(b, b.sell, ask_prices, plan)
   local rotation = memory.rotation(b)

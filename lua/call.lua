@@ -57,7 +57,7 @@ function call.begin(b)
   for i = 1, #expired do
     events.expired(b, expired[i])
   end
-  if b.trade_prices then
+  if b.agenda or b.notes then
     cascade.run(b)
   end
   return #expired
@@ -66,7 +66,7 @@ end
 -- Runs one command and what its trades trigger: its reply.
 function call.run(b, values, method)
   local reply, refusal = method.run(b, values)
-  if b.trade_prices then
+  if b.agenda or b.notes then
     cascade.run(b)
   end
   return reply or reject.json(refusal, values.client_order_id)

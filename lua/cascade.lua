@@ -3,34 +3,29 @@
 --
 -- The prices of trades are shown to those who wait one after the other, oldest first. At each, who
 -- is due comes in one by one, as a taker with a new priority; the prices of his own trades go to
--- the end of the line. So a cascade runs breadth first and ends, for every order triggers once. A
--- call carries out a limited number; the prices still to be shown are kept, and the next call or
--- tick goes on with them before anything else. Nothing triggers while the instrument does not
--- trade.
+-- the end of the agenda. So a cascade runs breadth first and ends, for every order triggers once.
+-- What an order list arms stands on the same agenda: nobody is shown a price from before he was
+-- armed. A call carries out a limited number; the rest of the agenda is kept, and the next call or
+-- tick goes on with it before anything else. Nothing triggers while the instrument does not trade.
 
 local book = require("book")
 local events = require("events")
-local matching = require("matching")
+local lists = require("lists")
 local placing = require("placing")
 local stops = require("stops")
 
 local cascade = {}
 
--- A stop order enters the market. What cannot be done whole is canceled.
-local function enter(b, o)
+-- A stop order enters the market.
+local function trigger(b, o)
   book.dequeue(b, o)
   o.extras.waits = nil
   book.prioritize(b, o)
   events.triggered(b, o)
-  local fills = placing.plan(b, o)
-  if not fills then
-    book.close(b, o)
-    return events.canceled(b, o, "too_large")
+  if o.extras.order_list_id then
+    book.note(b, o, "triggered")
   end
-  if fills[1] then
-    matching.trade(b, o, fills)
-  end
-  return placing.settle(b, o, fills)
+  placing.enter(b, o)
 end
 
 local function may_go_on(b)
@@ -39,18 +34,28 @@ local function may_go_on(b)
     and b.instrument.status == "trading"
 end
 
--- Carries out what the trades so far have triggered, as far as one call may. What nobody waits for
--- is forgotten, lest an order that comes later be shown prices from before its time.
-function cascade.run(b)
-  while book.has_triggers(b) and may_go_on(b) do
-    local o = stops.next_triggered(b)
-    if o then
-      b.triggers_left = b.triggers_left - 1
-      enter(b, o)
-    end
+-- Carries out the first item of the agenda, or a part of it.
+local function carry_out(b)
+  local agenda = b.agenda
+  local item = agenda[agenda.first]
+  if type(item) == "table" then
+    agenda.first = agenda.first + 1
+    return lists.arm(b, item)
   end
-  if b.instrument.extended.waiting_orders == 0 then
-    b.trade_prices = { first = 1 }
+  local o = stops.next_triggered(b, item)
+  if o then
+    b.triggers_left = b.triggers_left - 1
+    return trigger(b, o)
+  end
+  agenda.first = agenda.first + 1
+end
+
+-- Carries out what the command before has led to, as far as one call may.
+function cascade.run(b)
+  lists.settle(b)
+  while book.has_agenda(b) and may_go_on(b) do
+    carry_out(b)
+    lists.settle(b)
   end
 end
 

@@ -272,6 +272,9 @@ function changing.amend_order(b, values)
   if refusal then
     return nil, refusal
   end
+  if o.extras and o.extras.waits == "dormant" then
+    return reject.with("ORDER_NOT_ARMED", "the order is not armed yet")
+  end
   local new, invalid = amended(b, o, values)
   if not new then
     return nil, invalid

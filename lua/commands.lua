@@ -18,6 +18,7 @@ local fields = require("fields")
 local instrument = require("instrument")
 local keys = require("keys")
 local library = require("library")
+local listing = require("listing")
 local numbers = require("numbers")
 local placing = require("placing")
 local queries = require("queries")
@@ -30,6 +31,11 @@ local publish_interval_ms = 500
 
 local methods = {
   place_order = { name = "place_order", run = placing.place_order, schema = placing.schema },
+  place_order_list = {
+    name = "place_order_list",
+    run = listing.place_order_list,
+    schema = listing.schema,
+  },
   cancel_order = {
     name = "cancel_order",
     run = changing.cancel_order,
@@ -211,7 +217,7 @@ local function tick(call_keys, arguments)
     '{"expired_count":%.0f,"triggered_count":%.0f,"pending":%s,"sequence":%.0f}',
     expired_count,
     book.triggers_per_call_max - b.triggers_left,
-    tostring(b.expiring or (b.instrument.status == "trading" and book.has_triggers(b))),
+    tostring(b.expiring or (b.instrument.status == "trading" and book.has_agenda(b))),
     book.current_sequence(b)
   )
   return call.finish(b, reply)
@@ -282,6 +288,7 @@ end
 function commands.register()
   register("define_instrument", define_instrument, {})
   register("place_order", single(methods.place_order), {})
+  register("place_order_list", single(methods.place_order_list), {})
   register("amend_order", single(methods.amend_order), {})
   register("cancel_order", single(methods.cancel_order), when_memory_is_full)
   register("cancel_all_orders", single(methods.cancel_all_orders), when_memory_is_full)

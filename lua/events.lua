@@ -19,6 +19,11 @@ function events.new()
   return { accounts = {}, reports = {}, trades = {} }
 end
 
+-- Whether an order of an order list is armed; told only while it is not.
+local function armed_term(o)
+  return o.extras.waits == "dormant" and ',"armed":false' or ""
+end
+
 local text_terms = {
   "quote_quantity",
   "trailing_offset",
@@ -70,6 +75,9 @@ local function extra_terms(record, extras)
   if extras.stop_price and not extras.trailing_offset then
     terms = terms .. ',"stop_price":"' .. instrument.price_text(record, extras.stop_price) .. '"'
   end
+  if extras.order_list_id then
+    terms = terms .. ',"order_list_id":"' .. numbers.integer_text(extras.order_list_id) .. '"'
+  end
   for i = 1, #text_terms do
     local name = text_terms[i]
     if extras[name] then
@@ -100,11 +108,12 @@ local function make_terms(b, o)
   return o.terms
 end
 
--- Of a trailing stop that waits, the price from which its stop price is reckoned now.
-function events.reference_term(b, o)
-  local reference = o.extras and o.extras.waits and o.extras.reference_price
+-- What an order waits for, beside its terms: to be armed; of a trailing stop, the price from which
+-- its stop price is reckoned now.
+function events.waiting_terms(b, o)
+  local reference = o.extras.waits and o.extras.reference_price
   if not reference then
-    return ""
+    return armed_term(o)
   end
   return ',"reference_price":"' .. instrument.price_text(b.instrument, reference) .. '"'
 end
@@ -125,7 +134,7 @@ function events.accepted(b, o)
   pieces[n + 3] = ',"priority":'
   pieces[n + 4] = ("%d"):format(o.priority)
   if o.extras then
-    pieces[n + 4] = pieces[n + 4] .. events.reference_term(b, o)
+    pieces[n + 4] = pieces[n + 4] .. events.waiting_terms(b, o)
   end
   pieces[n + 5] = b.report_end
 end
@@ -171,7 +180,12 @@ end
 
 -- A trailing stop has followed the price; told once a call, as it stands at its end.
 function events.trailed(b, o)
-  report_place(b, o, '{"event":"trailed"' .. events.reference_term(b, o) .. ",")
+  report_place(b, o, '{"event":"trailed"' .. events.waiting_terms(b, o) .. ",")
+end
+
+-- An order of an order list is armed, with so much as its entry has filled.
+function events.armed(b, o)
+  report_place(b, o, '{"event":"armed"' .. events.waiting_terms(b, o) .. ",")
 end
 
 -- The order lost quantity to self-trade prevention.
@@ -185,7 +199,7 @@ function events.expired(b, o)
 end
 
 -- What was left of the order is gone. Reasons: requested, cancel_all, ioc, fok, self_trade,
--- protection, too_large.
+-- protection, too_large, order_list.
 function events.canceled(b, o, reason)
   local pieces = b.events.reports[o.account] or reports_to(b, o.account)
   local n = #pieces

@@ -37,8 +37,11 @@ local choices = {
   post_only = { "true", "false" },
   validate_only = { "true", "false" },
   self_trade_prevention = { "none", "cancel_taker", "cancel_maker", "cancel_both", "decrement" },
+  list_type = { "oco", "oto", "bracket" },
   status = { "trading", "halted", "cancel_only" },
 }
+
+local list_length_max = 16384
 
 local function percent(text)
   return numbers.percent(text)
@@ -73,6 +76,9 @@ local forms = {
   quote_quantity = true,
   stop_price = true,
   trailing_offset = trailing_offset,
+  orders = function(text)
+    return #text <= list_length_max
+  end,
   expire_time_ms = numbers.positive_integer,
   valid_until_ms = numbers.positive_integer,
   stp_group = account,

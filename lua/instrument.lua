@@ -34,8 +34,8 @@ local stored_fields = {
 }
 
 -- What few instruments use, read only where one of them was ever set (`extended` is 1): rules, then
--- how many open orders expire, are icebergs, wait for a trade price, trail it; and the trade prices
--- that those who wait are still to be shown.
+-- how many open orders expire, are icebergs, wait for a trade price, trail it, are not armed yet;
+-- how many order lists there are; and what trades have led to that is still to be carried out.
 local extended_fields = {
   "self_trade_prevention",
   "protection",
@@ -46,10 +46,19 @@ local extended_fields = {
   "iceberg_orders",
   "waiting_orders",
   "trailing_orders",
-  "pending_prices",
+  "dormant_orders",
+  "order_lists",
+  "agenda",
 }
 
-local extended_counters = { "gtd_orders", "iceberg_orders", "waiting_orders", "trailing_orders" }
+local extended_counters = {
+  "gtd_orders",
+  "iceberg_orders",
+  "waiting_orders",
+  "trailing_orders",
+  "dormant_orders",
+  "order_lists",
+}
 
 -- The rules of an instrument that uses none of them.
 local function extended_defaults()
@@ -63,7 +72,9 @@ local function extended_defaults()
     iceberg_orders = 0,
     waiting_orders = 0,
     trailing_orders = 0,
-    pending_prices = "",
+    dormant_orders = 0,
+    order_lists = 0,
+    agenda = "",
   }
 end
 

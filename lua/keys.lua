@@ -66,6 +66,16 @@ function keys.trailing_stops(book, side)
   return book .. ":stops:trailing:" .. side
 end
 
+-- Sorted set: the orders of order lists that are not armed yet, by list. See lists.lua.
+function keys.dormant_orders(book)
+  return book .. ":order_lists:dormant"
+end
+
+-- Hash: the order lists, by the order_id of their first order.
+function keys.order_lists(book)
+  return book .. ":order_lists"
+end
+
 -- Hash "account client_order_id" -> order_id of open orders.
 function keys.client_orders(book)
   return book .. ":client_orders"

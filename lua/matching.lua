@@ -292,9 +292,9 @@ local function fill_json(trade, maker)
 end
 
 -- Notes the price of a trade for those who wait for one.
-local function note_price(prices, price)
-  if prices[#prices] ~= price or prices.first > #prices then
-    prices[#prices + 1] = price
+local function note_price(agenda, price)
+  if agenda[#agenda] ~= price or agenda.first > #agenda then
+    agenda[#agenda + 1] = price
   end
 end
 
@@ -311,8 +311,11 @@ local function trade_with(b, taker, maker, lots)
   if taker.remaining > 0 then
     taker.remaining = taker.remaining - lots
   end
-  if b.trade_prices and b.instrument.extended.waiting_orders > 0 then
-    note_price(b.trade_prices, maker.price)
+  if b.agenda and b.instrument.extended.waiting_orders > 0 then
+    note_price(b.agenda, maker.price)
+  end
+  if taker.extras and taker.extras.order_list_id then
+    book.note(b, taker, "traded")
   end
   local is_refreshed = book.reduce(b, maker, lots)
   events.trade(b, taker, maker, trade)

@@ -64,10 +64,12 @@ end
 
 -- ---- of a command
 
+local own_id_methods = { place_order = true, place_order_list = true }
+
 -- Whether a command's client_order_id is its own: other content is then refused. Otherwise it
 -- names the order that the command is about.
 local function owns_id(method_name, values)
-  return method_name == "place_order" or values.order_id ~= nil
+  return own_id_methods[method_name] or values.order_id ~= nil
 end
 
 function memory.memo_name(method_name, values)
@@ -82,6 +84,11 @@ function memory.memo(method_name, values, schema)
     content = fields.content(method_name, values, schema),
     owned = owns_id(method_name, values),
   }
+end
+
+-- Whether a command with this id of its own is remembered.
+function memory.is_taken(b, account, client_order_id)
+  return recall(b, own_name(account, client_order_id), "") ~= nil
 end
 
 -- The first reply to a command that was sent before, or a refusal where its id has another meaning.

@@ -11,7 +11,8 @@
 -- An iceberg shows `slice` lots, at most `display_quantity` of what remains.
 --
 -- A stop order that waits for its price has the flag `waits`, which names its queue (stops.lua),
--- and in it stands at `stop_price`. The price is `-` where it has none of its own.
+-- and in it stands at `stop_price`. The price is `-` where it has none of its own. An order that is
+-- not armed yet (lists.lua) waits in the queue `dormant`, by its list.
 --
 -- `place` is the order's priority, padded so that text order is number order; place and id make its
 -- `member` in its side's sorted set. The table has the priority as a number, `queued` (whether it
@@ -52,6 +53,7 @@ local number_flags = {
   "expire_time_ms",
   "stop_price",
   "reference_price",
+  "order_list_id",
 }
 local text_flags = {
   "self_trade_prevention",
@@ -84,10 +86,13 @@ function order.queue_name(o)
   return o.extras and o.extras.waits or o.side
 end
 
--- The price in ticks by which it stands there.
+-- The price in ticks by which it stands there; of a dormant order, its list.
 function order.queue_price(o)
-  local extras = o.extras
-  return extras and extras.waits and extras.stop_price or o.price
+  local waits = o.extras and o.extras.waits
+  if not waits then
+    return o.price
+  end
+  return waits == "dormant" and o.extras.order_list_id or o.extras.stop_price
 end
 
 local function parse_time_in_force(extras)

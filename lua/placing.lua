@@ -66,7 +66,7 @@ local function measured(record, values)
 end
 
 -- The order as its fields ask for it, not yet taken on; or nil and why not.
-local function drafted(b, values)
+function placing.draft(b, values)
   local lots, price = measured(b.instrument, values)
   if not lots then
     return nil, price
@@ -190,16 +190,16 @@ function placing.closed_refusal(b)
   if b.expiring then
     return reject.new("EXPIRING", "many orders are expiring: try again")
   end
-  if book.has_triggers(b) then
+  if book.has_agenda(b) then
     return reject.new("TRIGGERS_PENDING", "many stop orders are being triggered: try again")
   end
   return nil
 end
 
--- The memo of a new order with an id of its own, and the first reply where it was sent before; or
--- why the id cannot be taken.
-local function recall_placed(b, values)
-  local memo_record = memory.memo("place_order", values, placing.schema)
+-- The memo of a command that places, with an id of its own, and the first reply where it was sent
+-- before; or why the id cannot be taken.
+function placing.recall(b, method_name, values, schema)
+  local memo_record = memory.memo(method_name, values, schema)
   local again, refusal = memory.answer_again(b, memo_record)
   if not again and not refusal and book.client_order(b, values.account, values.client_order_id) then
     refusal = reject.new("DUPLICATE_CLIENT_ORDER_ID", "an open order has this client_order_id")
@@ -218,15 +218,15 @@ local function rule_refusal(b, o)
 end
 
 -- The order that is asked for and its fills, after every check; nil and why not.
-local function checked_order(b, values)
+function placing.check(b, values)
   local refusal = values.rare and terms.lateness_refusal(b, values)
-  if not refusal and (b.instrument.status ~= "trading" or b.expiring or b.trade_prices) then
+  if not refusal and (b.instrument.status ~= "trading" or b.expiring or b.agenda) then
     refusal = placing.closed_refusal(b)
   end
   if refusal then
     return nil, refusal
   end
-  local o, invalid = drafted(b, values)
+  local o, invalid = placing.draft(b, values)
   if not o then
     return nil, invalid
   end
@@ -245,7 +245,7 @@ local function checked_order(b, values)
 end
 
 -- Takes on an order that was found good; its reply.
-local function take_on(b, o, fills)
+function placing.take_on(b, o, fills)
   book.admit(b, o)
   events.accepted(b, o)
   if o.extras and o.extras.waits then
@@ -254,6 +254,20 @@ local function take_on(b, o, fills)
   end
   local fills_json = fills[1] and matching.trade(b, o, fills) or "[]"
   return replies.order(b, o, placing.settle(b, o, fills), fills_json)
+end
+
+-- An order that waited enters the market: it trades and queues like a new one. What cannot be done
+-- whole is canceled.
+function placing.enter(b, o)
+  local fills = placing.plan(b, o)
+  if not fills then
+    book.close(b, o)
+    return events.canceled(b, o, "too_large")
+  end
+  if fills[1] then
+    matching.trade(b, o, fills)
+  end
+  return placing.settle(b, o, fills)
 end
 
 -- place_order: takes an order on, trades it, queues the rest.
@@ -275,19 +289,19 @@ function placing.place_order(b, values)
   end
   local memo_record, again
   if values.client_order_id then
-    memo_record, again, refusal = recall_placed(b, values)
+    memo_record, again, refusal = placing.recall(b, "place_order", values, placing.schema)
     if again or refusal then
       return again, refusal
     end
   end
-  local o, fills = checked_order(b, values)
+  local o, fills = placing.check(b, values)
   if not o then
     return nil, fills
   end
   if values.validate_only == "true" then
     return valid_reply(b, fills)
   end
-  local reply = take_on(b, o, fills)
+  local reply = placing.take_on(b, o, fills)
   return memo_record and memory.remember(b, memo_record, reply) or reply
 end
 

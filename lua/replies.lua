@@ -14,7 +14,9 @@ function replies.order(b, o, status, fills_json)
     .. remaining
     .. '","status":"'
     .. status
-    .. '","fills":'
+    .. '"'
+    .. (o.extras and events.waiting_terms(b, o) or "")
+    .. ',"fills":'
     .. fills_json
     .. b.stamp
 end
@@ -29,13 +31,13 @@ function replies.canceled(b, o)
     .. b.stamp
 end
 
--- Whether a stop order has entered the market, and what it waits for else.
+-- Whether a stop order has entered the market, and what an order waits for.
 local function stop_state(b, o)
   if not o.extras.order_type then
-    return ""
+    return events.waiting_terms(b, o)
   end
   local triggered = tostring(not o.extras.waits)
-  return ',"triggered":' .. triggered .. events.reference_term(b, o)
+  return ',"triggered":' .. triggered .. events.waiting_terms(b, o)
 end
 
 -- An open order as get_order and get_open_orders show it, without the closing brace.

@@ -10,7 +10,7 @@
 -- follows a price the order queues anew at its new stop price.
 --
 -- Trades do not trigger anything while they are made. Their prices are noted in the working copy
--- (`trade_prices`), and after each command they are shown to those who wait, one after the other:
+-- (its `agenda`), and after each command they are shown to those who wait, one after the other:
 -- see cascade.lua.
 
 local book = require("book")
@@ -26,7 +26,7 @@ local directions = { "rising", "falling" }
 local sides = { "buy", "sell" }
 
 -- Which way the price must go for an order of this kind.
-local function direction(side, order_type)
+function stops.direction(side, order_type)
   local is_profit = order_type == "take_profit" or order_type == "take_profit_limit"
   return (side == "buy") ~= is_profit and "rising" or "falling"
 end
@@ -80,7 +80,7 @@ function stops.read(b, o, values)
   extras.stop_price = values.stop_price and instrument.price(b.instrument, values.stop_price)
   extras.order_type = o.order_type
   extras.trailing_offset = values.trailing_offset
-  extras.waits = direction(o.side, o.order_type)
+  extras.waits = stops.direction(o.side, o.order_type)
   if o.time_in_force == "ioc" or o.time_in_force == "fok" then
     extras.time_in_force = o.time_in_force
   end
@@ -159,22 +159,14 @@ local function next_due(b, price)
   return nil
 end
 
--- The next order that the trades so far trigger, or nil where all have been shown to all.
-function stops.next_triggered(b)
-  local prices = b.trade_prices
-  while prices[prices.first] do
-    local price = prices[prices.first]
-    if prices.shown ~= prices.first and b.instrument.extended.trailing_orders > 0 then
-      show_to_trailing(b, price)
-    end
-    prices.shown = prices.first
-    local o = next_due(b, price)
-    if o then
-      return o
-    end
-    prices.first = prices.first + 1
+-- The next order that a price on the agenda triggers, or nil where it has been shown to all.
+function stops.next_triggered(b, price)
+  local agenda = b.agenda
+  if agenda.shown ~= agenda.first and b.instrument.extended.trailing_orders > 0 then
+    show_to_trailing(b, price)
   end
-  return nil
+  agenda.shown = agenda.first
+  return next_due(b, price)
 end
 
 return stops

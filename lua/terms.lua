@@ -224,12 +224,13 @@ local function notional_refusal(b, o)
   return nil
 end
 
-local function open_orders_refusal(b, account)
-  local most = b.instrument.extended.open_orders_max + 0
-  if most == 0 then
+-- A refusal where an account may not place so many orders more, else nil.
+function terms.open_orders_refusal(b, account, count)
+  local most = (b.instrument.extended or {}).open_orders_max or "0"
+  if most + 0 == 0 then
     return nil
   end
-  if book.open_orders_of(b, account) >= most then
+  if book.open_orders_of(b, account) + count > most + 0 then
     return reject.new("TOO_MANY_OPEN_ORDERS", "the account has open_orders_max open orders")
   end
   return nil
@@ -240,7 +241,7 @@ end
 function terms.rule_refusal(b, o)
   return o.order_type == "limit" and terms.band_refusal(b, o.price)
     or notional_refusal(b, o)
-    or open_orders_refusal(b, o.account)
+    or terms.open_orders_refusal(b, o.account, 1)
 end
 
 -- Gives a market order the bound that its protection means now.

@@ -111,9 +111,15 @@ local function check_rare(walk, o)
   if extras.display_quantity then
     walk.icebergs = walk.icebergs + 1
   end
-  if extras.waits then
+  if extras.waits == "dormant" then
+    walk.dormant = walk.dormant + 1
+  elseif extras.waits then
     walk.waiting = walk.waiting + 1
     check_trailing(walk, o)
+  end
+  if extras.order_list_id then
+    local id = numbers.integer_text(extras.order_list_id)
+    add_to(walk.listed, id, 1)
   end
   if not extras.expire_time_ms then
     return
@@ -212,8 +218,14 @@ local function check_counts(walk)
   end
 end
 
-local none_extended =
-  { gtd_orders = 0, iceberg_orders = 0, waiting_orders = 0, trailing_orders = 0 }
+local none_extended = {
+  gtd_orders = 0,
+  iceberg_orders = 0,
+  waiting_orders = 0,
+  trailing_orders = 0,
+  dormant_orders = 0,
+  order_lists = 0,
+}
 
 local function check_rare_counts(walk)
   local record = walk.record
@@ -231,8 +243,26 @@ local function check_rare_counts(walk)
   if trailing ~= walk.trailing or extended.trailing_orders ~= walk.trailing then
     violate(walk, "STOPS_MISMATCH", "there are references of orders that do not trail")
   end
-  if extended.waiting_orders ~= walk.waiting then
-    violate(walk, "STOPS_MISMATCH", "waiting_orders is not the number of orders that wait")
+  if extended.waiting_orders ~= walk.waiting or extended.dormant_orders ~= walk.dormant then
+    violate(walk, "STOPS_MISMATCH", "waiting_orders or dormant_orders is not their number")
+  end
+end
+
+-- An order list has open orders, and no order waits to be armed without one.
+local function check_lists(walk)
+  local record = walk.record
+  local stored = redis.call("HGETALL", keys.order_lists(record.key))
+  for i = 1, #stored, 2 do
+    if not walk.listed[stored[i]] then
+      violate(walk, "LISTS_MISMATCH", "order list " .. stored[i] .. " has lost its orders")
+    end
+  end
+  local extended = record.extended or none_extended
+  if #stored / 2 ~= extended.order_lists then
+    violate(walk, "LISTS_MISMATCH", "order_lists is not the number of order lists")
+  end
+  if #stored == 0 and walk.dormant > 0 then
+    violate(walk, "LISTS_MISMATCH", "orders wait to be armed by no list")
   end
 end
 
@@ -281,6 +311,7 @@ local function check_types(walk, bids_key, asks_key)
       keys.expiries(book_key),
       keys.stops_rising(book_key),
       keys.stops_falling(book_key),
+      keys.dormant_orders(book_key),
       keys.trailing_stops(book_key, "buy"),
       keys.trailing_stops(book_key, "sell"),
     },
@@ -290,6 +321,7 @@ local function check_types(walk, bids_key, asks_key)
       keys.levels(asks_key),
       keys.orders(book_key),
       keys.client_orders(book_key),
+      keys.order_lists(book_key),
       keys.replies(book_key),
       keys.replies_previous(book_key),
     },
@@ -321,6 +353,8 @@ function verify.json(record)
     icebergs = 0,
     waiting = 0,
     trailing = 0,
+    dormant = 0,
+    listed = {},
     orders_by_account = {},
     account_keys = {},
     hash = redis.sha1hex(header(record)),
@@ -337,11 +371,13 @@ function verify.json(record)
   end
   walk_side(walk, { name = "rising", key = keys.stops_rising(record.key), sign = 1 })
   walk_side(walk, { name = "falling", key = keys.stops_falling(record.key), sign = -1 })
+  walk_side(walk, { name = "dormant", key = keys.dormant_orders(record.key), sign = 1 })
   if bids.best and asks.best and bids.best >= asks.best then
     violate(walk, "CROSSED_BOOK", "the best bid is not below the best ask")
   end
   check_counts(walk)
   check_rare_counts(walk)
+  check_lists(walk)
   check_streams(walk)
   return result_json(walk)
 end

@@ -628,6 +628,26 @@ def place_order(
     _print_reply(_call("place_order", redis_url, symbol, **fields, **flags), as_json)
 
 
+@order.command("place-list")
+@symbol_argument
+@option("--account", envvar="ORDERBOOK_ACCOUNT", required=True, help="Whose orders.")
+@option("--list-type", type=click.Choice(["oco", "oto", "bracket"]), required=True)
+@click.argument("orders", metavar="ORDERS")
+@valid_until_option
+@client_order_id_option
+@redis_url_option
+@json_option
+def place_order_list(
+    symbol: str, orders: str, redis_url: str, as_json: bool, **fields: str | None
+) -> None:
+    """Place orders that hang together: ORDERS, a JSON list of objects with an order's fields.
+
+    Of an oco the first that trades or triggers ends the other; of an oto the second is armed when
+    the first has filled; of a bracket the first arms a pair as it fills.
+    """
+    _print_reply(_call("place_order_list", redis_url, symbol, orders=orders, **fields), as_json)
+
+
 @order.command("cancel")
 @symbol_argument
 @option("--order-id", help="The order; else --account and --client-order-id.")

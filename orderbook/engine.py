@@ -375,6 +375,15 @@ class Engine:
         """Fields: account side order_type, quantity or quote_quantity, … (docs/protocol.md)."""
         return _decode(await self.call("place_order", symbol, *_arguments(fields)))
 
+    async def place_order_list(
+        self, symbol: str, orders: str | Sequence[Mapping[str, Field]], **fields: Field
+    ) -> Reply:
+        """Orders that hang together, all or none; each of `orders` (or their JSON text) has the
+        fields of place_order. Fields: account list_type; client_order_id valid_until_ms."""
+        listed = orders if isinstance(orders, str) else msgspec.json.encode(orders)
+        arguments = (*_arguments(fields), "orders", listed)
+        return _decode(await self.call("place_order_list", symbol, *arguments))
+
     async def cancel_order(self, symbol: str, **fields: Field) -> Reply:
         """Fields: order_id, or account and client_order_id; valid_until_ms."""
         return _decode(await self.call("cancel_order", symbol, *_arguments(fields)))

@@ -64,6 +64,8 @@ class RejectCode(StrEnum):
     TOO_MANY_TRAILING_STOPS = "TOO_MANY_TRAILING_STOPS"
     EXPIRING = "EXPIRING"
     TRIGGERS_PENDING = "TRIGGERS_PENDING"
+    INVALID_ORDER_LIST = "INVALID_ORDER_LIST"
+    ORDER_NOT_ARMED = "ORDER_NOT_ARMED"
 
     SYSTEM_BUSY = "SYSTEM_BUSY"
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
@@ -131,6 +133,33 @@ class PlaceOrder(Command):
     self_trade_prevention: OptionalText = UNSET
     stp_group: OptionalText = UNSET
     validate_only: OptionalFlag = UNSET
+    client_order_id: OptionalText = UNSET
+
+
+class ListedOrder(Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """An order of an order list: the fields of place_order that are not the list's own."""
+
+    side: str
+    order_type: str
+    quantity: OptionalText = UNSET
+    price: OptionalText = UNSET
+    stop_price: OptionalText = UNSET
+    trailing_offset: OptionalText = UNSET
+    time_in_force: OptionalText = UNSET
+    expire_time_ms: OptionalTime = UNSET
+    display_quantity: OptionalText = UNSET
+    post_only: OptionalFlag = UNSET
+    protection: OptionalText = UNSET
+    self_trade_prevention: OptionalText = UNSET
+    stp_group: OptionalText = UNSET
+    client_order_id: OptionalText = UNSET
+
+
+class PlaceOrderList(Command):
+    """`orders` is told to the engine as the text of a JSON list; a client may send either."""
+
+    list_type: str
+    orders: list[ListedOrder] | str
     client_order_id: OptionalText = UNSET
 
 

@@ -170,7 +170,7 @@ class Session:
         _check_duplicates(raw_params, body.count(b'"') + 2 * _MARKS_PER_TEXT, head)
         if not isinstance(params, messages.Command):
             return Query(method, symbol, self._arguments(method, params), head)
-        if _tell_times_as_text(params):
+        if _tell_as_text(params):
             body = msgspec.json.encode(params)
         separator = b"," if len(body) > len(b"{}") else b""
         payload = self._prefixes[method] + separator + body[1:]
@@ -197,6 +197,7 @@ class _RefusedError(Exception):
 
 _COMMANDS: dict[str, type[Struct]] = {
     "place_order": messages.PlaceOrder,
+    "place_order_list": messages.PlaceOrderList,
     "cancel_order": messages.CancelOrder,
     "amend_order": messages.AmendOrder,
     "cancel_all_orders": messages.CancelAllOrders,
@@ -332,14 +333,26 @@ def _refused(head: bytes, error: msgspec.ValidationError) -> _RefusedError:
     return _RefusedError(head, RejectCode.WRONG_TYPE, f"field {field} must be {expected}")
 
 
-def _tell_times_as_text(params: messages.Command) -> bool:
-    """The engine takes text; clients may write times as integers. Whether there was one."""
+def _tell_as_text(params: messages.Command) -> bool:
+    """The engine takes text; clients may write times as integers, and a list of orders as a list.
+    Whether there was something of the kind."""
     found = False
     if isinstance(params.valid_until_ms, int):
         params.valid_until_ms, found = str(params.valid_until_ms), True
-    if isinstance(params, messages.PlaceOrder) and isinstance(params.expire_time_ms, int):
-        params.expire_time_ms, found = str(params.expire_time_ms), True
+    if isinstance(params, messages.PlaceOrder):
+        found = _tell_expiry_as_text(params) or found
+    if isinstance(params, messages.PlaceOrderList) and not isinstance(params.orders, str):
+        for order in params.orders:
+            _tell_expiry_as_text(order)
+        params.orders, found = msgspec.json.encode(params.orders).decode(), True
     return found
+
+
+def _tell_expiry_as_text(order: messages.PlaceOrder | messages.ListedOrder) -> bool:
+    if not isinstance(order.expire_time_ms, int):
+        return False
+    order.expire_time_ms = str(order.expire_time_ms)
+    return True
 
 
 def _check_duplicates(raw: bytes, marks_expected: int, head: bytes) -> None:

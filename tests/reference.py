@@ -30,9 +30,14 @@ both shrink by what the smaller one has, hidden lots too. For the limit of fills
 *Stops* wait outside the queues. After each command the prices of its trades are shown to them one
 after the other: references of trailing stops follow (which gives them new priorities), then who is
 due comes in as a taker, one by one: the ones that waited for a rise first, nearest stop first, then
-by priority. The prices of their trades go to the end of the line. A call runs a limited number; the
-prices not shown yet stand in line until the next call of an instrument that trades. When nobody
-waits, the line is forgotten.
+by priority. The prices of their trades go to the end of the line, the agenda. A call runs a limited
+number; the rest of the agenda is kept until the next call of an instrument that trades.
+
+*An order list* is settled after each command and after each triggered order, event by event: of an
+oco (and of the pair of a bracket) whoever trades or triggers ends the other orders, whoever is
+canceled or expires ends the other of the pair. A bracket's pair is armed with what its entry fills
+and grows with it; the second order of an oto is armed when the first has ended, with all it filled.
+Arming stands on the agenda too, so that nobody is shown a price from before.
 
 *Expiry*: before anything else a call that may change the book lets expire what is due, also a
 limited number. Queries, define_instrument and begin_epoch expire nothing.
@@ -66,6 +71,7 @@ its beginning.
 
 import copy
 import decimal
+import json
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -124,6 +130,7 @@ ENUMERATIONS = {
     "post_only": ("true", "false"),
     "validate_only": ("true", "false"),
     "self_trade_prevention": ("none", "cancel_taker", "cancel_maker", "cancel_both", "decrement"),
+    "list_type": ("oco", "oto", "bracket"),
     "status": ("trading", "halted", "cancel_only"),
 }
 PATTERNS = {
@@ -166,6 +173,17 @@ FIELDS = {
             "protection", "validate_only", "valid_until_ms", "client_order_id",
         ),
     ),
+    "place_order_list": (
+        ("account", "list_type", "orders"), ("client_order_id", "valid_until_ms"),
+    ),
+    "an order of a list": (
+        ("side", "order_type"),
+        (
+            "quantity", "price", "stop_price", "trailing_offset", "time_in_force",
+            "expire_time_ms", "display_quantity", "post_only", "self_trade_prevention", "stp_group",
+            "protection", "client_order_id",
+        ),
+    ),
     "cancel_order": ((), ("order_id", "account", "client_order_id", "valid_until_ms")),
     "amend_order": (
         (),
@@ -184,7 +202,13 @@ FIELDS = {
     "get_instrument": ((), ()),
     "verify_book": ((), ()),
 }  # fmt: skip
-BATCH_METHODS = ("place_order", "cancel_order", "amend_order", "cancel_all_orders")
+BATCH_METHODS = (
+    "place_order",
+    "place_order_list",
+    "cancel_order",
+    "amend_order",
+    "cancel_all_orders",
+)
 # The functions that first do what is due; execute does, too.
 DOES_WHAT_IS_DUE = (*BATCH_METHODS, "tick")
 
@@ -228,6 +252,9 @@ class Order:
     waiting: bool = False
     # A trailing stop whose reference has moved in this call.
     trailed: bool = False
+    # Of an order list, and there not armed yet.
+    order_list_id: int | None = None
+    dormant: bool = False
     # Of a trailing stop: the best price since it was placed.
     reference: Decimal = Decimal(0)
 
@@ -260,7 +287,22 @@ class Order:
         for name in ("expire_time_ms", "trailing_offset", "self_trade_prevention", "stp_group"):
             if (value := getattr(self, name)) is not None:
                 terms[name] = value
+        if self.order_list_id is not None:
+            terms["order_list_id"] = str(self.order_list_id)
         return terms
+
+    def waits_for(self) -> Json:
+        """What stands beside the terms of one that waits."""
+        if self.dormant:
+            return {"armed": False}
+        if self.waiting and self.trailing_offset is not None:
+            return {"reference_price": text(self.reference)}
+        return {}
+
+    @property
+    def open(self) -> bool:
+        """Whether it stands in a queue of its side."""
+        return not self.waiting and not self.dormant
 
     @property
     def shown(self) -> Decimal:
@@ -292,6 +334,23 @@ class Order:
         if self.price is None:
             return True
         return price <= self.price if self.side == "buy" else price >= self.price
+
+
+@dataclass
+class Arming:
+    """An order list whose legs are to be armed, and with how much in all."""
+
+    list_id: int
+    filled: Decimal
+
+
+@dataclass
+class OrderList:
+    """Orders that hang together; how much those of a bracket were armed with."""
+
+    list_type: str
+    order_ids: list[int]
+    armed: Decimal = Decimal(0)
 
 
 @dataclass
@@ -366,9 +425,11 @@ class ReferenceBook:
         self.last_priority = 0
         self.last_price: Decimal | None = None
         self.now_ms = 0
-        # Who is triggered and has not run, first come, first served.
-        # Of trades, still to be shown to those who wait.
-        self.prices: list[Decimal] = []
+        # What trades have led to: prices to be shown to those who wait, and lists to be armed.
+        self.agenda: list[Decimal | Arming] = []
+        # Order lists by the order_id of their first order, and what has become of their orders.
+        self.lists: dict[int, OrderList] = {}
+        self.notes: list[tuple[Order, str]] = []
         # (account, client_order_id) -> the command that had this id of its own.
         self.remembered: dict[tuple[str, str], Remembered] = {}
         # order_id -> the order's last amend or cancel.
@@ -537,26 +598,29 @@ class ReferenceBook:
         due.sort(key=lambda found: found[:2])
         call.expiring = len(due) > EXPIRED_MAX
         for _, _, order in due[:EXPIRED_MAX]:
-            self._leave(order)
+            self._end(order)
             call.expired += 1
             remaining = text(order.remaining)
             call.report(order.account, "expired", **order.terms(), remaining_quantity=remaining)
 
     def _cascade(self, call: Call) -> None:
         """Runs what the latest trades trigger, and what that triggers, in turn."""
-        while self._has_triggers() and self._may_trigger(call):
-            price = self.prices[0]
-            self._show_to_trailing(price)
-            due = [order for order in self._waiting() if self._is_due(order, price)]
-            if due:
-                self._run_triggered(call, min(due, key=self._place_in_line))
-            else:
-                self.prices.pop(0)
-        if not self._waiting():
-            self.prices.clear()
+        self._settle_lists(call)
+        while self.agenda and self._may_trigger(call):
+            self._carry_out(call, self.agenda[0])
+            self._settle_lists(call)
 
-    def _has_triggers(self) -> bool:
-        return bool(self.prices) and bool(self._waiting())
+    def _carry_out(self, call: Call, item: "Decimal | Arming") -> None:
+        if isinstance(item, Arming):
+            self.agenda.pop(0)
+            self._arm_list(call, item)
+            return
+        self._show_to_trailing(item)
+        due = [order for order in self._waiting() if self._is_due(order, item)]
+        if due:
+            self._run_triggered(call, min(due, key=self._place_in_line))
+        else:
+            self.agenda.pop(0)
 
     def _may_trigger(self, call: Call) -> bool:
         return self._is_trading() and call.triggered < TRIGGERED_MAX
@@ -618,7 +682,6 @@ class ReferenceBook:
         return price * percent // (100 * tick) * tick
 
     def _run_triggered(self, call: Call, order: Order) -> None:
-        self._leave(order)
         call.triggered += 1
         order.waiting = False
         self.last_priority += 1
@@ -630,9 +693,16 @@ class ReferenceBook:
             remaining_quantity=text(order.remaining),
             priority=order.priority,
         )
+        self._note(order, "triggered")
+        self._enter(call, order)
+
+    def _enter(self, call: Call, order: Order) -> None:
+        """What waited comes in as a taker."""
+        self._leave(order)
         try:
             planned = self._check_match(call, order)
         except RejectedError:
+            self._note(order, "ended")
             self._report_canceled(call, order, "too_large")
         else:
             self._match(call, order, planned)
@@ -641,7 +711,7 @@ class ReferenceBook:
         reply = {
             "expired_count": call.expired,
             "triggered_count": call.triggered,
-            "pending": call.expiring or (self._has_triggers() and self._is_trading()),
+            "pending": call.expiring or (bool(self.agenda) and self._is_trading()),
         }
         return self._with_latest_sequence(call, reply)
 
@@ -679,9 +749,7 @@ class ReferenceBook:
         order.priority = self.last_priority
         if order.quote_quantity is not None:
             order.quantity = planned.filled
-        place: Json = {"priority": order.priority}
-        if order.trailing_offset is not None:
-            place["reference_price"] = text(order.reference)
+        place = {"priority": order.priority, **order.waits_for()}
         call.report(order.account, "accepted", **order.terms(), **place)
 
     def _new_order(self, fields: Mapping[str, str]) -> Order:
@@ -754,6 +822,191 @@ class ReferenceBook:
             raise RejectedError("QUANTITY_TOO_LARGE")
         return quantity
 
+    # ---- order lists
+
+    def _place_order_list(self, call: Call, fields: Mapping[str, str]) -> Json:
+        members = read_list(fields)
+        content = ("place_order_list", normal(fields))
+        if (remembered := self._recall(fields, content)) is not None:
+            return remembered
+        self._check_names(fields, members)
+        self._check_in_time(fields)
+        self._check_takes_orders(call)
+        self._check_open_orders(fields["account"], len(members))
+        is_oco = fields["list_type"] == "oco"
+        acting = members if is_oco else members[:1]
+        dormant = [] if is_oco else members[1:]
+        checked = [self._check_acting(call, is_oco, member) for member in acting]
+        legs = [self._check_dormant(member) for member in dormant]
+        if is_oco and checked[0][0].quantity != checked[1][0].quantity:
+            raise RejectedError("INVALID_ORDER_LIST")
+        reply = self._take_on_list(call, fields["list_type"], checked, legs)
+        self._remember(fields, content, reply)
+        return reply
+
+    def _take_on_list(
+        self,
+        call: Call,
+        list_type: str,
+        checked: list[tuple[Order, Outcome]],
+        legs: list[Order],
+    ) -> Json:
+        list_id = self.last_order_id + 1
+        count = len(checked) + len(legs)
+        self.lists[list_id] = OrderList(list_type, list(range(list_id, list_id + count)))
+        replies = []
+        for order, planned in [*checked, *((leg, Outcome()) for leg in legs)]:
+            order.order_list_id = list_id
+            self._admit(call, order, planned)
+            if order.client_order_id is not None:
+                self.named[order.account, order.client_order_id] = order.order_id
+            if order.open:
+                replies.append(self._match(call, order, planned))
+            else:
+                self.orders.append(order)
+                replies.append(self._order_reply(call, order, "open", []))
+        reply = {
+            "order_list_id": str(list_id),
+            "list_type": list_type,
+            "orders": replies,
+            "timestamp_ms": 0,
+        }
+        call.stamped.append(reply)
+        return reply
+
+    def _check_names(self, fields: Mapping[str, str], members: list[dict[str, str]]) -> None:
+        self._check_taken_name(fields)
+        seen = {fields.get("client_order_id")}
+        for member in members:
+            name = member.get("client_order_id")
+            if name is None:
+                continue
+            if name in seen or (fields["account"], name) in self.remembered:
+                raise RejectedError("DUPLICATE_CLIENT_ORDER_ID")
+            self._check_taken_name(member)
+            seen.add(name)
+
+    def _check_acting(
+        self, call: Call, is_oco: bool, member: Mapping[str, str]
+    ) -> tuple[Order, Outcome]:
+        order = self._new_order(member)
+        self._check_rules(order)
+        if order.waiting:
+            return order, Outcome()
+        planned = self._check_match(call, order)
+        best = self._best_price(OPPOSITE[order.side])
+        if is_oco and best is not None and order.crosses(best):
+            raise RejectedError("POST_ONLY_WOULD_CROSS")
+        return order, planned
+
+    def _check_dormant(self, member: Mapping[str, str]) -> Order:
+        order = self._new_order(member)
+        self._check_trailing(order)
+        order.waiting, order.dormant = False, True
+        return order
+
+    def _note(self, order: Order, event: str) -> None:
+        if order.order_list_id is not None:
+            self.notes.append((order, event))
+
+    def _settle_lists(self, call: Call) -> None:
+        """Settles what has become of the orders of lists, first come, first served."""
+        while self.notes:
+            order, event = self.notes.pop(0)
+            found = self.lists.get(order.order_list_id or 0)
+            if found is None:
+                continue
+            if found.list_type == "oco" or order.order_id != found.order_ids[0]:
+                self._follow_leg(call, found, order, event)
+                continue
+            for leg in self._follow_entry(found, order):
+                self._end(leg)
+                self._report_canceled(call, leg, "order_list")
+
+    def _open_of(self, found: OrderList) -> list[Order]:
+        mine = [order for order in self.orders if order.order_id in found.order_ids]
+        return sorted(mine, key=lambda order: order.order_id)
+
+    def _follow_leg(self, call: Call, found: OrderList, leg: Order, event: str) -> None:
+        del self.lists[found.order_ids[0]]
+        for other in self._open_of(found):
+            is_entry = found.list_type != "oco" and other.order_id == found.order_ids[0]
+            stays = is_entry and event == "ended"
+            if other.order_id != leg.order_id and not stays:
+                self._end(other)
+                self._report_canceled(call, other, "order_list")
+
+    def _follow_entry(self, found: OrderList, entry: Order) -> list[Order]:
+        """What stands on the agenda then; and who is canceled because nothing was filled."""
+        has_ended = all(order.order_id != entry.order_id for order in self.orders)
+        if has_ended and not entry.filled:
+            del self.lists[found.order_ids[0]]
+            return self._open_of(found)
+        if entry.filled and (has_ended or found.list_type == "bracket"):
+            self.agenda.append(Arming(found.order_ids[0], entry.filled))
+        return []
+
+    def _arm_list(self, call: Call, item: Arming) -> None:
+        found = self.lists.get(item.list_id)
+        if found is None or item.filled == found.armed:
+            return
+        new, is_first, found.armed = item.filled - found.armed, not found.armed, item.filled
+        legs = [leg for leg in self._open_of(found) if leg.order_id != item.list_id]
+        for leg in legs:
+            if is_first:
+                self._arm(call, leg, new)
+            else:
+                self._grow(call, leg, new)
+        if found.list_type == "oto":
+            del self.lists[item.list_id]
+
+    def _arm(self, call: Call, leg: Order, quantity: Decimal) -> None:
+        leg.dormant = False
+        leg.quantity = leg.remaining = quantity
+        self.last_priority += 1
+        leg.priority = self.last_priority
+        if leg.order_type in STOP_TYPES:
+            last_price = self._last_price_on_tick()
+            assert last_price is not None, "the entry has traded"
+            leg.waiting = True
+            leg.reference = last_price
+        self._report_place(call, leg, "armed")
+        if not leg.waiting:
+            self._enter(call, leg)
+        elif self._is_due(leg, leg.reference):
+            leg.waiting = False
+            self._report_place(call, leg, "triggered")
+            self._note(leg, "triggered")
+            self._enter(call, leg)
+
+    def _grow(self, call: Call, leg: Order, quantity: Decimal) -> None:
+        leg.quantity += quantity
+        leg.remaining += quantity
+        if leg.open:
+            self.last_priority += 1
+            leg.priority = self.last_priority
+        self._report_amended(call, leg)
+        if leg.open:
+            self._leave(leg)
+            try:
+                self._check_level(leg, leg.remaining)
+            except RejectedError:
+                self._note(leg, "ended")
+                self._report_canceled(call, leg, "too_large")
+            else:
+                self.orders.append(leg)
+
+    @staticmethod
+    def _report_place(call: Call, order: Order, event: str) -> None:
+        call.report(
+            order.account,
+            event,
+            **order.terms(),
+            **order.waits_for(),
+            remaining_quantity=text(order.remaining),
+            priority=order.priority,
+        )
+
     # ---- the instrument's rules
 
     def _check_in_time(self, fields: Mapping[str, str]) -> None:
@@ -766,7 +1019,7 @@ class ReferenceBook:
             raise RejectedError(STATUS_REJECTS[status])
         if call.expiring:
             raise RejectedError("EXPIRING")
-        if self._has_triggers():
+        if self.agenda:
             raise RejectedError("TRIGGERS_PENDING")
 
     def _check_rules(self, order: Order) -> None:
@@ -775,10 +1028,16 @@ class ReferenceBook:
         if order.order_type == "limit":
             self._check_band(price_of(order))
         self._check_notional(order)
+        self._check_open_orders(order.account, 1)
+        self._check_trailing(order)
+
+    def _check_open_orders(self, account: str, count: int) -> None:
         most = self.instrument["open_orders_max"]
-        mine = [other for other in self.orders if other.account == order.account]
-        if most and len(mine) >= most:
+        mine = [other for other in self.orders if other.account == account]
+        if most and len(mine) + count > most:
             raise RejectedError("TOO_MANY_OPEN_ORDERS")
+
+    def _check_trailing(self, order: Order) -> None:
         trailing = [other for other in self.orders if other.waiting and other.trailing_offset]
         if order.trailing_offset is not None and len(trailing) >= TRAILING_STOPS_MAX:
             raise RejectedError("TOO_MANY_TRAILING_STOPS")
@@ -825,7 +1084,7 @@ class ReferenceBook:
     def queue(self, side: str) -> list[Order]:
         """The resting orders of a side in the order in which they will trade."""
         direction = -1 if side == "buy" else 1
-        orders = [order for order in self.orders if order.side == side and not order.waiting]
+        orders = [order for order in self.orders if order.side == side and order.open]
         return sorted(orders, key=lambda order: (direction * price_of(order), order.priority))
 
     def _best_price(self, side: str) -> Decimal | None:
@@ -835,7 +1094,7 @@ class ReferenceBook:
         """What would become of the taker, on a copy of the book."""
         copied = copy.copy(self)
         copied.orders = [copy.copy(order) for order in self.orders]
-        copied.trades, copied.prices = [], []
+        copied.trades, copied.agenda, copied.notes = [], [], []
         call = Call({}, 0)
         tried = copy.copy(taker)
         outcome = copied._sweep(call, tried)
@@ -871,12 +1130,14 @@ class ReferenceBook:
         outcome = planned if planned.end == "fok" else self._sweep(call, taker)
         if outcome.end == "filled":
             status = "filled"
+            self._note(taker, "ended")
         elif outcome.end == "ioc" and taker.rests:
             taker.slice = taker.fresh_slice(taker.remaining)
             self.orders.append(taker)
             status = taker.status
         else:
             status = "canceled"
+            self._note(taker, "ended")
             self._report_canceled(call, taker, outcome.end)
         return self._order_reply(call, taker, status, outcome.fills)
 
@@ -886,6 +1147,7 @@ class ReferenceBook:
             **order.terms(),
             "remaining_quantity": text(order.remaining),
             "status": status,
+            **order.waits_for(),
             "fills": fills,
             "timestamp_ms": 0,
         }
@@ -946,7 +1208,7 @@ class ReferenceBook:
         if mode == "decrement":
             return self._decrement(call, maker, taker)
         if mode in {"cancel_maker", "cancel_both"}:
-            self._leave(maker)
+            self._end(maker)
             self._report_canceled(call, maker, "self_trade")
         return mode == "cancel_maker"
 
@@ -954,7 +1216,7 @@ class ReferenceBook:
         wanted = self._wanted(taker, maker)
         quantity = min(wanted, maker.remaining)
         if maker.remaining == quantity:
-            self._leave(maker)
+            self._end(maker)
             self._report_canceled(call, maker, "self_trade")
         else:
             maker.quantity -= quantity
@@ -978,13 +1240,16 @@ class ReferenceBook:
     def _trade(self, call: Call, maker: Order, taker: Order, quantity: Decimal) -> Json:
         self.last_trade_id += 1
         self.last_price = price_of(maker)
-        self.prices.append(self.last_price)
+        if self._waiting():
+            self.agenda.append(self.last_price)
         call.fills += 1
         fill = {
             "trade_id": str(self.last_trade_id),
             "price": text(self.last_price),
             "quantity": text(quantity),
         }
+        self._note(taker, "traded")
+        self._note(maker, "traded")
         maker.remaining -= quantity
         if maker.display_quantity is not None:
             maker.slice -= quantity
@@ -995,7 +1260,7 @@ class ReferenceBook:
         self._report_trade(call, taker, "taker", fill)
         self._report_trade(call, maker, "maker", fill)
         if maker.remaining == 0:
-            self._leave(maker)
+            self._end(maker)
         elif maker.shown == 0:
             self._refresh(call, maker)
         trade = {
@@ -1039,7 +1304,7 @@ class ReferenceBook:
             return remembered
         order = self._find(fields)
         self._check_in_time(fields)
-        self._leave(order)
+        self._end(order)
         self._report_canceled(call, order, "requested")
         reply = {
             **order.terms(),
@@ -1058,6 +1323,8 @@ class ReferenceBook:
         order = self._find(fields)
         self._check_in_time(fields)
         self._check_takes_orders(call)
+        if order.dormant:
+            raise RejectedError("ORDER_NOT_ARMED")
         amended = self._amended(order, fields)
         if order.waiting:
             reply = self._amend_waiting(call, order, amended)
@@ -1134,7 +1401,7 @@ class ReferenceBook:
         canceled, left = mine[:count], mine[count:]
         call.canceled += len(canceled)
         for order in canceled:
-            self._leave(order)
+            self._end(order)
             self._report_canceled(call, order, "cancel_all")
         reply = {
             "account": fields["account"],
@@ -1152,6 +1419,11 @@ class ReferenceBook:
         if call.changed:
             call.stamped.append(reply)
         return reply
+
+    def _end(self, order: Order) -> None:
+        """It is no longer open."""
+        self._leave(order)
+        self._note(order, "ended")
 
     def _leave(self, order: Order) -> None:
         self.orders = [other for other in self.orders if other is not order]
@@ -1183,7 +1455,7 @@ class ReferenceBook:
         if "client_order_id" not in fields:
             return None
         name = (fields["account"], fields["client_order_id"])
-        if content[0] == "place_order" or "order_id" in fields:
+        if content[0] in {"place_order", "place_order_list"} or "order_id" in fields:
             remembered = self.remembered.get(name)
             if remembered is None:
                 return None
@@ -1251,10 +1523,8 @@ class ReferenceBook:
             "timestamp_ms": 0,
         }
         if order.order_type in STOP_TYPES:
-            described["triggered"] = not order.waiting
-        if order.waiting and order.trailing_offset is not None:
-            described["reference_price"] = text(order.reference)
-        return described
+            described["triggered"] = order.open
+        return {**described, **order.waits_for()}
 
     def _get_order(self, _: Call, fields: Mapping[str, str]) -> Json:
         order = self._find(fields)
@@ -1416,7 +1686,8 @@ def check_shape(function: str, fields: Mapping[str, str]) -> None:
         raise RejectedError("MISSING_FIELD")
     for name, value in fields.items():
         check_value(name, value)
-    if function == "place_order" and Decimal(fields.get("protection", "1")) == 0:
+    is_order = function in {"place_order", "an order of a list"}
+    if is_order and Decimal(fields.get("protection", "1")) == 0:
         raise RejectedError("INVALID_VALUE")
     if function == "place_order":
         check_place_shape(fields)
@@ -1476,6 +1747,51 @@ def check_place_shape(fields: Mapping[str, str]) -> None:
     )
     if any(not_allowed):
         raise RejectedError("FIELD_NOT_ALLOWED")
+
+
+def read_list(fields: Mapping[str, str]) -> list[dict[str, str]]:
+    """The orders of a list, each with the fields it would have by itself."""
+    try:
+        found = json.loads(fields["orders"])
+    except ValueError as error:
+        raise RejectedError("INVALID_ORDER_LIST") from error
+    length = 3 if fields["list_type"] == "bracket" else 2
+    is_list = isinstance(found, list) and all(isinstance(one, dict) for one in found)
+    if not is_list or len(found) != length:
+        raise RejectedError("INVALID_ORDER_LIST")
+    members = []
+    for one in found:
+        member = texts(one)
+        check_shape("an order of a list", member)
+        members.append({**member, "account": fields["account"]})
+    check_list(fields["list_type"], members)
+    for member in members:
+        member.setdefault("quantity", members[0].get("quantity", ""))
+        if not member["quantity"]:
+            del member["quantity"]
+        check_place_shape(member)
+    return members
+
+
+def check_list(list_type: str, members: list[dict[str, str]]) -> None:
+    """What goes together."""
+    legs = members if list_type == "oco" else members[1:]
+    fits = all(fits_as_leg(leg) for leg in legs)
+    if len(legs) == 2:
+        fits = fits and legs[0]["side"] == legs[1]["side"]
+        fits = fits and any(leg["order_type"] in STOP_TYPES for leg in legs)
+    if list_type == "bracket":
+        fits = fits and legs[0]["side"] != members[0]["side"]
+    if list_type != "oco":
+        fits = fits and not any("quantity" in leg for leg in legs)
+    if not fits:
+        raise RejectedError("INVALID_ORDER_LIST")
+
+
+def fits_as_leg(leg: Mapping[str, str]) -> bool:
+    must_rest = leg["order_type"] == "limit" and leg.get("time_in_force") in {"ioc", "fok"}
+    is_special = leg.get("post_only") == "true" or "display_quantity" in leg
+    return leg["order_type"] != "market" and not must_rest and not is_special
 
 
 def check_naming_shape(fields: Mapping[str, str]) -> None:

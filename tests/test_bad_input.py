@@ -506,3 +506,31 @@ def documented_codes() -> list[str]:
     protocol = (ROOT / "docs" / "protocol.md").read_text("utf-8")
     table = protocol.partition("## Reject codes")[2].partition("\n## ")[0]
     return re.findall(r"`([A-Z_]+)`", table)
+
+
+def test_a_malformed_order_list_is_refused_with_a_code(busy: Book) -> None:
+    stop = '{"side":"sell","order_type":"stop","stop_price":"95","quantity":"2"}'
+    limit = '{"side":"sell","order_type":"limit","price":"500","quantity":"2"}'
+    code_of = {
+        "": "INVALID_ORDER_LIST",
+        "null": "INVALID_ORDER_LIST",
+        "{}": "INVALID_ORDER_LIST",
+        "[1,2]": "INVALID_ORDER_LIST",
+        f"[{stop}]": "INVALID_ORDER_LIST",
+        f"[{stop},{limit}]\0": "INVALID_ORDER_LIST",
+        f"[[{stop}],[{limit}]]": "INVALID_ORDER_LIST",
+        f'[{stop},"{{}}"]': "INVALID_ORDER_LIST",
+        f'[{stop},{{"method":"x"}}]': "UNKNOWN_FIELD",
+        f"[{stop},{limit.replace('side', 'Side')}]": "UNKNOWN_FIELD",
+        f"[{stop},{limit.replace('}', ',,}')}]": "INVALID_ORDER_LIST",
+        f'[{stop},{limit[:-1]},"price":"501"}}]': "DUPLICATE_FIELD",
+        f'[{stop},{{"side":"sell","order_type":"limit"}}]': "MISSING_FIELD",
+        f"[{stop},{limit.replace('500', '5{0}0')}]": "INVALID_NUMBER",
+        "[" * 5000: "INVALID_ORDER_LIST",
+        " " * 20000: "INVALID_VALUE",
+    }
+    for text, code in code_of.items():
+        fields = {"account": "alice", "list_type": "oco", "orders": text}
+        assert_rejected(busy.ask("place_order_list", **fields), code)
+        (reply,) = busy.execute({"method": "place_order_list", **fields})
+        assert_rejected(reply, code)

@@ -92,7 +92,7 @@ def test_help_of_every_command_names_its_environment_variables() -> None:
             yield command, path
 
     commands = list(walk(cli.cli, ()))
-    assert len(commands) == 16
+    assert len(commands) == 17
     for command, path in commands:
         # Wide enough for the longest name; in a narrow terminal it is folded.
         result = CliRunner().invoke(
@@ -298,6 +298,18 @@ def test_every_option_of_an_order_reaches_the_engine(orderbook: Orderbook) -> No
     valid = orderbook.json(*place("sell", "100", "4"), "--validate-only")
     assert (valid["status"], valid["fill_quantity"]) == ("valid", "4")
     assert orderbook.json("book", SYMBOL)["bids"] == [["100", "2"]]
+
+
+def test_an_order_list_is_placed_from_its_json(orderbook: Orderbook) -> None:
+    define(orderbook)
+    oco = [
+        {"side": "sell", "order_type": "limit", "price": "105", "quantity": "2"},
+        {"side": "sell", "order_type": "stop", "stop_price": "95", "quantity": "2"},
+    ]
+    listed = ("order", "place-list", SYMBOL, "--account", "alice", "--list-type", "oco")
+    placed = orderbook.json(*listed, json.dumps(oco))
+    assert [order["order_list_id"] for order in placed["orders"]] == [placed["order_list_id"]] * 2
+    assert "INVALID_ORDER_LIST" in orderbook(*listed, "[]", "--json").output
 
 
 def test_orders_that_wait_for_a_price_are_placed_and_amended(orderbook: Orderbook) -> None:

@@ -10,6 +10,7 @@ functions that note what is called and, once armed, let the Nth call fail. What 
   name, and nothing trades on it any more.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -149,6 +150,13 @@ def let_wait(book: Book) -> None:
         )
 
 
+def hang_together(book: Book) -> None:
+    """An oco, and a bracket whose entry bob's next sale fills."""
+    populate(book)
+    for list_type, orders in (("oco", OCO), ("bracket", BRACKET)):
+        book.ask("place_order_list", account="erin", list_type=list_type, orders=orders)
+
+
 def fill_reply_memory(book: Book) -> None:
     """The next remembered reply begins a new generation."""
     populate(book)
@@ -176,6 +184,20 @@ def batch(book: Book) -> list[Json]:
     )
     return [comparable(reply) for reply in replies]
 
+
+OCO = json.dumps(
+    [
+        {"side": "sell", "order_type": "limit", "price": "103", "quantity": "2"},
+        {"side": "sell", "order_type": "stop", "stop_price": "98", "quantity": "2"},
+    ]
+)
+BRACKET = json.dumps(
+    [
+        {"side": "buy", "order_type": "limit", "price": "100", "quantity": "4"},
+        {"side": "sell", "order_type": "limit", "price": "104"},
+        {"side": "sell", "order_type": "trailing_stop", "trailing_offset": "1"},
+    ]
+)
 
 CASES: Mapping[str, Case] = {
     "define_instrument": Case(ask("define_instrument", tick_size="1", lot_size="1"), nothing),
@@ -226,6 +248,15 @@ CASES: Mapping[str, Case] = {
     "amend_trailing": Case(ask("amend_order", order_id="13", quantity="1"), let_wait),
     "cancel_trailing": Case(ask("cancel_order", order_id="13"), let_wait),
     "cancel_all_waiting": Case(ask("cancel_all_orders", account="erin"), let_wait),
+    "place_order_list": Case(
+        ask("place_order_list", account="erin", list_type="oco", orders=OCO, client_order_id="e1"),
+        populate,
+    ),
+    "place_and_arm": Case(order("bob", "sell", "3", price="100"), hang_together),
+    "place_and_trigger_one_of_two": Case(order("bob", "sell", "20", price="98"), hang_together),
+    "place_and_fill_one_of_two": Case(order("zoe", "buy", "18", price="103"), hang_together),
+    "cancel_one_of_two": Case(ask("cancel_order", order_id="9"), hang_together),
+    "cancel_entry": Case(ask("cancel_order", order_id="11"), hang_together),
     "amend_iceberg": Case(ask("amend_order", order_id="9", quantity="1"), hide_most),
     "place_new_generation": Case(
         order("erin", "buy", "12", price="101", client_order_id="e1"), fill_reply_memory
@@ -255,6 +286,7 @@ WRITE_FUNCTIONS: Mapping[str, Run] = {
     "place_order": order("zoe", "buy", "1", price="50"),
     "define_instrument": ask("define_instrument", status="halted"),
     "begin_epoch": ask("begin_epoch", run_id="f" * 40),
+    "place_order_list": ask("place_order_list", account="zoe", list_type="oco", orders=OCO),
     "cancel_order": ask("cancel_order", order_id="2"),
     "amend_order": ask("amend_order", order_id="2", quantity="1"),
     "cancel_all_orders": ask("cancel_all_orders", account="bob"),

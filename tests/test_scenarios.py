@@ -26,12 +26,18 @@ Orders can be told more:
     carol sell stop_limit 5 at 98 @ 97.5      take_profit and take_profit_limit likewise
     carol sell trailing 5 by 2%
 
-and any command may end in `valid_until 1500`. An indented line says what comes of it:
+    alice oco sell 5 @ 110; sell stop 5 at 95
+    alice bracket buy 5 @ 100; sell @ 110; sell stop at 95
+
+(an order list: oco, oto or bracket), and any command may end in `valid_until 1500`. An indented
+line says what comes of it:
 
     → 1 open 5 left                           order 1, its status, its remaining_quantity
     → rejected PRICE_OFF_TICK
     → valid 2 fill                            of validate_only
     → canceled 1 2                            of `cancels everything`
+    → list 1                                  of an order list, then each of its orders;
+    → 2 dormant 5 left                        one that is not armed yet
     → 2 expired 0 triggered                   of tick, with ` pending` behind where more is due
     → the same reply again                    word for word what the same command got before
     trade 2 @ 100 with 1                      each fill, in order, and its maker's order_id
@@ -43,6 +49,8 @@ account after the other:
     refreshed 4 7 left
     decremented 4 7 left
     triggered 7 5 left
+    armed 2 3 left                            an order of a list, with as much as its entry filled
+    amended 2 5 left                          though nobody asked for it
     7 trades 5 @ 98 with 2                    a triggered order's fill
     canceled 5 3 left self_trade              another's order, or this one for an unusual reason
 
@@ -60,6 +68,7 @@ must verify after each line.
 
 import contextlib
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -191,6 +200,7 @@ class Story:
         """What order reports tell since the last time and these replies do not."""
         own = {reply.get("order_id") for reply in replies}
         for reply in replies:
+            own |= {listed["order_id"] for listed in reply.get("orders", ())}
             own |= set(reply.get("canceled_order_ids", ()))
         lines: list[str] = []
         for sequence, topics in self.book.entries("events", self.told_sequence):
@@ -226,7 +236,7 @@ class Story:
                         priorities[report["order_id"]] = report["priority"]
         for account in accounts:
             for order in self.open_orders(account):
-                if order.get("triggered", True):
+                if order.get("triggered", True) and order.get("armed", True):
                     prices[order["order_id"]] = order["price"]
         queued = sorted(prices, key=priorities.__getitem__)
         by_price = itertools.groupby(sorted(queued, key=prices.__getitem__), prices.__getitem__)
@@ -249,7 +259,11 @@ class Story:
         for _, topics in self.book.entries("events"):
             accounts |= {topic[len("orders:") :] for topic in topics if topic[:7] == "orders:"}
         orders = (order for account in accounts for order in self.open_orders(account))
-        ids = [order["order_id"] for order in orders if order.get("triggered") is False]
+        ids = [
+            order["order_id"]
+            for order in orders
+            if order.get("triggered") is False and order.get("armed", True)
+        ]
         return sorted(ids, key=int)
 
 
@@ -260,7 +274,7 @@ def _trades(topics: Json) -> list[Json]:
 
 def _is_outcome(line: str) -> bool:
     first, second, *_ = (*line.split(), "")
-    return first in {"→", "trade", *TOLD_EVENTS, "canceled"} or second == "trades"
+    return first in {"→", "trade", *TOLD_EVENTS, "amended", "canceled"} or second == "trades"
 
 
 def _squeezed(line: str) -> str:
@@ -292,6 +306,8 @@ def _parse_timeless(line: str) -> Json:
     account, verb, *rest = line.split()
     if verb in {"buy", "sell"}:
         return _parse_order(account, verb, rest)
+    if verb in LIST_TYPES:
+        return _parse_list(account, verb, rest)
     if rest == ["everything"]:
         assert verb == "cancels", line
         return {"method": "cancel_all_orders", "account": account}
@@ -313,6 +329,7 @@ FIELDS = {
     "group": "stp_group",
     "stp": "self_trade_prevention",
 }
+LIST_TYPES = ("oco", "oto", "bracket")
 WAITING_TYPES = ("stop", "stop_limit", "take_profit", "take_profit_limit", "trailing")
 
 
@@ -321,7 +338,7 @@ def _parse_order(account: str, side: str, rest: list[str]) -> Json:
     if rest[0] in WAITING_TYPES:
         order["order_type"] = "trailing_stop" if rest[0] == "trailing" else rest[0]
         rest = rest[1:]
-    if rest[0] != "market":
+    if rest[0] not in {"market", "@", "at", "by"}:
         order["quantity"], *rest = rest
     words_left = iter(rest)
     for word in words_left:
@@ -342,8 +359,23 @@ def _parse_order(account: str, side: str, rest: list[str]) -> Json:
     return order
 
 
+def _parse_list(account: str, list_type: str, rest: list[str]) -> Json:
+    fields: Json = {"method": "place_order_list", "account": account, "list_type": list_type}
+    if rest[0] == "as":
+        fields["client_order_id"], *rest = rest[1:]
+    orders = []
+    for part in " ".join(rest).split(";"):
+        side, *terms = part.split()
+        order = _parse_order(account, side, terms)
+        orders.append({k: v for k, v in order.items() if k not in {"method", "account"}})
+    return fields | {"orders": json.dumps(orders)}
+
+
 def told(reply: Json) -> list[str]:
     """A reply as scenarios tell it."""
+    if "order_list_id" in reply and "list_type" in reply:
+        lines = [line for order in reply["orders"] for line in told(order)]
+        return [f"→ list {reply['order_list_id']}", *lines]
     if reply.get("status") == "rejected":
         return [f"→ rejected {reply['code']}"]
     if reply.get("status") == "valid":
@@ -353,7 +385,8 @@ def told(reply: Json) -> list[str]:
     if "expired_count" in reply:
         counts = f"→ {reply['expired_count']} expired {reply['triggered_count']} triggered"
         return [counts + (" pending" if reply["pending"] else "")]
-    order = f"→ {reply['order_id']} {reply['status']} {reply['remaining_quantity']} left"
+    status = reply["status"] if reply.get("armed", True) else "dormant"
+    order = f"→ {reply['order_id']} {status} {reply['remaining_quantity']} left"
     fills = [
         f"trade {fill['quantity']} @ {fill['price']} with {fill['maker_order_id']}"
         for fill in reply.get("fills", [])
@@ -361,7 +394,7 @@ def told(reply: Json) -> list[str]:
     return [order, *fills]
 
 
-TOLD_EVENTS = ("expired", "refreshed", "decremented", "triggered")
+TOLD_EVENTS = ("expired", "refreshed", "decremented", "triggered", "armed")
 # Reasons that the status of a reply tells already.
 USUAL_REASONS = ("requested", "cancel_all", "ioc", "fok")
 
@@ -370,7 +403,7 @@ def told_reports(reports: list[Json], own: set[str | None], trades: Json) -> Ite
     """An account's reports as scenarios tell them; `own` are the orders that replies are about."""
     for report in reports:
         order_id, event = report["order_id"], report["event"]
-        if event in TOLD_EVENTS:
+        if event in TOLD_EVENTS or (event == "amended" and order_id not in own):
             yield f"{event} {order_id} {report['remaining_quantity']} left"
         elif event == "canceled":
             if order_id not in own or report["reason"] not in USUAL_REASONS:

@@ -110,6 +110,37 @@ def test_every_field_of_an_order_reaches_the_engine() -> None:
     assert json.loads(outcome.payload) == expected
 
 
+LIST: dict[str, Any] = {
+    "symbol": "X",
+    "list_type": "oto",
+    "orders": [
+        {"side": "buy", "order_type": "limit", "price": "99", "quantity": "5", "post_only": True},
+        {"side": "sell", "order_type": "stop", "stop_price": "95", "client_order_id": 'a"'},
+    ],
+}
+
+
+def test_an_order_list_is_text_for_the_engine() -> None:
+    expiring = {"time_in_force": "gtd", "expire_time_ms": 1795398168953}
+    entry = LIST["orders"][0] | expiring
+    for orders in ([entry, LIST["orders"][1]], json.dumps([entry, LIST["orders"][1]])):
+        outcome = receive(frame("place_order_list", LIST | {"orders": orders}))
+        assert isinstance(outcome, Command)
+        payload = json.loads(outcome.payload)
+        assert (payload["account"], payload["list_type"]) == ("alice", "oto")
+        listed = json.loads(payload["orders"])
+        assert listed[1] == LIST["orders"][1]
+        assert str(listed[0]["expire_time_ms"]) == "1795398168953"
+
+
+def test_a_bad_field_within_an_order_list_is_named() -> None:
+    for change, expected in [({"colour": "red"}, "UNKNOWN_FIELD"), ({"price": 99}, "WRONG_TYPE")]:
+        orders = [LIST["orders"][0] | change, LIST["orders"][1]]
+        assert code(frame("place_order_list", LIST | {"orders": orders})) == expected
+    twice = frame("place_order_list", LIST).replace(b'"price"', b'"price": "98", "price"')
+    assert code(twice) == "DUPLICATE_FIELD"
+
+
 TIMES = [
     ("place_order", LIMIT_ORDER, "valid_until_ms"),
     ("place_order", LIMIT_ORDER, "expire_time_ms"),

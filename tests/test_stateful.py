@@ -9,6 +9,7 @@ be what the reference says.
 HYPOTHESIS_PROFILE=long makes many more and longer sessions.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -158,13 +159,65 @@ placed = [place, place, place, place, place_iceberg, place_iceberg, place_post_o
 placed += [place_market, place_market, place_by_quote]
 placed += [place_stop, place_stop, place_stop_limit, place_stop_limit, place_trailing_stop]
 placing = _method("place_order", st.one_of(placed))
+LIST_FIELDS = ("account", "validate_only", "valid_until_ms")
+
+
+def _member(order: st.SearchStrategy[Json], *without: str) -> st.SearchStrategy[Json]:
+    """An order as it stands in an order list."""
+    left_out = (*LIST_FIELDS, *without)
+    return order.map(lambda found: {k: v for k, v in found.items() if k not in left_out})
+
+
+def _pair(*without: str) -> st.SearchStrategy[list[Json]]:
+    """Two orders of one side and quantity, of which one waits for a price."""
+    resting_leg = _member(_merged(limit, resting), *without)
+    stop_leg = _member(st.one_of(place_stop, place_stop_limit, place_trailing_stop), *without)
+    first = st.one_of(resting_leg, resting_leg, stop_leg)
+    return st.tuples(first, stop_leg, sides, quantities).map(
+        lambda drawn: [
+            {**leg, "side": drawn[2], **({} if without else {"quantity": drawn[3]})}
+            for leg in drawn[:2]
+        ]
+    )
+
+
+def _against(drawn: tuple[Json, list[Json]]) -> list[Json]:
+    """An entry, and what it arms on the other side."""
+    entry, legs = drawn
+    side = "sell" if entry["side"] == "buy" else "buy"
+    return [entry, *({**leg, "side": side} for leg in legs)]
+
+
+entries = [place, place, place, place_iceberg, place_post_only, place_stop, place_stop_limit]
+entry = _member(st.one_of(*entries, _merged(market, amount)))
+one_leg = _member(st.one_of(place, place_stop, place_stop_limit, place_trailing_stop), "quantity")
+listed = {
+    "oco": _pair(),
+    "oto": st.tuples(entry, one_leg).map(list),
+    "bracket": st.tuples(entry, _pair("quantity")).map(_against),
+}
+listing = st.one_of(
+    [
+        _method(
+            "place_order_list",
+            _merged(
+                st.fixed_dictionaries(
+                    {"account": accounts, "list_type": st.just(list_type), "orders": orders}
+                ),
+                own_names,
+                in_time,
+            ),
+        )
+        for list_type, orders in [*listed.items(), ("bracket", listed["bracket"])]
+    ]
+)
 amending = _method("amend_order", _merged(naming, new_terms, in_time))
 canceling = _method("cancel_order", _merged(naming, in_time))
 canceling_all = _method(
     "cancel_all_orders", _merged(st.fixed_dictionaries({"account": accounts}), in_time)
 )
 commands = st.one_of(
-    [placing] * 7 + [amending] * 4 + [canceling] * 2 + [canceling_all],
+    [placing] * 7 + [listing] * 2 + [amending] * 4 + [canceling] * 2 + [canceling_all],
 )
 
 # One change to a good command; None takes the field away.
@@ -185,6 +238,14 @@ spoilings = st.sampled_from(
         ("validate_only", "yes"),
         ("self_trade_prevention", "cancel"),
         ("stp_group", "no spaces"),
+        ("orders", "[]"),
+        ("orders", "{}"),
+        ("orders", '[{"side":"buy","order_type":"limit","price":"100","quantity":"1"}]'),
+        ("orders", '[["buy"],["sell"]]'),
+        ("orders", None),
+        ("list_type", "oco"),
+        ("list_type", "oto"),
+        ("list_type", "ring"),
         ("expire_time_ms", "0"),
         ("expire_time_ms", "1e13"),
         ("expire_time_ms", "1"),
@@ -399,6 +460,8 @@ class BookMachine(RuleBasedStateMachine):
         resolved = dict(command)
         for name in {"expire_time_ms", "valid_until_ms"} & resolved.keys():
             resolved[name] = str(self.reference.now_ms + resolved[name])
+        if isinstance(resolved.get("orders"), list):
+            resolved["orders"] = json.dumps([self.resolved(one) for one in resolved["orders"]])
         if "open_name" in resolved:
             resolved |= self.open_name(resolved.pop("open_name"))
         if "order_id" in resolved:

@@ -1,0 +1,183 @@
+-- Order lists: orders that hang together, so that what becomes of one decides about the others.
+--
+--   oco      two orders; when one trades, be it in part, triggers or ends, the other is canceled
+--   oto      an order, the entry, and one that is armed when it has ended, with what it filled
+--   bracket  an entry and two that are armed when it first fills and grow as it fills more; they
+--            are an oco, and when one trades or triggers what is left of the entry is canceled
+--
+-- All are orders from the beginning, with ids and names of their own. What is not armed yet waits
+-- in the queue `dormant`, where no trade reaches it.
+--
+-- A list is named by its first order, and kept as one line of text: type, order_ids, and how many
+-- lots its orders were armed with. It ends when nothing can follow from it any more. What happens
+-- to its orders is noted while a command runs, and settled after it: so a list never changes a book
+-- that is being traded through. Who is to be armed stands on the agenda (cascade.lua) behind the
+-- prices of the trades before.
+
+local book = require("book")
+local events = require("events")
+local numbers = require("numbers")
+local placing = require("placing")
+local stops = require("stops")
+
+local lists = {}
+
+local function parse(id, text)
+  local kind, ids, armed = text:match("^(%w+) (%S+) (%d+)$")
+  local list = { id = id, kind = kind, ids = {}, armed = armed + 0 }
+  for order_id in ids:gmatch("%d+") do
+    list.ids[#list.ids + 1] = order_id
+  end
+  return list
+end
+
+-- Keeps a list { id, kind, ids, armed }.
+function lists.keep(b, list)
+  local ids, armed = table.concat(list.ids, ","), numbers.integer_text(list.armed)
+  book.keep_order_list(b, list.id, list.kind .. " " .. ids .. " " .. armed)
+end
+
+local function is_entry(list, o)
+  return list.kind ~= "oco" and o.order_id == list.ids[1]
+end
+
+local function cancel(b, o)
+  book.remove(b, o)
+  events.canceled(b, o, "order_list")
+end
+
+-- ---- arming
+
+-- A stop order begins to wait for its price; where that has come already it enters at once.
+local function arm_stop(b, o)
+  local extras, last_price = o.extras, stops.last_price(b.instrument)
+  extras.waits = stops.direction(o.side, o.order_type)
+  if extras.trailing_offset then
+    stops.refer(b.instrument, o, last_price)
+  end
+  events.armed(b, o)
+  if not stops.is_due(extras.waits, extras.stop_price, last_price) then
+    return book.wait(b, o)
+  end
+  extras.waits = nil
+  events.triggered(b, o)
+  book.note(b, o, "triggered")
+  return placing.enter(b, o)
+end
+
+local function arm(b, o, lots)
+  book.dequeue(b, o)
+  o.extras.waits = nil
+  o.quantity, o.remaining, o.terms = lots, lots, false
+  book.prioritize(b, o)
+  if o.extras.order_type then
+    return arm_stop(b, o)
+  end
+  events.armed(b, o)
+  return placing.enter(b, o)
+end
+
+-- Adds to an order that is armed. In the book it queues anew.
+local function grow(b, o, lots)
+  local waits = o.extras.waits
+  if waits then
+    book.change_waiting(b, o)
+  else
+    book.dequeue(b, o)
+    book.prioritize(b, o)
+  end
+  o.quantity, o.remaining, o.terms = o.quantity + lots, o.remaining + lots, false
+  events.amended(b, o)
+  if waits then
+    return
+  end
+  if book.level_overflows(b, o.side, o.price, o.remaining) then
+    book.close(b, o)
+    return events.canceled(b, o, "too_large")
+  end
+  book.enqueue(b, o)
+end
+
+-- The open orders of a list but for its entry.
+local function open_legs(b, list)
+  local legs = {}
+  for i = list.kind == "oco" and 1 or 2, #list.ids do
+    legs[#legs + 1] = book.order(b, list.ids[i])
+  end
+  return legs
+end
+
+-- ---- what follows
+
+-- Arms the legs of a list { list_id, filled } that stood on the agenda, with what its entry had
+-- filled and they were not armed with before; or lets them grow by it.
+function lists.arm(b, item)
+  local text = book.order_list(b, item.list_id)
+  local list = text and parse(item.list_id, text)
+  if not list or item.filled == list.armed then
+    return
+  end
+  local lots, change = item.filled - list.armed, list.armed == 0 and arm or grow
+  list.armed = item.filled
+  if list.kind == "oto" then
+    book.keep_order_list(b, list.id, false)
+  else
+    lists.keep(b, list)
+  end
+  for _, leg in ipairs(open_legs(b, list)) do
+    change(b, leg, lots)
+  end
+end
+
+-- The entry has traded, or ended. What it has filled arms a bracket at once, an oto when it has
+-- ended; where it has ended without a fill there is nothing to arm.
+local function follow_entry(b, list, entry)
+  local filled = entry.quantity - entry.remaining
+  local has_ended = not book.order(b, entry.order_id)
+  if has_ended and filled == 0 then
+    book.keep_order_list(b, list.id, false)
+    for _, leg in ipairs(open_legs(b, list)) do
+      cancel(b, leg)
+    end
+  elseif filled > 0 and (has_ended or list.kind == "bracket") then
+    b.agenda[#b.agenda + 1] = { list_id = list.id, filled = filled }
+  end
+end
+
+-- A leg that trades or triggers ends all others, one that is canceled or expires the other legs.
+local function follow_leg(b, list, note)
+  book.keep_order_list(b, list.id, false)
+  for _, order_id in ipairs(list.ids) do
+    local other = book.order(b, order_id)
+    local stays = other and note.event == "ended" and is_entry(list, other)
+    if other and not stays and other ~= note.order then
+      cancel(b, other)
+    end
+  end
+end
+
+local function follow(b, note)
+  local o = note.order
+  local id = numbers.integer_text(o.extras.order_list_id)
+  local text = book.order_list(b, id)
+  if not text then
+    return
+  end
+  local list = parse(id, text)
+  if not is_entry(list, o) then
+    return follow_leg(b, list, note)
+  end
+  return follow_entry(b, list, o)
+end
+
+-- Settles what has become of the orders of order lists.
+function lists.settle(b)
+  local notes = b.notes
+  while notes and notes[notes.first] do
+    local note = notes[notes.first]
+    notes.first = notes.first + 1
+    follow(b, note)
+  end
+end
+
+return lists
