@@ -116,14 +116,15 @@ def _assemble(sources: dict[str, str], digest: str) -> Bundle:
 
 
 @cache
-def bundle() -> Bundle:
-    """Return the library's text, made from the files in lua/.
+def bundle(directory: Path | None = None) -> Bundle:
+    """Return the library's text, made from the files in lua/ (or another directory).
 
     Raises LibraryError for modules that are missing or require each other in a circle.
     """
-    sources = {path.stem: path.read_text("utf-8") for path in lua_directory().glob("*.lua")}
+    directory = directory or lua_directory()
+    sources = {path.stem: path.read_text("utf-8") for path in directory.glob("*.lua")}
     if not sources:
-        raise LibraryError(f"no Lua files in {lua_directory()}")
+        raise LibraryError(f"no Lua files in {directory}")
     unsigned = _assemble(sources, digest="")
     digest = hashlib.sha256(unsigned.text.encode()).hexdigest()[:DIGEST_LENGTH]
     return _assemble(sources, digest)

@@ -1,6 +1,6 @@
 """What the engine costs the server, as a ratio to what Redis itself cannot do without.
 
-    python scripts/bench.py [--profile] [--json]
+    python scripts/bench.py [--profile] [--against REVISION] [--json]
 
 The idea: microseconds differ between machines and from minute to minute, ratios measured side by
 side hardly do. So one run on one server interleaves three things, several rounds of each: a *noop*
@@ -9,14 +9,23 @@ any order book on Redis has to make somehow; and the *engine* on a real flow of 
 compared with batches, singles with singles. The headline is CPU time of the whole server process
 (INFO cpu) per message; every command is packed before the clock starts and the client does nothing
 but write and read, so that it never is the bottleneck.
+
+`--against` puts the library of another revision of this repository beside today's, on the same
+flow: what a change costs those who do not use what it brings.
 """
 
+import contextlib
+import io
 import random
 import statistics
+import subprocess
+import tarfile
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import click
@@ -25,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from challenge import CANCEL, MODIFY, NEW, Message, Translator, read_messages
+from orderbook import library
 from rig import Book, Command, Connection, find_data, open_book, open_server, pack, pack_commands
 
 SYMBOL = "BENCH"
@@ -33,6 +43,9 @@ BATCH = 64
 SINGLES_PER_WRITE = 16
 WRITES_IN_FLIGHT_MAX = 4
 ENGINE_BATCH_TARGET = 2.0
+# What features may cost an instrument that uses none of them.
+AGAINST_TARGET = 1.15
+OTHER = "engine before"
 SYNTHETIC = "synthetic"
 SYNTHETIC_MID = 33_700
 SYNTHETIC_SEED = 23
@@ -87,7 +100,8 @@ class Spread(msgspec.Struct):
 
 
 class Line(msgspec.Struct, rename={"passed": "pass"}):
-    """One figure: `figure` is server CPU per message, `ratio` is to the floor of its kind."""
+    """One figure: `figure` is server CPU per message, `ratio` is to the floor of its kind; with
+    --against also one whose ratio is to the engine before."""
 
     name: str
     figure: float
@@ -125,9 +139,12 @@ class Report(msgspec.Struct, omit_defaults=True):
 class Bench:
     """The server under measurement, and the cases to run on it."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book, other_library: str | None) -> None:
         self._connection = book.connection
         self._book = book
+        self._libraries = {"engine": library.bundle().text}
+        if other_library is not None:
+            self._libraries[OTHER] = other_library
         self._connection.call("FUNCTION", "LOAD", "REPLACE", FLOOR_LIBRARY)
 
     def cases(self, commands: Sequence[Command]) -> list[Case]:
@@ -146,6 +163,8 @@ class Bench:
             ("floor", "batch"): [_floor_call(orders) for orders in _cut(floor, BATCH)],
             ("engine", "batch"): engine_batch,
         }
+        if OTHER in self._libraries:
+            calls |= {(OTHER, "single"): engine_single, (OTHER, "batch"): engine_batch}
         return [
             Case(name, kind, count, _writes(packed, kind), *self._frame(name))
             for (name, kind), packed in calls.items()
@@ -153,9 +172,15 @@ class Bench:
 
     def _frame(self, name: str) -> tuple[Callable[[], None], Callable[[], None]]:
         """What comes before and after the measured part."""
-        if name != "engine":
+        text = self._libraries.get(name)
+        if text is None:
             return _nothing, _nothing
-        return lambda: self._book.define(tick_size="1", lot_size="1"), self._verify
+
+        def prepare() -> None:
+            self._connection.call("FUNCTION", "LOAD", "REPLACE", text)
+            self._book.define(tick_size="1", lot_size="1")
+
+        return prepare, self._verify
 
     def _verify(self) -> None:
         reply = self._book.read("verify_book")
@@ -266,23 +291,34 @@ def measure_engine(bench: Bench, cases: list[Case], rounds: int) -> list[Line]:
             sample = bench.run(case)
             if number:
                 samples[case.name, case.kind].append(sample)
-    return [
-        _line(case, samples[case.name, case.kind], samples["floor", case.kind]) for case in cases
-    ]
+    lines = []
+    for case in cases:
+        of_case = samples[case.name, case.kind]
+        target = ENGINE_BATCH_TARGET if (case.name, case.kind) == ("engine", "batch") else None
+        lines.append(_line(_title(case), of_case, samples["floor", case.kind], target))
+        if case.name == OTHER:
+            engine = samples["engine", case.kind]
+            title = _title(case).replace(OTHER, "engine to before")
+            lines.append(_line(title, engine, of_case, AGAINST_TARGET))
+    return lines
 
 
-def _line(case: Case, samples: list[Sample], floor: list[Sample]) -> Line:
-    pairs = zip(samples, floor, strict=True)
-    ratios = _spread(sample.cpu_us / of_floor.cpu_us for sample, of_floor in pairs)
+def _title(case: Case) -> str:
+    kind = "single FCALLs" if case.kind == "single" else f"batches of {BATCH}"
+    return f"{case.name}, {kind}"
+
+
+def _line(name: str, samples: list[Sample], beside: list[Sample], target: float | None) -> Line:
+    pairs = zip(samples, beside, strict=True)
+    ratios = _spread(sample.cpu_us / other.cpu_us for sample, other in pairs)
     cpu_us = _spread(sample.cpu_us for sample in samples)
-    is_target = (case.name, case.kind) == ("engine", "batch")
     return Line(
-        name=f"{case.name}, {'single FCALLs' if case.kind == 'single' else f'batches of {BATCH}'}",
+        name=name,
         figure=cpu_us.median,
         unit="us server CPU/message",
         ratio=ratios.median,
-        target=ENGINE_BATCH_TARGET if is_target else None,
-        passed=ratios.median <= ENGINE_BATCH_TARGET if is_target else None,
+        target=target,
+        passed=None if target is None else ratios.median <= target,
         cpu_us=cpu_us,
         ratios=ratios,
         command_us=_spread(sample.command_us for sample in samples),
@@ -333,6 +369,23 @@ def synthetic_messages(message_count: int) -> Iterator[Message]:
             yield Message(CANCEL, side, 0, 0, 0, number, open_id, 0, 0)
 
 
+def library_of(revision: str) -> str:
+    """The library as it was at a revision of the repository that this script is in."""
+    root = Path(__file__).resolve().parent.parent
+    archived = subprocess.run(
+        ("git", "-C", str(root), "archive", "--format=tar", revision, "lua"),
+        capture_output=True,
+        check=False,
+    )
+    if archived.returncode:
+        raise click.UsageError(f"no library at revision {revision}: {archived.stderr.decode()}")
+    with contextlib.ExitStack() as cleanup:
+        directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
+        tar = cleanup.enter_context(tarfile.open(fileobj=io.BytesIO(archived.stdout)))
+        tar.extractall(directory, filter="data")
+        return library.bundle(directory / "lua").text
+
+
 def print_report(report: Report) -> None:
     """The report as tables."""
     console = Console()
@@ -380,6 +433,10 @@ def _shown(spread: Spread, digits: int) -> str:
     return f"{middle} ({least} to {greatest})"
 
 
+def _engine_in_batches(cases: list[Case]) -> Case:
+    return next(case for case in cases if (case.name, case.kind) == ("engine", "batch"))
+
+
 @click.command()
 @click.option(
     "--redis-url",
@@ -404,6 +461,7 @@ def _shown(spread: Spread, digits: int) -> str:
     "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds that count."
 )
 @click.option("--profile", is_flag=True, help="Also count the library's redis.call per message.")
+@click.option("--against", metavar="REVISION", help="Also measure the library of a revision.")
 @click.option(
     "--erase", is_flag=True, help="Needed with --redis-url: every round empties that server."
 )
@@ -414,6 +472,7 @@ def main(  # noqa: PLR0913, PLR0917 - click passes every option by itself
     messages: int,
     rounds: int,
     profile: bool,
+    against: str | None,
     erase: bool,
     as_json: bool,
 ) -> None:
@@ -422,7 +481,7 @@ def main(  # noqa: PLR0913, PLR0917 - click passes every option by itself
         raise click.UsageError("every round runs FLUSHALL on that server: say --erase to agree")
     name, commands = flow(flow_name, messages)
     with open_server(redis_url) as url, open_book(url, SYMBOL) as book:
-        bench = Bench(book)
+        bench = Bench(book, library_of(against) if against else None)
         cases = bench.cases(commands)
         report = Report(
             server=bench.server_name(),
@@ -431,7 +490,7 @@ def main(  # noqa: PLR0913, PLR0917 - click passes every option by itself
             rounds=rounds,
             batch=BATCH,
             lines=measure_engine(bench, cases, rounds),
-            profile=bench.profile(cases[-1]) if profile else [],
+            profile=bench.profile(_engine_in_batches(cases)) if profile else [],
         )
         book.connection.call("FUNCTION", "DELETE", "orderbook_bench")
     if as_json:

@@ -93,6 +93,16 @@ def test_the_benchmark_prints_noop_floor_and_engine_with_ratios() -> None:
     assert any(use["command"] == "xadd" for use in report["profile"])
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="another revision needs a repository")
+def test_the_benchmark_puts_another_revision_beside_todays_engine() -> None:
+    report = run("bench.py", "--data=synthetic", "--messages=640", "--rounds=1", "--against=HEAD")
+    named = {line["name"]: line for line in report["lines"]}
+    assert named["engine to before, batches of 64"]["target"] == 1.15
+    assert named["engine before, single FCALLs"]["figure"] > 0
+    ended = start("bench.py", "--data=synthetic", "--against=no-such-revision")
+    assert ended.returncode == 2
+
+
 def test_a_benchmark_of_somebodys_server_asks_before_it_erases() -> None:
     ended = start("bench.py", "--redis-url=redis://127.0.0.1:1", "--data=synthetic")
     assert ended.returncode == 2
