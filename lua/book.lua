@@ -131,6 +131,8 @@ function book.from(record)
     has_icebergs = record.extended and record.extended.iceberg_orders > 0,
     agenda = record.extended and read_agenda(record.extended),
     trailing_touched = false,
+    rules_changed = false,
+    breaker = false,
     notes = false,
     order_lists = false,
     expiring = false,
@@ -258,6 +260,12 @@ function book.account_order_ids(b, account)
     return tonumber(left) < tonumber(right)
   end)
   return open
+end
+
+-- The instrument's rules or status are others: they are written, and told.
+function book.change_rules(b)
+  b.changed, b.rules_changed = true, true
+  events.instrument_changed(b)
 end
 
 -- Whether trades have led to more than was carried out.
@@ -918,6 +926,9 @@ end
 -- The counters that changed, as field, value, …; sequence last.
 local function state_pairs(b)
   local record, texts = b.instrument, {}
+  if b.rules_changed then
+    texts = { "symbol", record.symbol, unpack(instrument.rule_pairs(record)) }
+  end
   if record.open_orders == 0 then
     record.largest_order_lots = 0
   end
@@ -928,13 +939,24 @@ local function state_pairs(b)
   add_counter(texts, "remembered_replies", record.remembered_replies, b.remembered_replies_before)
   local extended = record.extended
   if extended then
-    texts = { "extended", "1", unpack(texts) }
+    texts[#texts + 1] = "extended"
+    texts[#texts + 1] = "1"
     add_counter(texts, "gtd_orders", extended.gtd_orders, nil)
     add_counter(texts, "iceberg_orders", extended.iceberg_orders, nil)
     add_counter(texts, "waiting_orders", extended.waiting_orders, nil)
     add_counter(texts, "trailing_orders", extended.trailing_orders, nil)
     add_counter(texts, "dormant_orders", extended.dormant_orders, nil)
     add_counter(texts, "order_lists", extended.order_lists, nil)
+    if b.breaker then
+      texts[#texts + 1] = "reference_price"
+      texts[#texts + 1] = extended.reference_price
+      texts[#texts + 1] = "window_start_ms"
+      texts[#texts + 1] = extended.window_start_ms
+    end
+    if extended.uncrossing ~= "" then
+      texts[#texts + 1] = "uncrossing"
+      texts[#texts + 1] = extended.uncrossing
+    end
     texts[#texts + 1] = "agenda"
     texts[#texts + 1] = agenda_text(b)
   end

@@ -8,6 +8,7 @@ local fields = require("fields")
 local instrument = require("instrument")
 local keys = require("keys")
 local reject = require("reject")
+local states = require("states")
 local stops = require("stops")
 
 local call = {}
@@ -57,6 +58,10 @@ function call.begin(b)
   for i = 1, #expired do
     events.expired(b, expired[i])
   end
+  if b.instrument.extended then
+    states.watch(b)
+    states.carry_on(b)
+  end
   if b.agenda or b.notes then
     cascade.run(b)
   end
@@ -66,6 +71,9 @@ end
 -- Runs one command and what its trades trigger: its reply.
 function call.run(b, values, method)
   local reply, refusal = method.run(b, values)
+  if b.breaker then
+    states.settle(b)
+  end
   if b.agenda or b.notes then
     cascade.run(b)
   end

@@ -12,6 +12,7 @@ local book = require("book")
 local events = require("events")
 local lists = require("lists")
 local placing = require("placing")
+local states = require("states")
 local stops = require("stops")
 
 local cascade = {}
@@ -56,6 +57,9 @@ function cascade.run(b)
   while book.has_agenda(b) and may_go_on(b) do
     carry_out(b)
     lists.settle(b)
+    if b.breaker then
+      states.settle(b)
+    end
   end
 end
 

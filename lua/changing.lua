@@ -183,7 +183,8 @@ local function plan_requeue(b, o, new)
     account = o.account,
     extras = o.extras,
   }
-  local refusal = o.extras and o.extras.post_only and placing.post_only_refusal(b, taker)
+  local never_takes = (o.extras and o.extras.post_only) or b.instrument.status == "post_only"
+  local refusal = never_takes and placing.post_only_refusal(b, taker)
   if refusal then
     return nil, refusal
   end

@@ -8,6 +8,7 @@
 -- therefore the same as single calls, only that they share one sequence. The commands on orders are
 -- in placing.lua and changing.lua, what only reads in queries.lua.
 
+local auction = require("auction")
 local batch = require("batch")
 local book = require("book")
 local call = require("call")
@@ -23,6 +24,7 @@ local numbers = require("numbers")
 local placing = require("placing")
 local queries = require("queries")
 local reject = require("reject")
+local states = require("states")
 
 local commands = {}
 
@@ -108,6 +110,10 @@ local define_schema = fields.schema({
   "price_band",
   "min_notional",
   "open_orders_max",
+  "limit_percent",
+  "window_ms",
+  "breaker_status",
+  "breaker_duration_ms",
   "events_length_max",
   "trades_length_max",
   "book_length_max",
@@ -138,25 +144,31 @@ local function define(key, values)
     return instrument.json(record, record.sequence)
   end
   local b = book.from(record)
+  refusal = states.set(b, known and known.status, record.status)
+  if refusal then
+    return reject.json(refusal)
+  end
   book.stamp(b)
-  events.instrument_changed(b)
+  book.change_rules(b)
+  if states.is_uncrossing(b) then
+    call.begin(b)
+  end
   record.sequence = b.call_sequence
-  local rules = instrument.rule_pairs(record)
-  local refused = events.append(b, {}, {})
+  local refused = book.write(b)
   if refused then
     return refused
   end
-  redis.call("HSET", key, "symbol", record.symbol, unpack(rules))
   redis.pcall("HSET", keys.instruments, record.symbol, record.segment)
   return instrument.json(record, record.sequence)
 end
 
 -- define_instrument: creates a book or changes its rules; fields not given keep their value.
--- Fields: tick_size lot_size min_quantity max_quantity status events_length_max trades_length_max
--- book_length_max.
+-- Fields: tick_size lot_size min_quantity max_quantity status self_trade_prevention protection
+-- price_band min_notional open_orders_max limit_percent window_ms breaker_status
+-- breaker_duration_ms events_length_max trades_length_max book_length_max.
 -- Reply: as get_instrument.
 -- Rejects: MISSING_FIELD, INVALID_NUMBER, INVALID_VALUE, QUANTITY_OFF_LOT, QUANTITY_TOO_SMALL,
--- INSTRUMENT_IN_USE, SYMBOL_IN_OTHER_SEGMENT.
+-- INSTRUMENT_IN_USE, SYMBOL_IN_OTHER_SEGMENT, AUCTION_CROSSED, UNCROSSING.
 local function define_instrument(call_keys, arguments)
   local key, refusal = call.book_key(call_keys)
   local values
@@ -200,6 +212,12 @@ local function begin_epoch(call_keys, arguments)
   return string.format('{"epoch":%s,"sequence":%.0f}', record.epoch, record.sequence)
 end
 
+-- Whether more is due than one call may do.
+local function is_behind(b)
+  local is_trading = b.instrument.status == "trading"
+  return b.expiring or states.is_uncrossing(b) or (is_trading and book.has_agenda(b))
+end
+
 -- tick: does what is due and nothing else. Hosts call it at each publish interval.
 -- Fields: none. Reply: expired_count triggered_count pending sequence. Rejects: UNKNOWN_SYMBOL,
 -- INVALID_BOOK_KEY.
@@ -217,21 +235,30 @@ local function tick(call_keys, arguments)
     '{"expired_count":%.0f,"triggered_count":%.0f,"pending":%s,"sequence":%.0f}',
     expired_count,
     book.triggers_per_call_max - b.triggers_left,
-    tostring(b.expiring or (b.instrument.status == "trading" and book.has_agenda(b))),
+    tostring(is_behind(b)),
     book.current_sequence(b)
   )
   return call.finish(b, reply)
 end
 
+-- What an auction would come to now, for the half-second book; empty where there is none.
+local function auction_member(record)
+  if record.status ~= "auction" then
+    return ""
+  end
+  return ',"auction":{' .. auction.outcome_json(book.from(record)):sub(2) .. "}"
+end
+
 local function published_message(record, now_ms)
   return string.format(
     '{"channel":"book","symbol":"%s","type":"snapshot","sequence":%.0f,"epoch":%s,'
-      .. '"timestamp_ms":%.0f,%s}',
+      .. '"timestamp_ms":%.0f,%s%s}',
     record.symbol,
     record.sequence,
     record.epoch,
     now_ms,
-    depth.json(record, depth.published_levels)
+    depth.json(record, depth.published_levels),
+    auction_member(record)
   )
 end
 
@@ -300,6 +327,7 @@ function commands.register()
   register("get_order", queries.get_order, read_only)
   register("get_open_orders", queries.get_open_orders, read_only)
   register("get_trades", queries.get_trades, read_only)
+  register("get_auction", queries.get_auction, read_only)
   register("get_instrument", queries.get_instrument, read_only)
   register("verify_book", queries.verify_book, read_only)
   register("library_version", library_version, read_only)

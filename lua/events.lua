@@ -248,9 +248,9 @@ function events.trade(b, taker, maker, trade)
   trade_report(b, maker, trade, '","role":"maker","side":"')
 end
 
--- The instrument was defined or its rules changed.
+-- The instrument was defined, or its rules or status changed: told as it is at the end of the call.
 function events.instrument_changed(b)
-  b.events.instrument = instrument.json(b.instrument, b.call_sequence)
+  b.events.instrument = true
 end
 
 -- History before this entry may have been lost.
@@ -298,7 +298,8 @@ local function topics(b, bid_prices, ask_prices, trades_message)
     add(list, "orders:" .. account, table.concat(pieces))
   end
   if told.instrument then
-    add(list, "instruments", head(b, "instruments") .. ',"instrument":' .. told.instrument .. "}")
+    local text = instrument.json(b.instrument, b.call_sequence)
+    add(list, "instruments", head(b, "instruments") .. ',"instrument":' .. text .. "}")
   end
   if told.epoch then
     add(list, "epoch", head(b, "epoch") .. "}")

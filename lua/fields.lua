@@ -38,10 +38,17 @@ local choices = {
   validate_only = { "true", "false" },
   self_trade_prevention = { "none", "cancel_taker", "cancel_maker", "cancel_both", "decrement" },
   list_type = { "oco", "oto", "bracket" },
-  status = { "trading", "halted", "cancel_only" },
+  status = { "trading", "halted", "cancel_only", "post_only", "auction" },
+  breaker_status = { "halted", "auction" },
 }
 
 local list_length_max = 16384
+
+-- A length of time, in milliseconds: from a second to a day.
+local function duration_ms(text)
+  local count = numbers.positive_integer(text)
+  return count and count >= 1000 and count <= 86400000
+end
 
 local function percent(text)
   return numbers.percent(text)
@@ -93,6 +100,11 @@ local forms = {
   max_quantity = true,
   min_notional = true,
   price_band = percent,
+  limit_percent = percent,
+  window_ms = duration_ms,
+  breaker_duration_ms = function(text)
+    return text == "0" or duration_ms(text)
+  end,
   protection = percent,
   open_orders_max = open_orders_max,
   events_length_max = numbers.positive_integer,

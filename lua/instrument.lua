@@ -33,7 +33,8 @@ local stored_fields = {
   "extended",
 }
 
--- What few instruments use, read only where one of them was ever set (`extended` is 1): rules, then
+-- What few instruments use, read only where one of them was ever set (`extended` is 1): rules; then
+-- where the circuit breaker and an auction that is being uncrossed stand (states.lua, auction.lua);
 -- how many open orders expire, are icebergs, wait for a trade price, trail it, are not armed yet;
 -- how many order lists there are; and what trades have led to that is still to be carried out.
 local extended_fields = {
@@ -42,6 +43,14 @@ local extended_fields = {
   "price_band",
   "min_notional",
   "open_orders_max",
+  "limit_percent",
+  "window_ms",
+  "breaker_status",
+  "breaker_duration_ms",
+  "reopen_time_ms",
+  "reference_price",
+  "window_start_ms",
+  "uncrossing",
   "gtd_orders",
   "iceberg_orders",
   "waiting_orders",
@@ -68,6 +77,14 @@ local function extended_defaults()
     price_band = "0",
     min_notional = "0",
     open_orders_max = "0",
+    limit_percent = "0",
+    window_ms = "60000",
+    breaker_status = "halted",
+    breaker_duration_ms = "0",
+    reopen_time_ms = "0",
+    reference_price = "",
+    window_start_ms = "0",
+    uncrossing = "",
     gtd_orders = 0,
     iceberg_orders = 0,
     waiting_orders = 0,
@@ -249,14 +266,17 @@ function instrument.quantity_refusal(record, lots)
   return nil
 end
 
--- A refusal where the instrument takes no new orders or amends now, else nil. Cancels are always
--- allowed: risk can be taken off in every status.
+-- A refusal where the instrument takes no new orders or amends at all now, else nil. Cancels are
+-- always allowed: risk can be taken off in every status.
 function instrument.status_refusal(record)
   if record.status == "halted" then
     return reject.new("INSTRUMENT_HALTED", "the instrument is halted")
   end
   if record.status == "cancel_only" then
     return reject.new("INSTRUMENT_CANCEL_ONLY", "the instrument takes cancels only")
+  end
+  if record.extended and record.extended.uncrossing ~= "" then
+    return reject.new("UNCROSSING", "an auction is being uncrossed: try again")
   end
   return nil
 end
@@ -267,12 +287,17 @@ function instrument.json(record, sequence)
   local extended = record.extended or extended_defaults()
   local rules = string.format(
     ',"self_trade_prevention":"%s","protection":"%s","price_band":"%s","min_notional":"%s",'
-      .. '"open_orders_max":%s',
+      .. '"open_orders_max":%s,"limit_percent":"%s","window_ms":%s,"breaker_status":"%s",'
+      .. '"breaker_duration_ms":%s',
     extended.self_trade_prevention,
     extended.protection,
     extended.price_band,
     extended.min_notional,
-    extended.open_orders_max
+    extended.open_orders_max,
+    extended.limit_percent,
+    extended.window_ms,
+    extended.breaker_status,
+    extended.breaker_duration_ms
   )
   return string.format(
     '{"symbol":"%s","segment":"%s","tick_size":"%s","lot_size":"%s","min_quantity":"%s",'
@@ -356,6 +381,10 @@ local extended_rules = {
   "price_band",
   "min_notional",
   "open_orders_max",
+  "limit_percent",
+  "window_ms",
+  "breaker_status",
+  "breaker_duration_ms",
 }
 
 -- Applies the rules that few instruments use. min_notional must be exact in the instrument's steps,
@@ -381,6 +410,7 @@ local function apply_extended(record, values)
   extended.min_notional = numbers.text(least, step)
   extended.protection = numbers.percent_text(extended.protection)
   extended.price_band = numbers.percent_text(extended.price_band)
+  extended.limit_percent = numbers.percent_text(extended.limit_percent)
   return true
 end
 

@@ -11,6 +11,7 @@ local instrument = require("instrument")
 local numbers = require("numbers")
 local order = require("order")
 local reject = require("reject")
+local states = require("states")
 
 local matching = {}
 
@@ -29,8 +30,11 @@ local function crosses(taker, price)
   return price >= limit
 end
 
--- Whether a taker would trade at once.
+-- Whether a taker would trade at once. In an auction nobody does.
 function matching.would_trade(b, taker)
+  if b.instrument.status == "auction" then
+    return false
+  end
   local best = book.best_price(b, matching.opposite[taker.side])
   return best and crosses(taker, best)
 end
@@ -260,7 +264,7 @@ end
 -- time. Changes nothing. nil and a refusal where there would be more fills than a call may do.
 function matching.plan(b, taker)
   local best = book.best_price(b, matching.opposite[taker.side])
-  if not best or not crosses(taker, best) then
+  if not best or not crosses(taker, best) or b.instrument.status == "auction" then
     return matching.no_fills, taker.remaining
   end
   local fills, left
@@ -310,6 +314,9 @@ local function trade_with(b, taker, maker, lots)
   -- Of a taker by quote_quantity nothing remains from the beginning.
   if taker.remaining > 0 then
     taker.remaining = taker.remaining - lots
+  end
+  if b.breaker then
+    states.show_trade(b, maker.price)
   end
   if b.agenda and b.instrument.extended.waiting_orders > 0 then
     note_price(b.agenda, maker.price)

@@ -12,6 +12,7 @@ local memory = require("memory")
 local order = require("order")
 local reject = require("reject")
 local replies = require("replies")
+local states = require("states")
 local stops = require("stops")
 local terms = require("terms")
 
@@ -140,7 +141,8 @@ end
 -- The fills of a new order, after the last rules that can refuse it: post_only, and the exactness
 -- of the level it would join. nil and why not.
 function placing.plan(b, o)
-  local refusal = o.extras and o.extras.post_only and placing.post_only_refusal(b, o)
+  local never_takes = (o.extras and o.extras.post_only) or b.instrument.status == "post_only"
+  local refusal = never_takes and placing.post_only_refusal(b, o)
   if refusal then
     return nil, refusal
   end
@@ -182,18 +184,25 @@ local function valid_reply(b, fills)
   )
 end
 
--- A refusal of every new order and amend now, else nil.
-function placing.closed_refusal(b)
-  if b.instrument.status ~= "trading" then
-    return instrument.status_refusal(b.instrument)
-  end
-  if b.expiring then
-    return reject.new("EXPIRING", "many orders are expiring: try again")
-  end
+-- A refusal where an order that waits would be shown trades from before its time, else nil.
+local function agenda_refusal(b)
   if book.has_agenda(b) then
     return reject.new("TRIGGERS_PENDING", "many stop orders are being triggered: try again")
   end
   return nil
+end
+
+-- A refusal of every new order and amend now, else nil.
+function placing.closed_refusal(b)
+  local is_trading = b.instrument.status == "trading"
+  local refusal = not is_trading and instrument.status_refusal(b.instrument)
+  if refusal then
+    return refusal
+  end
+  if b.expiring then
+    return reject.new("EXPIRING", "many orders are expiring: try again")
+  end
+  return is_trading and agenda_refusal(b) or nil
 end
 
 -- The memo of a command that places, with an id of its own, and the first reply where it was sent
@@ -210,7 +219,7 @@ end
 -- A refusal of a drafted order by the rules of the instrument and of stop orders, else nil.
 local function rule_refusal(b, o)
   local waits = o.extras and o.extras.waits
-  local refusal = waits and stops.refusal(b, o)
+  local refusal = waits and (agenda_refusal(b) or stops.refusal(b, o))
   if not refusal and b.instrument.extended then
     refusal = terms.rule_refusal(b, o)
   end
@@ -221,7 +230,7 @@ end
 function placing.check(b, values)
   local refusal = values.rare and terms.lateness_refusal(b, values)
   if not refusal and (b.instrument.status ~= "trading" or b.expiring or b.agenda) then
-    refusal = placing.closed_refusal(b)
+    refusal = placing.closed_refusal(b) or states.order_refusal(b, values)
   end
   if refusal then
     return nil, refusal

@@ -1,6 +1,7 @@
 -- The entry points that only read. Queries show what is stored: what is due but not yet done, like
 -- an expiry, they do not do.
 
+local auction = require("auction")
 local book = require("book")
 local call = require("call")
 local changing = require("changing")
@@ -170,6 +171,26 @@ function queries.get_trades(call_keys, arguments)
     record.sequence,
     record.epoch,
     table.concat(rows, ",")
+  )
+end
+
+-- get_auction: what a call auction would come to now.
+-- Fields: none. Reply: symbol status indicative_price indicative_quantity imbalance_side
+-- imbalance_quantity sequence epoch. Rejects: NO_AUCTION.
+function queries.get_auction(call_keys, arguments)
+  local record, malformed = call.open_query(call_keys, arguments, queries.no_fields)
+  if not record then
+    return reject.json(malformed)
+  end
+  if record.status ~= "auction" then
+    return reject.json(reject.new("NO_AUCTION", "the instrument is in no auction"))
+  end
+  return string.format(
+    '{"symbol":"%s","status":"auction"%s,"sequence":%.0f,"epoch":%s}',
+    record.symbol,
+    auction.outcome_json(book.from(record)),
+    record.sequence,
+    record.epoch
   )
 end
 

@@ -489,15 +489,16 @@ def instrument() -> None:
     """Define and look at instruments."""
 
 
+_STATUSES = ("trading", "halted", "cancel_only", "post_only", "auction")
+
+
 @instrument.command("define")
 @symbol_argument
 @option("--tick-size", help="Smallest price step; required the first time.")
 @option("--lot-size", help="Smallest quantity step; required the first time.")
 @option("--min-quantity", help="Smallest order.")
 @option("--max-quantity", help="Largest order.")
-@option(
-    "--status", type=click.Choice(["trading", "halted", "cancel_only"]), help="What is allowed."
-)
+@option("--status", type=click.Choice(_STATUSES), help="What is allowed.")
 @option(
     "--self-trade-prevention",
     type=self_trade_prevention_choice,
@@ -507,6 +508,14 @@ def instrument() -> None:
 @option("--price-band", help="Percent from the last price that limits may be; 0 is no limit.")
 @option("--min-notional", help="Smallest price times quantity; 0 is none.")
 @option("--open-orders-max", help="Open orders an account may have in this book; 0 is no limit.")
+@option("--limit-percent", help="Circuit breaker: percent a trade may be from the reference.")
+@option("--window-ms", help="Circuit breaker: how long a reference counts.")
+@option(
+    "--breaker-status",
+    type=click.Choice(["halted", "auction"]),
+    help="Circuit breaker: the status it sets.",
+)
+@option("--breaker-duration-ms", help="Circuit breaker: when trading reopens; 0 is not by itself.")
 @option("--events-length-max", help="Entries kept in the event stream, about.")
 @option("--trades-length-max", help="Entries kept in the trade stream, about.")
 @option("--book-length-max", help="Entries kept in the stream of half-second books, about.")
@@ -815,6 +824,15 @@ def show_trades(symbol: str, limit: int, redis_url: str, as_json: bool) -> None:
         _print_reply(reply, as_json)
     else:
         _print(display.tape(reply["trades"]))
+
+
+@cli.command("auction")
+@symbol_argument
+@redis_url_option
+@json_option
+def show_auction(symbol: str, redis_url: str, as_json: bool) -> None:
+    """Show what the call auction of a book would come to now."""
+    _print_reply(_call("get_auction", redis_url, symbol), as_json)
 
 
 @cli.command("verify")

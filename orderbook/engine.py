@@ -420,6 +420,10 @@ class Engine:
         """Field: limit (50). Reply: symbol sequence epoch trades, oldest first."""
         return _decode(await self.query("get_trades", symbol, *_arguments(fields)))
 
+    async def get_auction(self, symbol: str) -> Reply:
+        """Reply: symbol status indicative_price indicative_quantity, … (docs/protocol.md)."""
+        return _decode(await self.query("get_auction", symbol))
+
     async def get_instrument(self, symbol: str) -> Reply:
         """Reply: the instrument's rules and state."""
         return _decode(await self.query("get_instrument", symbol))

@@ -207,6 +207,7 @@ _QUERIES: dict[str, type[Struct]] = {
     "get_order": messages.GetOrder,
     "get_open_orders": messages.GetOpenOrders,
     "get_trades": messages.GetTrades,
+    "get_auction": messages.GetAuction,
     "get_instrument": messages.GetInstrument,
 }
 _OWN: dict[str, type[Struct]] = {

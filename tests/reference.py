@@ -39,6 +39,11 @@ canceled or expires ends the other of the pair. A bracket's pair is armed with w
 and grows with it; the second order of an oto is armed when the first has ended, with all it filled.
 Arming stands on the agenda too, so that nobody is shown a price from before.
 
+*States*: in an auction limit orders queue without trading; when it ends, the heads of both queues
+trade at one price, that of the largest volume, then least surplus, then nearest the last price,
+then lowest. The breaker looks at each trade before it becomes the last one; where it trips, the
+status changes when the order that traded is done.
+
 *Expiry*: before anything else a call that may change the book lets expire what is due, also a
 limited number. Queries, define_instrument and begin_epoch expire nothing.
 
@@ -93,6 +98,7 @@ EXPIRED_MAX = 1000
 TRIGGERED_MAX = 1000
 TRAILING_STOPS_MAX = 1000
 DEPTH_MAX = 10_000
+DURATION_MS_MIN, DURATION_MS_MAX = 1000, 86_400_000
 CHECKSUM_DEPTH = 10
 
 ACCOUNT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
@@ -131,7 +137,8 @@ ENUMERATIONS = {
     "validate_only": ("true", "false"),
     "self_trade_prevention": ("none", "cancel_taker", "cancel_maker", "cancel_both", "decrement"),
     "list_type": ("oco", "oto", "bracket"),
-    "status": ("trading", "halted", "cancel_only"),
+    "status": ("trading", "halted", "cancel_only", "post_only", "auction"),
+    "breaker_status": ("halted", "auction"),
 }
 PATTERNS = {
     "account": ACCOUNT,
@@ -147,10 +154,14 @@ COUNTS = {
     "expire_time_ms": EXACT_MAX,
     "valid_until_ms": EXACT_MAX,
     "open_orders_max": 10_000_000,
+    "window_ms": DURATION_MS_MAX,
+    "breaker_duration_ms": DURATION_MS_MAX,
     "events_length_max": 10_000_000,
     "trades_length_max": 10_000_000,
     "book_length_max": 10_000_000,
 }
+# Values of such fields beside.
+ZEROS = {("depth", "full"), ("open_orders_max", "0"), ("breaker_duration_ms", "0")}
 PERCENT_DECIMALS_MAX = 4
 PERCENT_MAX = 100
 OFFSET_PERCENT_MAX = 50
@@ -162,6 +173,7 @@ FIELDS = {
         (
             "tick_size", "lot_size", "min_quantity", "max_quantity", "status",
             "self_trade_prevention", "protection", "price_band", "min_notional", "open_orders_max",
+            "limit_percent", "window_ms", "breaker_status", "breaker_duration_ms",
             "events_length_max", "trades_length_max", "book_length_max",
         ),
     ),
@@ -200,6 +212,7 @@ FIELDS = {
     "get_open_orders": (("account",), ("after", "limit")),
     "get_trades": ((), ("limit",)),
     "get_instrument": ((), ()),
+    "get_auction": ((), ()),
     "verify_book": ((), ()),
 }  # fmt: skip
 BATCH_METHODS = (
@@ -366,6 +379,9 @@ class Call:
     triggered: int = 0
     # Whether more is due to expire than one call may do.
     expiring: bool = False
+    # Whether the instrument's rules or status are others; whether a trade has tripped the breaker.
+    is_redefined: bool = False
+    is_tripped: bool = False
     # By cancel_all_orders, which has a limit to the call.
     canceled: int = 0
     trades: list[Json] = field(default_factory=list)
@@ -430,6 +446,11 @@ class ReferenceBook:
         # Order lists by the order_id of their first order, and what has become of their orders.
         self.lists: dict[int, OrderList] = {}
         self.notes: list[tuple[Order, str]] = []
+        # An auction that is ending; the breaker's reference, its window, and when it reopens.
+        self.uncrossing = False
+        self.reference_price: Decimal | None = None
+        self.window_start_ms = 0
+        self.reopen_ms = 0
         # (account, client_order_id) -> the command that had this id of its own.
         self.remembered: dict[tuple[str, str], Remembered] = {}
         # order_id -> the order's last amend or cancel.
@@ -480,7 +501,9 @@ class ReferenceBook:
                 raise RejectedError("UNKNOWN_SYMBOL")
             command: Callable[[Call, Mapping[str, str]], Json] = getattr(self, f"_{function}")
             reply = command(call, fields)
-            self._cascade(call)
+            if function in DOES_WHAT_IS_DUE:
+                self._settle_breaker(call)
+                self._cascade(call)
             return reply
         except RejectedError as error:
             return rejected(error.code, fields)
@@ -490,6 +513,8 @@ class ReferenceBook:
 
     def _finish(self, call: Call, replies: list[Json]) -> list[Json]:
         self._report_trailed(call)
+        if call.is_redefined:
+            call.topics["instruments"] = {"instrument": self._described_at_the_end(call)}
         if call.changed:
             self.sequence += 1
             for stamped in call.stamped:
@@ -534,6 +559,7 @@ class ReferenceBook:
 
     def _define_instrument(self, call: Call, fields: Mapping[str, str]) -> Json:
         new = dict(self.instrument) if self.instrument else self._first_definition(fields)
+        before = self.instrument.get("status")
         for name, value in fields.items():
             new[name] = new_rule(name, value)
         self._check_steps(new)
@@ -541,13 +567,146 @@ class ReferenceBook:
         set_default_limits(new)
         check_limits(new)
         if new != self.instrument:
+            self._check_new_status(before, new["status"])
             self.instrument = new
-            call.changed = True
+            self._change_status(call, before)
+        return self._described_at_the_end(call)
+
+    def _described_at_the_end(self, call: Call) -> Json:
         reply = self._get_instrument(call, {})
         if call.changed:
-            call.topics["instruments"] = {"instrument": reply}
             call.stamped.append(reply)
         return reply
+
+    def _check_new_status(self, before: str | None, status: str) -> None:
+        if before is None or before == status:
+            return
+        if self.uncrossing:
+            raise RejectedError("UNCROSSING")
+        if before == "auction" and status != "trading" and self._is_crossed():
+            raise RejectedError("AUCTION_CROSSED")
+
+    def _change_status(self, call: Call, before: str | None) -> None:
+        """What an operator's change of status, if it is one, brings with it."""
+        call.changed = call.is_redefined = True
+        status = self.instrument["status"]
+        if before not in {None, status}:
+            self.reopen_ms = 0
+            self.reference_price = None
+        if before == "auction" and status == "trading":
+            self.instrument["status"] = "auction"
+            self.uncrossing = True
+            self._do_what_is_due(call)
+
+    # ---- trading states
+
+    def _carry_on(self, call: Call) -> None:
+        """Reopens what the breaker has closed for a while."""
+        if self.reopen_ms and self.now_ms >= self.reopen_ms:
+            self.reopen_ms = 0
+            if self.instrument["status"] == "auction":
+                self.uncrossing = True
+            else:
+                self.instrument["status"] = "trading"
+                call.changed = call.is_redefined = True
+        if self.uncrossing:
+            self._uncross(call)
+
+    def _is_crossed(self) -> bool:
+        bid, ask = self._best_price("buy"), self._best_price("sell")
+        return bid is not None and ask is not None and bid >= ask
+
+    def _auction_outcome(self) -> tuple[Decimal, Decimal, Decimal] | None:
+        """Price, volume and buy surplus of an uncross, all that is hidden counted."""
+        if not self._is_crossed():
+            return None
+        bids, asks = self.queue("buy"), self.queue("sell")
+        last_price = self._last_price_on_tick()
+
+        def rank(price: Decimal) -> tuple[Decimal, Decimal, Decimal, Decimal]:
+            volume, surplus = volume_at(price)
+            away = abs(price - last_price) if last_price is not None else Decimal(0)
+            return -volume, abs(surplus), away, price
+
+        def volume_at(price: Decimal) -> tuple[Decimal, Decimal]:
+            demand = sum((o.remaining for o in bids if price_of(o) >= price), Decimal(0))
+            supply = sum((o.remaining for o in asks if price_of(o) <= price), Decimal(0))
+            return min(demand, supply), demand - supply
+
+        best = min((price_of(order) for order in bids + asks), key=rank)
+        return best, *volume_at(best)
+
+    def _uncross(self, call: Call) -> None:
+        while (outcome := self._auction_outcome()) is not None:
+            price = outcome[0]
+            while self._is_crossed():
+                bid, ask = self.queue("buy")[0], self.queue("sell")[0]
+                if price_of(bid) < price or price_of(ask) > price:
+                    break
+                self._trade_at(call, bid, ask, price)
+            if self._waiting():
+                self.agenda.append(price)
+        self.uncrossing = False
+        self.instrument["status"] = "trading"
+        call.changed = call.is_redefined = True
+
+    def _trade_at(self, call: Call, bid: Order, ask: Order, price: Decimal) -> None:
+        """Both are in the book; the younger order counts as the taker."""
+        maker, taker = sorted((bid, ask), key=lambda order: order.order_id)
+        quantity = min(bid.shown, ask.shown)
+        self.last_trade_id += 1
+        self.last_price = price
+        fill = {
+            "trade_id": str(self.last_trade_id),
+            "price": text(price),
+            "quantity": text(quantity),
+        }
+        for order in (taker, maker):
+            self._note(order, "traded")
+            order.remaining -= quantity
+            order.slice -= quantity if order.display_quantity is not None else 0
+            if order.remaining == 0:
+                self._end(order)
+        self._report_trade(call, taker, "taker", fill)
+        self._report_trade(call, maker, "maker", fill)
+        for order in (taker, maker):
+            if order.remaining and order.shown == 0:
+                self._refresh(call, order)
+        self._tell_trade(call, fill, maker, taker)
+
+    def _show_to_breaker(self, call: Call, price: Decimal) -> None:
+        percent = self.instrument["limit_percent"]
+        if not percent:
+            return
+        window_ms = self.instrument["window_ms"]
+        if self.reference_price is None or self.now_ms - self.window_start_ms > window_ms:
+            last_price = self._last_price_on_tick()
+            self.reference_price = price if last_price is None else last_price
+            self.window_start_ms = self.now_ms
+        width = self._share(self.reference_price, percent)
+        call.is_tripped = call.is_tripped or abs(price - self.reference_price) > width
+
+    def _settle_breaker(self, call: Call) -> None:
+        if not call.is_tripped or not self._is_trading():
+            return
+        call.is_tripped = False
+        self.instrument["status"] = self.instrument["breaker_status"]
+        duration_ms = self.instrument["breaker_duration_ms"]
+        self.reopen_ms = self.now_ms + duration_ms if duration_ms else 0
+        self.reference_price = None
+        call.changed = call.is_redefined = True
+
+    def _get_auction(self, _: Call, __: Mapping[str, str]) -> Json:
+        if self.instrument["status"] != "auction":
+            raise RejectedError("NO_AUCTION")
+        reply: Json = {"symbol": self.symbol, "status": "auction"}
+        if (outcome := self._auction_outcome()) is not None:
+            price, volume, surplus = outcome
+            reply |= {"indicative_price": text(price), "indicative_quantity": text(volume)}
+            if surplus:
+                reply["imbalance_side"] = "buy" if surplus > 0 else "sell"
+                reply["imbalance_quantity"] = text(abs(surplus))
+        return {**reply, "sequence": self.sequence, "epoch": self.epoch}
 
     def _check_steps(self, new: Json) -> None:
         for name in ("tick_size", "lot_size"):
@@ -567,6 +726,10 @@ class ReferenceBook:
             "price_band": Decimal(0),
             "min_notional": Decimal(0),
             "open_orders_max": 0,
+            "limit_percent": Decimal(0),
+            "window_ms": 60_000,
+            "breaker_status": "halted",
+            "breaker_duration_ms": 0,
             "events_length_max": 100_000,
             "trades_length_max": 100_000,
             "book_length_max": 1000,
@@ -587,7 +750,9 @@ class ReferenceBook:
 
     def _do_what_is_due(self, call: Call) -> None:
         self._expire(call)
-        self._cascade(call)
+        if self.instrument:
+            self._carry_on(call)
+            self._cascade(call)
 
     def _expire(self, call: Call) -> None:
         due = [
@@ -609,6 +774,7 @@ class ReferenceBook:
         while self.agenda and self._may_trigger(call):
             self._carry_out(call, self.agenda[0])
             self._settle_lists(call)
+            self._settle_breaker(call)
 
     def _carry_out(self, call: Call, item: "Decimal | Arming") -> None:
         if isinstance(item, Arming):
@@ -711,7 +877,9 @@ class ReferenceBook:
         reply = {
             "expired_count": call.expired,
             "triggered_count": call.triggered,
-            "pending": call.expiring or (bool(self.agenda) and self._is_trading()),
+            "pending": (
+                call.expiring or self.uncrossing or (bool(self.agenda) and self._is_trading())
+            ),
         }
         return self._with_latest_sequence(call, reply)
 
@@ -724,6 +892,7 @@ class ReferenceBook:
         self._check_taken_name(fields)
         self._check_in_time(fields)
         self._check_takes_orders(call)
+        self._check_kind(fields)
         order = self._new_order(fields)
         self._check_rules(order)
         planned = Outcome() if order.waiting else self._check_match(call, order)
@@ -889,13 +1058,13 @@ class ReferenceBook:
     def _check_acting(
         self, call: Call, is_oco: bool, member: Mapping[str, str]
     ) -> tuple[Order, Outcome]:
+        self._check_kind(member)
         order = self._new_order(member)
         self._check_rules(order)
         if order.waiting:
             return order, Outcome()
         planned = self._check_match(call, order)
-        best = self._best_price(OPPOSITE[order.side])
-        if is_oco and best is not None and order.crosses(best):
+        if is_oco and self._would_trade(order):
             raise RejectedError("POST_ONLY_WOULD_CROSS")
         return order, planned
 
@@ -1015,15 +1184,30 @@ class ReferenceBook:
 
     def _check_takes_orders(self, call: Call) -> None:
         status = self.instrument["status"]
-        if status != "trading":
+        if status in STATUS_REJECTS:
             raise RejectedError(STATUS_REJECTS[status])
+        if self.uncrossing:
+            raise RejectedError("UNCROSSING")
         if call.expiring:
             raise RejectedError("EXPIRING")
-        if self.agenda:
+        if self.agenda and self._is_trading():
             raise RejectedError("TRIGGERS_PENDING")
+
+    def _check_kind(self, fields: Mapping[str, str]) -> None:
+        """Whether the status takes an order of this kind."""
+        status = self.instrument["status"]
+        rests = fields["order_type"] == "limit" and time_in_force(fields) in RESTING
+        if status == "post_only" and not rests:
+            raise RejectedError("INSTRUMENT_POST_ONLY")
+        waits = fields["order_type"] in STOP_TYPES
+        never_takes = fields.get("post_only") == "true"
+        if status == "auction" and not waits and (not rests or never_takes):
+            raise RejectedError("INSTRUMENT_AUCTION")
 
     def _check_rules(self, order: Order) -> None:
         if order.waiting:
+            if self.agenda:
+                raise RejectedError("TRIGGERS_PENDING")
             self._check_stop(order)
         if order.order_type == "limit":
             self._check_band(price_of(order))
@@ -1105,8 +1289,8 @@ class ReferenceBook:
 
     def _check_match(self, call: Call, taker: Order) -> Outcome:
         """The outcome that is to be expected, or a refusal."""
-        best_price = self._best_price(OPPOSITE[taker.side])
-        if taker.post_only and best_price is not None and taker.crosses(best_price):
+        never_takes = taker.post_only or self.instrument["status"] == "post_only"
+        if never_takes and self._would_trade(taker):
             raise RejectedError("POST_ONLY_WOULD_CROSS")
         outcome, trial = self._trial(taker)
         accounts = {*call.reports, *trial.reports, taker.account}
@@ -1115,6 +1299,12 @@ class ReferenceBook:
         if taker.rests and outcome.end == "ioc":
             self._check_level(taker, outcome.left)
         return outcome
+
+    def _would_trade(self, taker: Order) -> bool:
+        """In an auction nobody does."""
+        best_price = self._best_price(OPPOSITE[taker.side])
+        in_auction = self.instrument["status"] == "auction"
+        return best_price is not None and taker.crosses(best_price) and not in_auction
 
     def _check_level(self, order: Order, remaining: Decimal) -> None:
         others = sum(
@@ -1157,6 +1347,8 @@ class ReferenceBook:
     def _sweep(self, call: Call, taker: Order) -> Outcome:
         """Lets the taker meet the front of the opposite queue until something ends it."""
         outcome = Outcome()
+        if self.instrument["status"] == "auction":
+            return outcome
         furthest = self._furthest_price(taker)
         met: Order | None = None
         while True:
@@ -1239,6 +1431,7 @@ class ReferenceBook:
 
     def _trade(self, call: Call, maker: Order, taker: Order, quantity: Decimal) -> Json:
         self.last_trade_id += 1
+        self._show_to_breaker(call, price_of(maker))
         self.last_price = price_of(maker)
         if self._waiting():
             self.agenda.append(self.last_price)
@@ -1263,6 +1456,10 @@ class ReferenceBook:
             self._end(maker)
         elif maker.shown == 0:
             self._refresh(call, maker)
+        self._tell_trade(call, fill, maker, taker)
+        return {**fill, "maker_order_id": str(maker.order_id)}
+
+    def _tell_trade(self, call: Call, fill: Json, maker: Order, taker: Order) -> None:
         trade = {
             **fill,
             "aggressor_side": taker.side,
@@ -1273,7 +1470,6 @@ class ReferenceBook:
         self.trades.append(trade)
         call.trades.append(trade)
         call.stamped.append(trade)
-        return {**fill, "maker_order_id": str(maker.order_id)}
 
     @staticmethod
     def _report_trade(call: Call, order: Order, role: str, fill: Json) -> None:
@@ -1700,13 +1896,15 @@ def check_shape(function: str, fields: Mapping[str, str]) -> None:
 def check_value(name: str, value: str) -> None:
     if name in COUNTS:
         fits = bool(ORDER_ID.fullmatch(value)) and int(value) <= COUNTS[name]
-        fits = fits or (name, value) in {("depth", "full"), ("open_orders_max", "0")}
+        if name in {"window_ms", "breaker_duration_ms"}:
+            fits = fits and int(value) >= DURATION_MS_MIN
+        fits = fits or (name, value) in ZEROS
     elif name in ENUMERATIONS:
         fits = value in ENUMERATIONS[name]
     elif name in PATTERNS:
         too_large = name == "order_id" and value.isdigit() and int(value) > EXACT_MAX
         fits = not too_large and bool(PATTERNS[name].fullmatch(value))
-    elif name in {"protection", "price_band"}:
+    elif name in {"protection", "price_band", "limit_percent"}:
         fits = is_percent(value, PERCENT_MAX)
     elif name == "trailing_offset" and value.endswith("%"):
         fits = is_percent(value[:-1], OFFSET_PERCENT_MAX) and Decimal(value[:-1]) > 0

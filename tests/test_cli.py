@@ -92,7 +92,7 @@ def test_help_of_every_command_names_its_environment_variables() -> None:
             yield command, path
 
     commands = list(walk(cli.cli, ()))
-    assert len(commands) == 17
+    assert len(commands) == 18
     for command, path in commands:
         # Wide enough for the longest name; in a narrow terminal it is folded.
         result = CliRunner().invoke(
@@ -359,12 +359,24 @@ def test_rules_of_an_instrument_are_set_and_shown(orderbook: Orderbook) -> None:
         "protection": "5",
         "price_band": "12.5",
         "min_notional": "10",
+        "limit_percent": "5",
+        "breaker_status": "auction",
         "open_orders_max": "7",
     }
     options = [word for name, text in rules.items() for word in (_option(name), text)]
     changed = orderbook.json("instrument", "define", SYMBOL, *options)
     assert changed.pop("open_orders_max") == 7
     assert {name: changed.get(name) for name in rules} == rules | {"open_orders_max": None}
+
+
+def test_an_auction_is_shown(orderbook: Orderbook) -> None:
+    define(orderbook)
+    assert "NO_AUCTION" in orderbook("auction", SYMBOL, "--json").output
+    orderbook.json("instrument", "define", SYMBOL, "--status", "auction")
+    orderbook.json(*place("sell", "100", "1"))
+    orderbook.json(*place("buy", "101", "2"))
+    shown = orderbook.json("auction", SYMBOL)
+    assert (shown["indicative_price"], shown["indicative_quantity"]) == ("100", "1")
 
 
 def _option(name: str) -> str:

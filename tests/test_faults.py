@@ -157,6 +157,32 @@ def hang_together(book: Book) -> None:
         book.ask("place_order_list", account="erin", list_type=list_type, orders=orders)
 
 
+def hold_auction(book: Book) -> None:
+    """A crossed auction, an iceberg among its orders and a stop that waits for its price."""
+    populate(book)
+    book.ask("define_instrument", status="auction")
+    book.limit("erin", "buy", "9", "102", display_quantity="2")
+    book.limit("frank", "sell", "4", "98", client_order_id="f1")
+    stop = {"side": "buy", "order_type": "stop_limit", "stop_price": "101.5", "price": "101"}
+    book.ask("place_order", account="erin", quantity="2", **stop)
+
+
+def break_soon(book: Book) -> None:
+    """One percent off trips the breaker, which goes to auction for a second."""
+    clock.set_clock(book.client, NOON_MS)
+    populate(book)
+    book.ask("define_instrument", limit_percent="1", breaker_status="auction")
+    book.ask("define_instrument", breaker_duration_ms="1000")
+
+
+def has_broken(book: Book) -> None:
+    """The breaker has gone to auction, and the time is over."""
+    break_soon(book)
+    book.limit("zoe", "buy", "12", "103")
+    book.limit("frank", "sell", "4", "98")
+    clock.set_clock(book.client, NOON_MS + 1000)
+
+
 def fill_reply_memory(book: Book) -> None:
     """The next remembered reply begins a new generation."""
     populate(book)
@@ -257,6 +283,12 @@ CASES: Mapping[str, Case] = {
     "place_and_fill_one_of_two": Case(order("zoe", "buy", "18", price="103"), hang_together),
     "cancel_one_of_two": Case(ask("cancel_order", order_id="9"), hang_together),
     "cancel_entry": Case(ask("cancel_order", order_id="11"), hang_together),
+    "place_in_auction": Case(order("zoe", "buy", "3", price="103"), hold_auction),
+    "amend_in_auction": Case(ask("amend_order", order_id="1", price="97"), hold_auction),
+    "uncross": Case(ask("define_instrument", status="trading"), hold_auction),
+    "get_auction": Case(ask("get_auction"), hold_auction, stream=None),
+    "place_and_break": Case(order("zoe", "buy", "12", price="103"), break_soon),
+    "tick_and_reopen": Case(ask("tick"), has_broken),
     "amend_iceberg": Case(ask("amend_order", order_id="9", quantity="1"), hide_most),
     "place_new_generation": Case(
         order("erin", "buy", "12", price="101", client_order_id="e1"), fill_reply_memory

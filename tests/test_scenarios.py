@@ -4,6 +4,9 @@ A scenario is read top to bottom. `#` begins a comment. An unindented line says 
 
     instrument tick_size 0.01 lot_size 1      what the book is (these are the defaults)
     status halted                             the instrument's status from here on
+    is halted                                 what it is now
+    auction 100 5 buy 2                       what an auction would come to: price, quantity, and on
+                                              which side how much would be left over
     at 1500                                   it is 1500 seconds past the story's beginning now
     tick                                      what is due happens
     alice buy 5 @ 100                         a limit order; `as NAME` gives it a client_order_id,
@@ -139,15 +142,11 @@ class Story:
         if not self.is_defined:
             self.define([])
         if verb == "status":
-            self.book.ask("define_instrument", status=rest[0])
+            self.set_status(step, rest[0])
         elif verb == "at":
             set_clock(self.book.client, int(_time_ms(rest[0])))
-        elif verb == "book":
-            drawn = self.drawn()
-            expected = [_squeezed(line) for line in step.expected]
-            assert drawn == expected, "\n".join(["the book is", *drawn])
-        elif verb == "waiting":
-            assert self.waiting() == rest, f"waiting are {self.waiting()}"
+        elif verb in {"book", "waiting", "is", "auction"}:
+            self.check(verb, rest, step.expected)
         elif verb == "batch":
             self.play_batch(step)
         elif rest[:1] == ["times"]:
@@ -156,10 +155,33 @@ class Story:
             self.play_command(step)
         self.book.state_hash()
 
+    def check(self, verb: str, rest: list[str], drawing: list[str]) -> None:
+        """A line that says how things stand."""
+        if verb == "book":
+            drawn = self.drawn()
+            expected = [_squeezed(line) for line in drawing]
+            assert drawn == expected, "\n".join(["the book is", *drawn])
+        elif verb == "waiting":
+            assert self.waiting() == rest, f"waiting are {self.waiting()}"
+        elif verb == "is":
+            assert self.book.read("get_instrument")["status"] == rest[0]
+        else:
+            assert self.indicated() == rest, f"auction {' '.join(self.indicated())}"
+
     def define(self, pairs: list[str]) -> None:
         fields = DEFINITION | dict(zip(pairs[::2], pairs[1::2], strict=True))
         assert "sequence" in self.book.ask("define_instrument", **fields)
         self.is_defined = True
+
+    def set_status(self, step: Step, status: str) -> None:
+        reply = self.book.ask("define_instrument", status=status)
+        found = told(reply) if "code" in reply else self.happened([])
+        assert found == [_squeezed(line) for line in step.expected], "\n".join(found)
+
+    def indicated(self) -> list[str]:
+        reply = self.book.read("get_auction")
+        names = ("indicative_price", "indicative_quantity", "imbalance_side", "imbalance_quantity")
+        return [reply[name] for name in names if name in reply] or ["nothing"]
 
     def play_command(self, step: Step) -> None:
         fields = parse_command(step.line)
@@ -216,15 +238,18 @@ class Story:
         depth = self.book.read("get_book", depth="full")
         queues = self.queues()
         asks, bids = (
-            [f"{price} | {quantity} | {' '.join(queues[price])}" for price, quantity in depth[side]]
-            for side in ("asks", "bids")
+            [
+                f"{price} | {quantity} | {' '.join(queues[side, price])}"
+                for price, quantity in depth[levels]
+            ]
+            for side, levels in (("sell", "asks"), ("buy", "bids"))
         )
         return [*reversed(asks), SPREAD, *bids]
 
-    def queues(self) -> dict[str, list[str]]:
-        """price → order ids in the order they will trade, as subscribers learn it from reports."""
+    def queues(self) -> dict[tuple[str, str], list[str]]:
+        """(side, price) → order ids in the order they will trade, as told in reports."""
         priorities: dict[str, int] = {}
-        prices: dict[str, str] = {}
+        prices: dict[str, tuple[str, str]] = {}
         accounts = set()
         for _, topics in self.book.entries("events"):
             for topic, message in topics.items():
@@ -237,7 +262,7 @@ class Story:
         for account in accounts:
             for order in self.open_orders(account):
                 if order.get("triggered", True) and order.get("armed", True):
-                    prices[order["order_id"]] = order["price"]
+                    prices[order["order_id"]] = order["side"], order["price"]
         queued = sorted(prices, key=priorities.__getitem__)
         by_price = itertools.groupby(sorted(queued, key=prices.__getitem__), prices.__getitem__)
         return {price: list(ids) for price, ids in by_price}

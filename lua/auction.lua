@@ -1,0 +1,237 @@
+-- The call auction: orders are collected without trading, and then all that can trade does, at one
+-- price.
+--
+-- The price is that at which most would trade; among equals where least would be left over on the
+-- side that has more; then the nearest to the last trade price; then the lower one. Only prices of
+-- orders in the book come into question. Icebergs count, and trade, with all they have.
+--
+-- Orders trade in price-time priority on both sides. An uncross that is too large for one call is
+-- gone on with by the next call or tick, at the same price (`uncrossing`), before anything else;
+-- meanwhile nobody can place. Should cancels between two parts have left a crossed book behind, it
+-- is uncrossed at a price found anew: trading never begins with a crossed book.
+
+local book = require("book")
+local events = require("events")
+local instrument = require("instrument")
+local keys = require("keys")
+local numbers = require("numbers")
+local order = require("order")
+local stops = require("stops")
+
+local auction = {}
+
+-- Whether two orders in the book could trade with each other.
+function auction.is_crossed(b)
+  local bid, ask = book.best_price(b, "buy"), book.best_price(b, "sell")
+  return bid and ask and bid >= ask or false
+end
+
+-- ---- the price
+
+-- price -> lots of a side, what this call has changed included, as far as it could trade.
+local function levels_within(b, side_name, best_of_other)
+  local side, levels = b[side_name], {}
+  local stored = redis.call("HGETALL", keys.levels(side.key))
+  for i = 1, #stored, 2 do
+    levels[stored[i] + 0] = stored[i + 1] + 0
+  end
+  for price, difference in pairs(side.differences) do
+    levels[price] = (levels[price] or 0) + difference
+  end
+  for price, lots in pairs(levels) do
+    if lots == 0 or (price - best_of_other) * side.sign > 0 then
+      levels[price] = nil
+    end
+  end
+  return levels
+end
+
+-- Adds what icebergs hide.
+local function add_hidden(b, side_name, levels)
+  for o in book.queue(b, side_name) do
+    if not levels[o.price] then
+      return
+    end
+    levels[o.price] = levels[o.price] + o.remaining - order.shown(o)
+  end
+end
+
+-- For each of the prices, given in the order in which a side's orders agree to more and more, how
+-- much of it would trade there. Beyond exactness more is not told apart.
+local function cumulated(levels, prices)
+  local sum, sums = 0, {}
+  for _, price in ipairs(prices) do
+    sum = math.min(sum + (levels[price] or 0), numbers.exact_max)
+    sums[price] = sum
+  end
+  return sums
+end
+
+local function distance(price, last_price)
+  return last_price and math.abs(price - last_price) or 0
+end
+
+-- Whether an outcome is better than another.
+local function is_better(left, right)
+  if not right or left.volume ~= right.volume then
+    return not right or left.volume > right.volume
+  end
+  if left.imbalance ~= right.imbalance then
+    return left.imbalance < right.imbalance
+  end
+  if left.distance ~= right.distance then
+    return left.distance < right.distance
+  end
+  return left.price < right.price
+end
+
+local function sorted_prices(bids, asks)
+  local prices, seen = {}, {}
+  for _, levels in ipairs({ bids, asks }) do
+    for price in pairs(levels) do
+      if not seen[price] then
+        seen[price] = true
+        prices[#prices + 1] = price
+      end
+    end
+  end
+  table.sort(prices)
+  return prices
+end
+
+local function reversed(list)
+  local other = {}
+  for i = #list, 1, -1 do
+    other[#other + 1] = list[i]
+  end
+  return other
+end
+
+-- What an uncross would come to: { price, volume, imbalance, side, distance }, or nil where nothing
+-- would trade.
+function auction.outcome(b)
+  if not auction.is_crossed(b) then
+    return nil
+  end
+  local bids = levels_within(b, "buy", book.best_price(b, "sell"))
+  local asks = levels_within(b, "sell", book.best_price(b, "buy"))
+  if b.has_icebergs then
+    add_hidden(b, "buy", bids)
+    add_hidden(b, "sell", asks)
+  end
+  local prices, last_price = sorted_prices(bids, asks), stops.last_price(b.instrument)
+  local demand, supply = cumulated(bids, reversed(prices)), cumulated(asks, prices)
+  local best
+  for _, price in ipairs(prices) do
+    local surplus = demand[price] - supply[price]
+    local outcome = {
+      price = price,
+      volume = math.min(demand[price], supply[price]),
+      imbalance = math.abs(surplus),
+      side = surplus > 0 and "buy" or "sell",
+      distance = distance(price, last_price),
+    }
+    best = is_better(outcome, best) and outcome or best
+  end
+  return best
+end
+
+-- The outcome as JSON members, each with a comma before it; empty where nothing would trade.
+function auction.outcome_json(b)
+  local outcome, record = auction.outcome(b), b.instrument
+  if not outcome then
+    return ""
+  end
+  local text = ',"indicative_price":"'
+    .. instrument.price_text(record, outcome.price)
+    .. '","indicative_quantity":"'
+    .. instrument.quantity_text(record, outcome.volume)
+    .. '"'
+  if outcome.imbalance == 0 then
+    return text
+  end
+  local imbalance = instrument.quantity_text(record, outcome.imbalance)
+  return text
+    .. ',"imbalance_side":"'
+    .. outcome.side
+    .. '","imbalance_quantity":"'
+    .. imbalance
+    .. '"'
+end
+
+-- ---- uncrossing
+
+-- An order that traded shows its next slice, or is gone.
+local function reduce(b, o, lots)
+  if book.reduce(b, o, lots) then
+    return o
+  end
+  return nil
+end
+
+-- The heads of both queues trade. The younger order counts as the taker.
+local function trade(b, bid, ask, price_text)
+  local record = b.instrument
+  local taker, maker = bid, ask
+  if tonumber(ask.order_id) > tonumber(bid.order_id) then
+    taker, maker = ask, bid
+  end
+  local lots = math.min(order.shown(bid), order.shown(ask))
+  record.last_trade_id = record.last_trade_id + 1
+  local quantity = instrument.quantity_text(record, lots)
+  local refreshed = { reduce(b, taker, lots) }
+  refreshed[#refreshed + 1] = reduce(b, maker, lots)
+  events.trade(b, taker, maker, {
+    trade_id = numbers.integer_text(record.last_trade_id),
+    terms = '","price":"' .. price_text .. '","quantity":"' .. quantity,
+  })
+  for _, o in ipairs(refreshed) do
+    book.prioritize(b, o)
+    book.enqueue(b, o)
+    events.refreshed(b, o)
+  end
+  b.fills_left = b.fills_left - 1
+end
+
+local function may_go_on(b)
+  return b.fills_left > 0 and #b.events.accounts < book.accounts_per_call_max
+end
+
+-- Trades at the price what can, as far as one call may. Whether that was all.
+local function trade_all(b, price)
+  local price_text = instrument.price_text(b.instrument, price)
+  local traded = false
+  while may_go_on(b) do
+    local bid, ask = book.best_price(b, "buy"), book.best_price(b, "sell")
+    if not bid or not ask or bid < price or ask > price then
+      return true, traded
+    end
+    trade(b, book.queue(b, "buy")(), book.queue(b, "sell")(), price_text)
+    b.instrument.last_price, traded = price_text, true
+  end
+  return false, traded
+end
+
+-- Goes on uncrossing until nothing crosses, as far as one call may. The book's status is trading
+-- when it is done.
+function auction.uncross(b)
+  local extended = b.instrument.extended
+  while auction.is_crossed(b) do
+    local price = tonumber(extended.uncrossing) or auction.outcome(b).price
+    extended.uncrossing = numbers.integer_text(price)
+    local is_done, traded = trade_all(b, price)
+    if traded and b.agenda then
+      b.agenda[#b.agenda + 1] = price
+    end
+    if not is_done then
+      b.changed = true
+      return
+    end
+    extended.uncrossing = "begun"
+  end
+  extended.uncrossing = ""
+  b.instrument.status = "trading"
+  book.change_rules(b)
+end
+
+return auction
