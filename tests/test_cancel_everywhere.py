@@ -1,4 +1,4 @@
-"""cancel_all_orders of several books: one call, each book its own sequence, all or none."""
+"""All orders canceled in several books: one call, each book its own sequence, all or none."""
 
 import random
 from typing import Any

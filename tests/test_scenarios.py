@@ -321,8 +321,8 @@ def _parse_timeless(line: str) -> Json:
         return {**order, "method": "replace_order", key: named.removeprefix("#")}
     if rest[:1] == ["everything"]:
         assert verb == "cancels", line
-        side = {"side": rest[1]} if rest[1:] else {}
-        return {"method": "cancel_all_orders", "account": account, **side}
+        fields = dict(zip(("side",), rest[1:], strict=False))
+        return {"method": "cancel_all_orders", "account": account, **fields}
     named, *terms = rest
     command: Json = {"method": {"cancels": "cancel_order", "amends": "amend_order"}[verb]}
     command["account"] = account
