@@ -770,8 +770,11 @@ class ReferenceBook:
         return reply
 
     def _checked_order(self, call: Call, fields: Mapping[str, str]) -> tuple[Order, Outcome]:
-        """The new order and what is to be expected of it."""
         self._check_takes_orders(call)
+        return self._examined_order(call, fields)
+
+    def _examined_order(self, call: Call, fields: Mapping[str, str]) -> tuple[Order, Outcome]:
+        """The new order and what is to be expected of it."""
         order = self._new_order(fields)
         self._check_rules(order)
         return order, Outcome() if order.waiting else self._check_match(call, order)
@@ -1377,7 +1380,7 @@ class ReferenceBook:
             return remembered.reply
         self._check_in_time(fields)
         goes_on = fields.get("on_failure") == "continue"
-        before = self.orders, self.triggered
+        before = self.orders
         old: Order | None = None
         placed: Json | None = None
         try:
@@ -1395,7 +1398,7 @@ class ReferenceBook:
             order, planned = self._checked_order(call, fields)
         except RejectedError as error:
             if not goes_on:
-                self.orders, self.triggered = before
+                self.orders = before
                 raise
             placed = rejected(error.code, fields)
         if old is not None:
@@ -1421,10 +1424,20 @@ class ReferenceBook:
         for order in mine:
             self._leave(order)
             self._report_canceled(call, order, "replaced")
+        # Asked once: what the trades of one quote trigger comes after all of them.
+        closed: str | None = None
+        try:
+            self._check_takes_orders(call)
+        except RejectedError as error:
+            closed = error.code
+        placed = [
+            rejected(closed, quote) if closed else self._quote(call, fields, quote)
+            for quote in quotes
+        ]
         reply = {
             "account": account,
             "canceled_order_ids": [str(order.order_id) for order in mine],
-            "placed": [self._quote(call, fields, quote) for quote in quotes],
+            "placed": placed,
             "timestamp_ms": 0,
         }
         return self._with_latest_sequence(call, reply)
@@ -1433,9 +1446,8 @@ class ReferenceBook:
         common = {name: value for name, value in fields.items() if name != "quotes"}
         terms = {**common, **quote, "order_type": "limit"}
         try:
-            self._check_takes_orders(call)
             self._check_taken_name(terms)
-            order, planned = self._checked_order(call, terms)
+            order, planned = self._examined_order(call, terms)
         except RejectedError as error:
             return rejected(error.code, quote)
         order.quote = True

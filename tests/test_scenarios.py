@@ -356,6 +356,12 @@ FIELDS = {
     "stp": "self_trade_prevention",
 }
 LIST_TYPES = ("oco", "oto", "bracket")
+# A word of an order that tells all by itself.
+WORDS = {
+    "post_only": {"post_only": "true"},
+    "validate_only": {"validate_only": "true"},
+    "continue": {"on_failure": "continue"},
+}
 WAITING_TYPES = ("stop", "stop_limit", "take_profit", "take_profit_limit", "trailing")
 
 
@@ -378,12 +384,8 @@ def _parse_order(account: str, side: str, rest: list[str]) -> Json:
             order |= {"time_in_force": "gtd", "expire_time_ms": _time_ms(next(words_left))}
         elif word == "protection":
             order["protection"] = next(words_left).removesuffix("%")
-        elif word in {"post_only", "validate_only"}:
-            order[word] = "true"
-        elif word == "continue":
-            order["on_failure"] = word
         else:
-            order["time_in_force"] = word
+            order |= WORDS.get(word, {"time_in_force": word})
     return order
 
 
