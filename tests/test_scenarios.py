@@ -204,7 +204,6 @@ class Story:
         """What order reports tell since the last time and these replies do not."""
         own = {part.get("order_id") for reply in replies for part in _parts(reply)}
         for reply in replies:
-            own |= {listed["order_id"] for listed in reply.get("orders", ())}
             own |= set(reply.get("canceled_order_ids", ()))
         lines: list[str] = []
         for sequence, topics in self.book.entries("events", self.told_sequence):
@@ -403,22 +402,29 @@ def _parse_list(account: str, list_type: str, rest: list[str]) -> Json:
 
 def _parts(reply: Json) -> list[Json]:
     """The replies about single orders that a reply consists of."""
+    if "list_type" in reply:
+        return list(reply["orders"])
     if "placed" not in reply:
         return [reply]
-    return (
-        reply["placed"] if "canceled_order_ids" in reply else [reply["canceled"], reply["placed"]]
-    )
+    if "canceled_order_ids" in reply:
+        return list(reply["placed"])
+    return [reply["canceled"], reply["placed"]]
+
+
+def _told_parts(reply: Json) -> list[str]:
+    """A reply of parts, after what it says as a whole."""
+    lines = []
+    if "list_type" in reply:
+        lines = [f"→ list {reply['order_list_id']}"]
+    elif "canceled_order_ids" in reply:
+        lines = [" ".join(["→ canceled", *reply["canceled_order_ids"]])]
+    return lines + [line for part in _parts(reply) for line in told(part)]
 
 
 def told(reply: Json) -> list[str]:
     """A reply as scenarios tell it."""
-    if "order_list_id" in reply and "list_type" in reply:
-        lines = [line for order in reply["orders"] for line in told(order)]
-        return [f"→ list {reply['order_list_id']}", *lines]
-    if "placed" in reply:
-        ids = reply.get("canceled_order_ids")
-        lines = [] if ids is None else [" ".join(["→ canceled", *ids])]
-        return lines + [line for part in _parts(reply) for line in told(part)]
+    if {"placed", "list_type"} & reply.keys():
+        return _told_parts(reply)
     if reply.get("status") == "rejected":
         return [f"→ rejected {reply['code']}"]
     if reply.get("status") == "valid":

@@ -267,13 +267,12 @@ quoting = _method(
         _sometimes(3, post_only=("true", "false")),
     ),
 )
-# Deferred, for a report of all that they are made of would be very long.
 commands = st.one_of(
     [placing] * 7
     + [listing] * 2
     + [amending] * 4
-    + [st.deferred(lambda: replacing)] * 3
-    + [st.deferred(lambda: quoting)] * 2
+    + [replacing] * 3
+    + [quoting] * 2
     + [canceling] * 2
     + [canceling_all],
 )
