@@ -79,7 +79,7 @@ function batch.prefetch(b, list)
   for i = 1, #list do
     local values = list[i]
     if values then
-      order_ids[#order_ids + 1] = values.order_id
+      order_ids[#order_ids + 1] = values.order_id or values.cancel_order_id
       if values.client_order_id and values.account then
         names[#names + 1] = memory.memo_name(values.method.name, values)
       end

@@ -144,13 +144,15 @@ function book.from(record)
     fills_left = book.fills_per_call_max,
     cancels_left = book.cancels_per_call_max,
     triggers_left = book.triggers_per_call_max,
+    quotes_left = book.quotes_per_call_max,
     events = events.new(),
   }
 end
 
 -- Bounds on the work of one call. Every account of a call is two arguments of its one XADD, and Lua
--- passes at most 8,000 arguments.
-book.orders_per_call_max = 1000
+-- passes at most 8,000 arguments. The orders of a call are its commands' and the quotes.
+book.orders_per_call_max = 3000
+book.quotes_per_call_max = 2000
 book.fills_per_call_max = 10000
 book.accounts_per_call_max = 3500
 book.cancels_per_call_max = 1000
@@ -204,6 +206,12 @@ function book.order(b, order_id)
     return o
   end
   return nil
+end
+
+-- The side of an order that is known, or whose record was read; nil for others.
+function book.side_of(b, order_id)
+  local o, text = b.orders[order_id], b.records[order_id]
+  return o and o.side or (text and text:match("^%a+"))
 end
 
 -- Reads the records of these orders in one call where they are not known yet.
@@ -272,6 +280,27 @@ end
 function book.has_agenda(b)
   local agenda = b.agenda
   return agenda and agenda[agenda.first] ~= nil
+end
+
+-- The ids of the account's quotes, oldest first: no more than one mass_quote has placed.
+function book.quote_ids(b, account)
+  local ids = redis.call("SMEMBERS", keys.account_quotes(b.key, account))
+  for _, o in ipairs(b.touched_orders) do
+    if o.extras and o.extras.quote and o.account == account and not o.stored_priority then
+      ids[#ids + 1] = o.order_id
+    end
+  end
+  book.prefetch_orders(b, ids)
+  local open = {}
+  for _, order_id in ipairs(ids) do
+    if book.order(b, order_id) then
+      open[#open + 1] = order_id
+    end
+  end
+  table.sort(open, function(left, right)
+    return tonumber(left) < tonumber(right)
+  end)
+  return open
 end
 
 -- How many open orders an account has in this book, those of this call included.
@@ -654,6 +683,57 @@ function book.remove(b, o)
   book.close(b, o)
 end
 
+-- Takes an order out of the queue as `remove` does, but so that it can be put back. Returns the way
+-- back, for `restore`.
+--
+-- What this call queued may still wait in `pending`, and settling drops from there whatever is not
+-- in place by then. So such an order is settled first: in `added` an element stays for good, and
+-- counts again as soon as its order is queued again. In the window of what Redis has it stays
+-- anyway.
+function book.lift(b, o)
+  local side = queue_side(b, order.queue_name(o))
+  if o.priority ~= o.stored_priority then
+    settle(b, side)
+  end
+  local way_back = {
+    order = o,
+    head = side.head,
+    was_touched = o.touched,
+    was_changed = b.changed,
+    notes_length = b.notes and #b.notes,
+  }
+  book.remove(b, o)
+  return way_back
+end
+
+-- Puts a lifted order back in its old place, as if nothing had happened. Only what reads may have
+-- run since: it can have moved the start of both lists past the order, read further chunks, settled
+-- what was pending, and found another best price. The window only grows at its end, so the start it
+-- had is still right; an element may since have been inserted before the order's in `added`, so
+-- there the start is looked for from the beginning.
+function book.restore(b, way_back)
+  local o = way_back.order
+  local side = queue_side(b, order.queue_name(o))
+  o.queued = true
+  if o.extras and o.extras.waits then
+    count_waiting(b, o, 1)
+  else
+    side.differences[o.price] = side.differences[o.price] + order.shown(o)
+  end
+  side.head, side.added_head, side.best_known = way_back.head, 1, false
+  b.instrument.open_orders = b.instrument.open_orders + 1
+  b.changed = way_back.was_changed
+  if way_back.notes_length then
+    b.notes[way_back.notes_length + 1] = nil
+  else
+    b.notes = false
+  end
+  if not way_back.was_touched then
+    o.touched = false
+    b.touched_orders[#b.touched_orders] = nil
+  end
+end
+
 -- Takes traded quantity off an order in its place. Returns whether a slice of an iceberg is used up
 -- and the next is due: the order is then out of the queue.
 function book.reduce(b, o, lots)
@@ -798,16 +878,22 @@ local function plan_stop_write(b, plan, o)
   end
 end
 
--- An expiring order or iceberg that became open, or ceased to be, by this call.
+-- A quote, expiring order or iceberg that became open, or ceased to be, by this call.
 local function plan_extras_write(b, plan, o)
   local extras, change = o.extras, o.queued and 1 or -1
-  local extended = instrument.extend(b.instrument)
+  if extras.quote then
+    local quotes_key = keys.account_quotes(b.key, o.account)
+    local ids = arguments_for(plan, o.queued and "SADD" or "SREM", quotes_key)
+    ids[#ids + 1] = o.order_id
+  end
   if extras.display_quantity then
+    local extended = instrument.extend(b.instrument)
     extended.iceberg_orders = extended.iceberg_orders + change
   end
   if not extras.expire_time_ms then
     return
   end
+  local extended = instrument.extend(b.instrument)
   extended.gtd_orders = extended.gtd_orders + change
   local expiries = arguments_for(plan, o.queued and "ZADD" or "ZREM", keys.expiries(b.key))
   if o.queued then
@@ -972,23 +1058,33 @@ end
 
 local write_commands = { "ZREM", "HDEL", "SREM", "ZADD", "HSET", "SADD" }
 
--- Puts the working copy into Redis. Returns nil, or an error reply where the event stream refuses
--- the entry: then nothing was written.
-function book.write(b)
+-- Everything that is read before the working copy is written: the plan of its writes; or nil, and
+-- an error reply where a stream would refuse it. nil alone where nothing has changed.
+function book.plan_write(b)
   if not b.changed then
     return nil
   end
   local plan = { ZREM = {}, ZADD = {}, HSET = {}, HDEL = {}, SADD = {}, SREM = {} }
-  local bid_prices, ask_prices = changed_levels(b, b.buy), changed_levels(b, b.sell)
+  plan.bid_prices, plan.ask_prices = changed_levels(b, b.buy), changed_levels(b, b.sell)
   plan_order_writes(b, plan)
   if b.order_lists then
     plan_list_writes(b, plan)
   end
-  plan_level_writes(b, b.buy, bid_prices, plan)
-  plan_level_writes(b, b.sell, ask_prices, plan)
-  local rotation = memory.rotation(b)
-  local state = state_pairs(b)
-  local refused = events.append(b, bid_prices, ask_prices)
+  plan_level_writes(b, b.buy, plan.bid_prices, plan)
+  plan_level_writes(b, b.sell, plan.ask_prices, plan)
+  plan.rotation = memory.rotation(b)
+  plan.state = state_pairs(b)
+  local refused = events.trades_refusal(b)
+  if refused then
+    return nil, refused
+  end
+  return plan
+end
+
+-- Writes as planned. Returns nil, or an error reply where the event stream refuses the entry: then
+-- nothing was written.
+function book.carry_out(b, plan)
+  local refused = events.append(b, plan.bid_prices, plan.ask_prices)
   if refused then
     return refused
   end
@@ -997,9 +1093,19 @@ function book.write(b)
       call_in_chunks(command, key, arguments)
     end
   end
-  memory.write(b, rotation)
-  redis.call("HSET", b.key, unpack(state))
+  memory.write(b, plan.rotation)
+  redis.call("HSET", b.key, unpack(plan.state))
   return nil
+end
+
+-- Puts the working copy into Redis. Returns nil, or an error reply where a stream refuses it: then
+-- nothing was written.
+function book.write(b)
+  local plan, refused = book.plan_write(b)
+  if not plan then
+    return refused
+  end
+  return book.carry_out(b, plan)
 end
 
 return book

@@ -38,11 +38,16 @@ function call.open_with(open, call_keys)
   return opened
 end
 
--- Writes the working copy, then replies; or gives the error that kept it from being written.
-function call.finish(b, reply)
+-- Tells what is told once a call, as it stands at its end.
+function call.conclude(b)
   if b.trailing_touched then
     stops.tell_trailed(b)
   end
+end
+
+-- Writes the working copy, then replies; or gives the error that kept it from being written.
+function call.finish(b, reply)
+  call.conclude(b)
   local refused = book.write(b)
   if refused then
     return refused

@@ -293,18 +293,30 @@ end
 
 -- ---- cancel_all_orders
 
-changing.cancel_all_schema = fields.schema({ "account", "valid_until_ms" }, { "account" }, 1)
+changing.cancel_all_schema = fields.schema(
+  { "account", "valid_until_ms", "side" },
+  { "account" },
+  1
+)
 
--- cancel_all_orders: cancels an account's open orders of this book, oldest first, as many as one
--- call may.
--- Fields: account. Reply: account canceled_order_ids canceled_count remaining_count sequence.
--- Rejects: those of the fields' forms.
-function changing.cancel_all_orders(b, values)
-  local refusal = values.rare and terms.lateness_refusal(b, values)
-  if refusal then
-    return nil, refusal
-  end
+-- The account's open orders by id, oldest first; of one side where that is asked for.
+local function ids_to_cancel(b, values)
   local ids = book.account_order_ids(b, values.account)
+  if not values.side then
+    return ids
+  end
+  book.prefetch_orders(b, ids)
+  local found = {}
+  for _, order_id in ipairs(ids) do
+    if book.side_of(b, order_id) == values.side then
+      found[#found + 1] = order_id
+    end
+  end
+  return found
+end
+
+-- Cancels as many of these orders as the call may still cancel. Returns the ids of the canceled.
+local function cancel_first(b, ids)
   local wanted, canceled = {}, {}
   for i = 1, math.min(#ids, b.cancels_left) do
     wanted[i] = ids[i]
@@ -318,10 +330,25 @@ function changing.cancel_all_orders(b, values)
       canceled[#canceled + 1] = order_id
     end
   end
+  b.cancels_left = b.cancels_left - #canceled
+  return canceled
+end
+
+-- cancel_all_orders: cancels an account's open orders of this book, oldest first, as many as one
+-- call may.
+-- Fields: account; side valid_until_ms. Reply: account canceled_order_ids canceled_count
+-- remaining_count sequence timestamp_ms.
+-- Rejects: TOO_LATE, and those of the fields' forms.
+function changing.cancel_all_orders(b, values)
+  local refusal = values.rare and terms.lateness_refusal(b, values)
+  if refusal then
+    return nil, refusal
+  end
+  local ids = ids_to_cancel(b, values)
+  local canceled = cancel_first(b, ids)
   local count = #canceled
-  b.cancels_left = b.cancels_left - count
   local ids_json = count > 0 and '"' .. table.concat(canceled, '","') .. '"' or ""
-  return string.format(
+  local reply = string.format(
     '{"account":"%s","canceled_order_ids":[%s],"canceled_count":%.0f,"remaining_count":%.0f,'
       .. '"sequence":%.0f,"timestamp_ms":%s}',
     values.account,
@@ -331,6 +358,7 @@ function changing.cancel_all_orders(b, values)
     book.current_sequence(b),
     b.timestamp_ms
   )
+  return reply, nil, { canceled = count, remaining = #ids - count }
 end
 
 return changing

@@ -12,10 +12,12 @@ local auction = require("auction")
 local batch = require("batch")
 local book = require("book")
 local call = require("call")
+local canceling = require("canceling")
 local changing = require("changing")
 local depth = require("depth")
 local events = require("events")
 local fields = require("fields")
+local history = require("history")
 local instrument = require("instrument")
 local keys = require("keys")
 local library = require("library")
@@ -23,8 +25,10 @@ local listing = require("listing")
 local numbers = require("numbers")
 local placing = require("placing")
 local queries = require("queries")
+local quoting = require("quoting")
 local reject = require("reject")
 local states = require("states")
+local replacing = require("replacing")
 
 local commands = {}
 
@@ -53,6 +57,12 @@ local methods = {
     run = changing.cancel_all_orders,
     schema = changing.cancel_all_schema,
   },
+  replace_order = {
+    name = "replace_order",
+    run = replacing.replace_order,
+    schema = replacing.schema,
+  },
+  mass_quote = { name = "mass_quote", run = quoting.mass_quote, schema = quoting.schema },
 }
 
 local function single(method)
@@ -68,6 +78,16 @@ local function single(method)
     end
     return call.finish(b, call.run(b, values, method))
   end
+end
+
+local cancel_all_of_one = single(methods.cancel_all_orders)
+
+-- cancel_all_orders: of one book or, with several keys, of all of them.
+local function cancel_all_orders(call_keys, arguments)
+  if #call_keys > 1 then
+    return canceling.cancel_everywhere(call_keys, arguments)
+  end
+  return cancel_all_of_one(call_keys, arguments)
 end
 
 -- execute: runs 1 to 256 commands, given as JSON objects with a method, in order, as one atomic
@@ -318,7 +338,9 @@ function commands.register()
   register("place_order_list", single(methods.place_order_list), {})
   register("amend_order", single(methods.amend_order), {})
   register("cancel_order", single(methods.cancel_order), when_memory_is_full)
-  register("cancel_all_orders", single(methods.cancel_all_orders), when_memory_is_full)
+  register("replace_order", single(methods.replace_order), {})
+  register("mass_quote", single(methods.mass_quote), {})
+  register("cancel_all_orders", cancel_all_orders, when_memory_is_full)
   register("execute", execute, {})
   register("publish_book", publish_book, when_memory_is_full)
   register("tick", tick, when_memory_is_full)
@@ -328,6 +350,8 @@ function commands.register()
   register("get_open_orders", queries.get_open_orders, read_only)
   register("get_trades", queries.get_trades, read_only)
   register("get_auction", queries.get_auction, read_only)
+  register("get_closed_orders", history.get_closed_orders, read_only)
+  register("get_own_trades", history.get_own_trades, read_only)
   register("get_instrument", queries.get_instrument, read_only)
   register("verify_book", queries.verify_book, read_only)
   register("library_version", library_version, read_only)

@@ -65,6 +65,9 @@ end
 -- The terms that few orders have.
 local function extra_terms(record, extras)
   local terms = extras.post_only and ',"post_only":true' or ""
+  if extras.quote then
+    terms = terms .. ',"quote":true'
+  end
   if extras.display_quantity then
     local shown = instrument.quantity_text(record, extras.display_quantity)
     terms = terms .. ',"display_quantity":"' .. shown .. '"'
@@ -198,8 +201,8 @@ function events.expired(b, o)
   report_standing(b, o, '{"event":"expired",')
 end
 
--- What was left of the order is gone. Reasons: requested, cancel_all, ioc, fok, self_trade,
--- protection, too_large, order_list.
+-- What was left of the order is gone. Reasons: requested, replaced, cancel_all, ioc, fok,
+-- self_trade, protection, too_large, order_list.
 function events.canceled(b, o, reason)
   local pieces = b.events.reports[o.account] or reports_to(b, o.account)
   local n = #pieces
@@ -210,6 +213,17 @@ function events.canceled(b, o, reason)
   pieces[n + 6] = reason
   pieces[n + 7] = '"'
   pieces[n + 8] = b.report_end
+end
+
+-- What an order was as a whole. The report that fills it is the last about it, and carries this so
+-- that the order can be told from that report alone.
+local function whole_order(b, o)
+  local record = b.instrument
+  local text = ',"order_quantity":"' .. instrument.quantity_text(record, o.quantity)
+  if not o.price then
+    return text .. '"'
+  end
+  return text .. '","order_price":"' .. instrument.price_text(record, o.price) .. '"'
 end
 
 local function trade_report(b, o, trade, role)
@@ -224,8 +238,14 @@ local function trade_report(b, o, trade, role)
   pieces[n + 7] = trade.terms
   pieces[n + 8] = '","remaining_quantity":"'
   pieces[n + 9] = instrument.quantity_text(b.instrument, o.remaining)
-  pieces[n + 10] = o.remaining == 0 and '","status":"filled"' or '","status":"partially_filled"'
-  pieces[n + 11] = b.report_end
+  if o.remaining > 0 then
+    pieces[n + 10] = '","status":"partially_filled"'
+    pieces[n + 11] = b.report_end
+    return
+  end
+  pieces[n + 10] = '","status":"filled"'
+  pieces[n + 11] = whole_order(b, o)
+  pieces[n + 12] = b.report_end
 end
 
 -- A trade, after both orders were reduced. trade: { trade_id, terms }, its terms as trade_terms
@@ -321,18 +341,33 @@ local function damaged(stream_name)
   )
 end
 
+-- An error reply where the stream of trades has the call's sequence already, else nil. The stream
+-- of events needs no look: its entry is the first write, and Redis refuses it by itself.
+function events.trades_refusal(b)
+  if #b.events.trades > 0 and taken(keys.trades(b.key), b.sequence_text .. "-0") then
+    return damaged("trades")
+  end
+  return nil
+end
+
+-- The same of the stream of events: for a call that writes several books, of which all but the
+-- first are refused too late.
+function events.events_refusal(b)
+  if taken(keys.events(b.key), b.sequence_text .. "-0") then
+    return damaged("events")
+  end
+  return nil
+end
+
 -- Appends the call's entry, the first write of every command. bid_prices and ask_prices are the
 -- levels it changed. Returns nil, or an error reply when the stream has that sequence already:
--- nothing was written then.
+-- nothing was written then. Of a call with trades `trades_refusal` was asked before.
 function events.append(b, bid_prices, ask_prices)
   local id = b.sequence_text .. "-0"
   local trades_key = keys.trades(b.key)
   local trades_message
   if #b.events.trades > 0 then
     trades_message = head(b, "trades") .. ',"trades":[' .. table.concat(b.events.trades) .. "]}"
-    if taken(trades_key, id) then
-      return damaged("trades")
-    end
   end
   local list = topics(b, bid_prices, ask_prices, trades_message)
   local added = add_entry(keys.events(b.key), b.instrument.events_length_max, id, list)

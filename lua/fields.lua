@@ -40,6 +40,7 @@ local choices = {
   list_type = { "oco", "oto", "bracket" },
   status = { "trading", "halted", "cancel_only", "post_only", "auction" },
   breaker_status = { "halted", "auction" },
+  on_failure = { "stop", "continue" },
 }
 
 local list_length_max = 16384
@@ -75,7 +76,11 @@ local forms = {
   account = account,
   client_order_id = client_order_id,
   order_id = numbers.positive_integer,
+  cancel_order_id = numbers.positive_integer,
+  cancel_client_order_id = client_order_id,
+  quotes = true,
   after = numbers.positive_integer,
+  before = numbers.positive_integer,
   price = true,
   quantity = true,
   remaining_quantity = true,
@@ -250,13 +255,30 @@ end
 
 -- How many names with a value a JSON object's text has. Its decoder keeps only the last of equal
 -- ones.
-local function names_count(text)
+function fields.names_count(text)
   local unescaped = string.gsub(text, "\\.", "")
   local count = 0
   for colon in string.gmatch(unescaped, '"[^"]*"%s*(:?)') do
     count = count + #colon
   end
   return count
+end
+
+-- Whether a text has the form of this field, or is one of its values.
+function fields.fits(name, text)
+  if type(text) ~= "string" then
+    return false
+  end
+  local form = forms[name]
+  if form then
+    return form == true or form(text)
+  end
+  for _, choice in ipairs(choices[name]) do
+    if choice == text then
+      return true
+    end
+  end
+  return false
 end
 
 -- A value as text, where the field may be a JSON boolean.
@@ -280,7 +302,7 @@ function fields.from_object(object, schema, text)
       return nil, refusal
     end
   end
-  if count < names_count(text) then
+  if count < fields.names_count(text) then
     return reject.with("DUPLICATE_FIELD", "a field is given twice")
   end
   local refusal = missing_refusal(values, schema)

@@ -45,6 +45,11 @@ function keys.account_orders(book, account)
   return book .. ":orders:" .. account
 end
 
+-- Set of the order_ids of an account's quotes in this book: those of its last mass_quote.
+function keys.account_quotes(book, account)
+  return book .. ":quotes:" .. account
+end
+
 -- Sorted set of the open orders that expire, by when; a member is the order_id padded to 16 digits.
 function keys.expiries(book)
   return book .. ":expiries"

@@ -18,6 +18,8 @@ local memory = {}
 
 memory.generation_length = 100000
 
+local arguments_max = 4000
+
 function memory.new()
   return { replies = {}, names = {}, forgotten = {} }
 end
@@ -64,7 +66,7 @@ end
 
 -- ---- of a command
 
-local own_id_methods = { place_order = true, place_order_list = true }
+local own_id_methods = { place_order = true, place_order_list = true, replace_order = true }
 
 -- Whether a command's client_order_id is its own: other content is then refused. Otherwise it
 -- names the order that the command is about.
@@ -123,6 +125,12 @@ function memory.remember_change(b, o, values, memo_record, reply)
   return memory.remember(b, memo_record, reply)
 end
 
+-- The name of an order that is gone passes to a new one: what is remembered of the old one's last
+-- amend or cancel by name is no answer about the new.
+function memory.name_passes(b, account, client_order_id)
+  forget(b, target_name(account, client_order_id))
+end
+
 -- ---- a call as a whole
 
 -- Reads the replies to these names in two calls.
@@ -150,9 +158,11 @@ end
 
 -- Writes what was forgotten and what is remembered.
 function memory.write(b, rotation)
-  if #b.memory.forgotten > 0 then
-    redis.call("HDEL", keys.replies(b.key), unpack(b.memory.forgotten))
-    redis.call("HDEL", keys.replies_previous(b.key), unpack(b.memory.forgotten))
+  local forgotten = b.memory.forgotten
+  for from = 1, #forgotten, arguments_max do
+    local to = math.min(from + arguments_max - 1, #forgotten)
+    redis.call("HDEL", keys.replies(b.key), unpack(forgotten, from, to))
+    redis.call("HDEL", keys.replies_previous(b.key), unpack(forgotten, from, to))
   end
   if rotation then
     redis.call("UNLINK", keys.replies_previous(b.key))

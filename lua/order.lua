@@ -106,6 +106,7 @@ function order.flags(o)
     return "-"
   end
   local flags = { extras.post_only and "post_only" or nil }
+  flags[#flags + 1] = extras.quote and "quote" or nil
   for _, name in ipairs(number_flags) do
     flags[#flags + 1] = extras[name] and name .. "=" .. numbers.integer_text(extras[name])
   end

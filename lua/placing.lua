@@ -226,20 +226,18 @@ local function rule_refusal(b, o)
   return refusal or (waits and stops.count_refusal(b, o)) or nil
 end
 
--- The order that is asked for and its fills, after every check; nil and why not.
-function placing.check(b, values)
-  local refusal = values.rare and terms.lateness_refusal(b, values)
-  if not refusal and (b.instrument.status ~= "trading" or b.expiring or b.agenda) then
-    refusal = placing.closed_refusal(b) or states.order_refusal(b, values)
-  end
-  if refusal then
-    return nil, refusal
+-- The order that is asked for and its fills, after every check of its terms; nil and why not.
+-- Changes nothing.
+function placing.check_terms(b, values)
+  local unfit = b.instrument.status ~= "trading" and states.order_refusal(b, values)
+  if unfit then
+    return nil, unfit
   end
   local o, invalid = placing.draft(b, values)
   if not o then
     return nil, invalid
   end
-  refusal = rule_refusal(b, o)
+  local refusal = rule_refusal(b, o)
   if refusal then
     return nil, refusal
   end
@@ -253,7 +251,20 @@ function placing.check(b, values)
   return o, fills
 end
 
--- Takes on an order that was found good; its reply.
+-- The same after every check but those of its client_order_id: it comes in time, and the instrument
+-- takes orders now.
+function placing.check(b, values)
+  local refusal = values.rare and terms.lateness_refusal(b, values)
+  if not refusal and (b.instrument.status ~= "trading" or b.expiring or b.agenda) then
+    refusal = placing.closed_refusal(b)
+  end
+  if refusal then
+    return nil, refusal
+  end
+  return placing.check_terms(b, values)
+end
+
+-- Takes on an order that was found good: it waits, or trades and queues with the rest. Its reply.
 function placing.take_on(b, o, fills)
   book.admit(b, o)
   events.accepted(b, o)

@@ -105,9 +105,27 @@ local function check_trailing(walk, o)
   end
 end
 
+-- A quote must be found through its account.
+local function check_quote(walk, o)
+  local quotes_key = keys.account_quotes(walk.record.key, o.account)
+  if walk.quotes_by_key[quotes_key] == nil then
+    walk.quotes_by_key[quotes_key] = check_type(walk, quotes_key, "set") and 0
+  end
+  if not walk.quotes_by_key[quotes_key] then
+    return
+  end
+  add_to(walk.quotes_by_key, quotes_key, 1)
+  if redis.call("SISMEMBER", quotes_key, o.order_id) == 0 then
+    violate(walk, "QUOTE_INDEX_MISMATCH", "order " .. o.order_id .. " is not its account's quote")
+  end
+end
+
 -- An order that expires must be found by when, and rare orders must be counted.
 local function check_rare(walk, o)
   local extras = o.extras
+  if extras.quote then
+    check_quote(walk, o)
+  end
   if extras.display_quantity then
     walk.icebergs = walk.icebergs + 1
   end
@@ -228,6 +246,11 @@ local none_extended = {
 }
 
 local function check_rare_counts(walk)
+  for quotes_key, count in pairs(walk.quotes_by_key) do
+    if count and redis.call("SCARD", quotes_key) ~= count then
+      violate(walk, "QUOTE_INDEX_MISMATCH", "the key " .. quotes_key .. " has quotes not open")
+    end
+  end
   local record = walk.record
   local extended = record.extended or none_extended
   if redis.call("ZCARD", keys.expiries(record.key)) ~= walk.expiring then
@@ -357,6 +380,7 @@ function verify.json(record)
     listed = {},
     orders_by_account = {},
     account_keys = {},
+    quotes_by_key = {},
     hash = redis.sha1hex(header(record)),
   }
   local bids = { name = "buy", key = keys.bids(record.key), sign = -1, levels = {} }

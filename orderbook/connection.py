@@ -30,6 +30,7 @@ from orderbook.feed import Feed, Subscription, Wanted
 from orderbook.messages import Channel, RejectCode
 from orderbook.metrics import Metrics
 from orderbook.session import (
+    CancelEverywhere,
     Close,
     Command,
     Ping,
@@ -59,7 +60,7 @@ _LENGTH_IN_HEADER_MAX = 125
 _LENGTH_IN_TWO_BYTES_MAX = 0xFFFF
 
 # What a draining host still does: risk can be taken off until the end.
-_REFUSED_WHEN_DRAINING = frozenset({"place_order", "amend_order"})
+_REFUSED_WHEN_DRAINING = frozenset({"place_order", "amend_order", "replace_order", "mass_quote"})
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,8 @@ class Connection:
                 self._write(text_frame(outcome.frame))
             case Query():
                 self._query(outcome)
+            case CancelEverywhere():
+                await self._cancel_everywhere(outcome)
             case Subscribe():
                 await self._subscribe(outcome)
             case Unsubscribe():
@@ -298,6 +301,31 @@ class Connection:
         metrics.count_reply(command.method, reply)
         metrics.acknowledgement_seconds.observe(time.perf_counter() - received_at)
         self._let_queries_go(command.symbol)
+
+    async def _cancel_everywhere(self, request: CancelEverywhere) -> None:
+        """Cancels in several books at once. What was sent before is done before; nothing that was
+        sent after it is read until it is done."""
+        started = time.perf_counter()
+        for symbol in request.symbols:
+            turn = self._turn(symbol)
+            if turn is not None:
+                await turn
+        try:
+            for symbol in request.symbols:
+                if not await self._backend.feed.knows(symbol):
+                    message = f"there is no such instrument: {symbol}"
+                    self._fail(request.head, RejectCode.UNKNOWN_SYMBOL, message)
+                    return
+            engine = self._backend.engine
+            reply = await engine.cancel_all_orders(request.symbols, **request.fields)
+        except EngineError as error:
+            self._fail(request.head, error.code, str(error))
+            return
+        frame = answer(request.head, msgspec.json.encode(reply))
+        self._write(text_frame(frame))
+        metrics = self._backend.metrics
+        metrics.count_reply("cancel_all_orders", frame[len(request.head) :])
+        metrics.acknowledgement_seconds.observe(time.perf_counter() - started)
 
     def _query(self, query: Query) -> None:
         self._queries_in_flight += 1

@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 SEGMENT_DEFAULT = "main"
 INSTRUMENTS_KEY = "orderbook:instruments"
 BATCH_LENGTH_MAX = 128
+# So that many quotes of different clients do not make one call that the engine would refuse.
+BATCH_BYTES_MAX = 65_536
+KEYS_PER_CALL_MAX = 100
 BATCHER_QUEUE_LENGTH_MAX = 65_536
 
 # Redis refuses these before it runs anything, and another server or a later time may accept.
@@ -392,9 +395,66 @@ class Engine:
         """Fields: the order as in cancel_order; price stop_price quantity remaining_quantity."""
         return _decode(await self.call("amend_order", symbol, *_arguments(fields)))
 
-    async def cancel_all_orders(self, symbol: str, **fields: Field) -> Reply:
-        """Fields: account; valid_until_ms."""
-        return _decode(await self.call("cancel_all_orders", symbol, *_arguments(fields)))
+    async def replace_order(self, symbol: str, **fields: Field) -> Reply:
+        """Fields: account; cancel_order_id or cancel_client_order_id; on_failure; and the new
+        order's. Reply: canceled placed sequence."""
+        return _decode(await self.call("replace_order", symbol, *_arguments(fields)))
+
+    async def mass_quote(
+        self, symbol: str, *, quotes: Sequence[Mapping[str, str]] | str, **fields: Field
+    ) -> Reply:
+        """Fields: account, quotes (a list, or the same as JSON text); post_only, …
+
+        Reply: account canceled_order_ids placed sequence.
+        """
+        text = quotes if isinstance(quotes, str) else msgspec.json.encode(quotes).decode()
+        arguments = _arguments({**fields, "quotes": text})
+        return _decode(await self.call("mass_quote", symbol, *arguments))
+
+    async def cancel_all_orders(self, symbol: str | Sequence[str], **fields: Field) -> Reply:
+        """Fields: account; side valid_until_ms.
+
+        Of several symbols the books of each segment are one atomic change. Their reply: account
+        books canceled_count remaining_count timestamp_ms.
+        """
+        if isinstance(symbol, str):
+            return _decode(await self.call("cancel_all_orders", symbol, *_arguments(fields)))
+        groups: dict[str, list[str]] = {}
+        for name in dict.fromkeys(symbol):
+            groups.setdefault(self._segments.get(name, SEGMENT_DEFAULT), []).append(name)
+        replies: list[Reply] = []
+        for symbols in groups.values():
+            try:
+                reply = await self._cancel_together(symbols, fields)
+            except EngineError as error:
+                if not replies:
+                    raise
+                done = f"{error}; the books of other segments are done"
+                raise EngineError(error.code, done) from error
+            if reply.get("status") == "rejected":
+                return reply
+            replies.append(reply)
+        return _joined(replies)
+
+    async def _cancel_together(self, symbols: Sequence[str], fields: Mapping[str, Field]) -> Reply:
+        """The same of books of one segment; the reply has `books` even of one."""
+        keys = [self.book_key(symbol) for symbol in symbols]
+        arguments = _arguments(fields)
+        count = len(keys)
+        if count > KEYS_PER_CALL_MAX:
+            raise ValueError(f"at most {KEYS_PER_CALL_MAX} books of a segment at once")
+        reply = _decode(
+            await self._call_function(
+                keys[0], "FCALL", "cancel_all_orders", count, *keys, *arguments
+            )
+        )
+        if count > 1 or reply.get("status") == "rejected":
+            return reply
+        counts = ("account", "canceled_count", "remaining_count", "timestamp_ms")
+        return {
+            **{name: reply[name] for name in counts},
+            "books": [{"symbol": symbols[0], **reply}],
+        }
 
     async def tick(self, symbol: str) -> Reply:
         """Does what is due. Reply: expired_count triggered_count pending (call again) sequence."""
@@ -423,6 +483,16 @@ class Engine:
     async def get_auction(self, symbol: str) -> Reply:
         """Reply: symbol status indicative_price indicative_quantity, … (docs/protocol.md)."""
         return _decode(await self.query("get_auction", symbol))
+
+    async def get_closed_orders(self, symbol: str, **fields: Field) -> Reply:
+        """Fields: account; before, limit (100). Reply: account symbol sequence epoch orders more
+        before; the latest first."""
+        return _decode(await self.query("get_closed_orders", symbol, *_arguments(fields)))
+
+    async def get_own_trades(self, symbol: str, **fields: Field) -> Reply:
+        """Fields: account; before, limit (100). Reply: account symbol sequence epoch trades more
+        before; the latest first."""
+        return _decode(await self.query("get_own_trades", symbol, *_arguments(fields)))
 
     async def get_instrument(self, symbol: str) -> Reply:
         """Reply: the instrument's rules and state."""
@@ -461,6 +531,17 @@ def _lost(error: BaseException, arguments: Sequence[object]) -> EngineError:
 
 def _decode(reply: bytes) -> Reply:
     return msgspec.json.decode(reply, type=dict[str, Any])
+
+
+def _joined(replies: Sequence[Reply]) -> Reply:
+    """The replies of several segments as one."""
+    return {
+        "account": replies[0]["account"],
+        "books": [book for reply in replies for book in reply["books"]],
+        "canceled_count": sum(reply["canceled_count"] for reply in replies),
+        "remaining_count": sum(reply["remaining_count"] for reply in replies),
+        "timestamp_ms": replies[-1]["timestamp_ms"],
+    }
 
 
 def _arguments(fields: Mapping[str, Field]) -> list[str]:
@@ -516,13 +597,21 @@ class Batcher:
     async def _run(self) -> None:
         try:
             while self._queue:
-                length = min(len(self._queue), BATCH_LENGTH_MAX)
-                batch = [self._queue.popleft() for _ in range(length)]
+                batch = self._next_batch()
                 replies = await self._execute([command for command, _ in batch])
                 for (_, on_reply), reply in zip(batch, replies, strict=True):
                     self._answer(on_reply, reply)
         finally:
             self._task = None
+
+    def _next_batch(self) -> list[tuple[bytes, OnReply]]:
+        """As many of the commands that wait as one call may have, at least one."""
+        batch = [self._queue.popleft()]
+        left = BATCH_BYTES_MAX - len(batch[0][0])
+        while self._queue and len(batch) < BATCH_LENGTH_MAX and len(self._queue[0][0]) <= left:
+            batch.append(self._queue.popleft())
+            left -= len(batch[-1][0])
+        return batch
 
     def _answer(self, on_reply: OnReply, reply: bytes) -> None:
         try:

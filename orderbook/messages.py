@@ -12,6 +12,8 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 REQ_ID_LENGTH_MAX = 64
 SYMBOLS_PER_REQUEST_MAX = 256
+SYMBOLS_PER_CANCEL_MAX = 100
+QUOTES_MAX = 100
 
 OptionalText = str | UnsetType
 # Counts and times are text for FCALL; JSON clients may write them as integers.
@@ -122,7 +124,9 @@ class Command(Params, kw_only=True):
     valid_until_ms: OptionalTime = UNSET
 
 
-class PlaceOrder(Command):
+class NewOrder(Command):
+    """What place_order and replace_order say of an order."""
+
     side: str
     order_type: str
     quantity: OptionalText = UNSET
@@ -137,8 +141,11 @@ class PlaceOrder(Command):
     protection: OptionalText = UNSET
     self_trade_prevention: OptionalText = UNSET
     stp_group: OptionalText = UNSET
-    validate_only: OptionalFlag = UNSET
     client_order_id: OptionalText = UNSET
+
+
+class PlaceOrder(NewOrder):
+    validate_only: OptionalFlag = UNSET
 
 
 class ListedOrder(Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -183,7 +190,33 @@ class AmendOrder(Command):
 
 
 class CancelAllOrders(Command):
-    pass
+    """Of one book by `symbol`, or of several by `symbols`."""
+
+    symbol: OptionalText = UNSET
+    symbols: (
+        Annotated[list[str], Meta(min_length=1, max_length=SYMBOLS_PER_CANCEL_MAX)] | UnsetType
+    ) = UNSET
+    side: OptionalText = UNSET
+
+
+class ReplaceOrder(NewOrder):
+    cancel_order_id: OptionalText = UNSET
+    cancel_client_order_id: OptionalText = UNSET
+    on_failure: OptionalText = UNSET
+
+
+class Quote(Struct, forbid_unknown_fields=True, kw_only=True):
+    side: str
+    price: str
+    quantity: str
+    client_order_id: OptionalText = UNSET
+
+
+class MassQuote(Command):
+    quotes: Annotated[list[Quote], Meta(max_length=QUOTES_MAX)]
+    post_only: OptionalFlag = UNSET
+    self_trade_prevention: OptionalText = UNSET
+    stp_group: OptionalText = UNSET
 
 
 class GetBook(Params):
@@ -205,6 +238,15 @@ class GetTrades(Params):
 
 
 class GetAuction(Params):
+    pass
+
+
+class GetClosedOrders(Params):
+    before: OptionalCount = UNSET
+    limit: OptionalCount = UNSET
+
+
+class GetOwnTrades(GetClosedOrders):
     pass
 
 

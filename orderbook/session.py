@@ -45,6 +45,15 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
+class CancelEverywhere:
+    """cancel_all_orders of several books, with what else the client has said of it."""
+
+    symbols: tuple[str, ...]
+    fields: dict[str, str]
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """One read-only function of a book, its arguments as for FCALL_RO."""
 
@@ -86,7 +95,7 @@ class Close:
     reason: str
 
 
-Outcome = Reply | Command | Query | Subscribe | Unsubscribe | Ping | Close
+Outcome = Reply | Command | CancelEverywhere | Query | Subscribe | Unsubscribe | Ping | Close
 
 
 def answer(head: bytes, reply: bytes) -> bytes:
@@ -163,7 +172,12 @@ class Session:
 
     def _for_book(
         self, method: str, head: bytes, params: messages.Params, raw_params: bytes
-    ) -> Command | Query:
+    ) -> Command | CancelEverywhere | Query:
+        if isinstance(params, messages.CancelAllOrders):
+            if params.symbols is not UNSET:
+                return self._everywhere(head, params, raw_params)
+            if params.symbol is UNSET:
+                raise _RefusedError(head, RejectCode.MISSING_FIELD, "missing field symbol")
         symbol = str(params.symbol)
         params.symbol = UNSET
         body = msgspec.json.encode(params)
@@ -172,17 +186,30 @@ class Session:
             return Query(method, symbol, self._arguments(method, params), head)
         if _tell_as_text(params):
             body = msgspec.json.encode(params)
+        if isinstance(params, messages.MassQuote):
+            body = _with_quotes_as_text(params)
         separator = b"," if len(body) > len(b"{}") else b""
         payload = self._prefixes[method] + separator + body[1:]
         return Command(method, symbol, payload, head)
+
+    def _everywhere(
+        self, head: bytes, params: messages.CancelAllOrders, raw_params: bytes
+    ) -> CancelEverywhere:
+        if params.symbol is not UNSET:
+            message = "give symbol or symbols, not both"
+            raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, message)
+        _check_duplicates(raw_params, msgspec.json.encode(params).count(b'"'), head)
+        fields = _given(params)
+        symbols = tuple(dict.fromkeys(fields.pop("symbols")))
+        texts = {name: str(value) for name, value in fields.items()}
+        return CancelEverywhere(symbols, {"account": self.account, **texts}, head)
 
     def _arguments(self, method: str, params: messages.Params) -> list[str]:
         arguments = []
         if method in _ABOUT_ACCOUNT:
             arguments += ["account", self.account]
-        for name, value in msgspec.structs.asdict(params).items():
-            if value is not UNSET:
-                arguments += [name, str(value)]
+        for name, value in _given(params).items():
+            arguments += [name, str(value)]
         return arguments
 
 
@@ -201,6 +228,8 @@ _COMMANDS: dict[str, type[Struct]] = {
     "cancel_order": messages.CancelOrder,
     "amend_order": messages.AmendOrder,
     "cancel_all_orders": messages.CancelAllOrders,
+    "replace_order": messages.ReplaceOrder,
+    "mass_quote": messages.MassQuote,
 }
 _QUERIES: dict[str, type[Struct]] = {
     "get_book": messages.GetBook,
@@ -208,6 +237,8 @@ _QUERIES: dict[str, type[Struct]] = {
     "get_open_orders": messages.GetOpenOrders,
     "get_trades": messages.GetTrades,
     "get_auction": messages.GetAuction,
+    "get_closed_orders": messages.GetClosedOrders,
+    "get_own_trades": messages.GetOwnTrades,
     "get_instrument": messages.GetInstrument,
 }
 _OWN: dict[str, type[Struct]] = {
@@ -216,7 +247,7 @@ _OWN: dict[str, type[Struct]] = {
     "ping": messages.PingParams,
 }
 # Queries that are asked for the connection's own account.
-_ABOUT_ACCOUNT = frozenset({"get_order", "get_open_orders"})
+_ABOUT_ACCOUNT = frozenset({"get_order", "get_open_orders", "get_closed_orders", "get_own_trades"})
 _RESUMABLE = frozenset({Channel.TRADES, Channel.LEVEL2, Channel.ORDERS})
 
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
@@ -340,7 +371,7 @@ def _tell_as_text(params: messages.Command) -> bool:
     found = False
     if isinstance(params.valid_until_ms, int):
         params.valid_until_ms, found = str(params.valid_until_ms), True
-    if isinstance(params, messages.PlaceOrder):
+    if isinstance(params, messages.NewOrder):
         found = _tell_expiry_as_text(params) or found
     if isinstance(params, messages.PlaceOrderList) and not isinstance(params.orders, str):
         for order in params.orders:
@@ -349,11 +380,24 @@ def _tell_as_text(params: messages.Command) -> bool:
     return found
 
 
-def _tell_expiry_as_text(order: messages.PlaceOrder | messages.ListedOrder) -> bool:
+def _tell_expiry_as_text(order: messages.NewOrder | messages.ListedOrder) -> bool:
     if not isinstance(order.expire_time_ms, int):
         return False
     order.expire_time_ms = str(order.expire_time_ms)
     return True
+
+
+def _given(params: Struct) -> dict[str, Any]:
+    """The fields that the client has sent."""
+    members = msgspec.structs.asdict(params).items()
+    return {name: value for name, value in members if value is not UNSET}
+
+
+def _with_quotes_as_text(params: messages.MassQuote) -> bytes:
+    """For the engine every field is text, and a list is JSON text."""
+    fields = _given(params)
+    fields["quotes"] = msgspec.json.encode(params.quotes).decode()
+    return msgspec.json.encode(fields)
 
 
 def _check_duplicates(raw: bytes, marks_expected: int, head: bytes) -> None:

@@ -145,12 +145,22 @@ def _timeless_member(name: str, member: Any) -> Any:
 
 
 def without_message(reply: Json) -> Json:
-    """A rejection without its message, which is for people, but has to be there."""
+    """A rejection without its message, which is for people, but has to be there; also where it is
+    one part of a reply."""
+    reply = {name: _member_without_message(member) for name, member in reply.items()}
     if reply.get("status") != "rejected":
         return reply
     assert isinstance(reply["message"], str), reply
     assert reply["message"], reply
     return {name: value for name, value in reply.items() if name != "message"}
+
+
+def _member_without_message(member: Any) -> Any:
+    if isinstance(member, dict):
+        return without_message(member)
+    if isinstance(member, list):
+        return [_member_without_message(element) for element in member]
+    return member
 
 
 def comparable(reply: Json) -> Json:

@@ -53,6 +53,18 @@ quantity shrinks the order keeps its priority. Otherwise it is taken out of its 
 again like a new order, with a new priority, and may trade. A waiting order goes on waiting, with
 its priority unless its stop price changes.
 
+*Replacing* takes an order out and lets a new one come in as if the old had never been there. Where
+the new one is refused, the old one stands where it stood; unless the command goes on regardless:
+then each of the two is done or refused for itself. The new one may have the old one's name.
+
+*A mass quote* takes out all of an account's quotes and lets new ones come in, one by one, each
+accepted or refused for itself. Their names are the account's as long as they are open, and no reply
+is remembered under them.
+
+*An order is closed* by its last report: a cancel, an expiry, or the trade that fills it, which then
+tells the order's quantity and price. Closed orders and an account's own trades are told from the
+stream's entries, the latest first, whole entries at a time.
+
 *A call* is one command or a batch of them. All changes of a call are one `sequence`: one entry in
 the event stream, whose topics tell what happened: reports to each account in the order they came
 about, the trades, the levels whose totals differ from before the call. A call that changed nothing
@@ -76,6 +88,7 @@ its beginning.
 
 import copy
 import decimal
+import functools
 import json
 import re
 import zlib
@@ -93,6 +106,8 @@ FILLS_MAX = 10_000
 MAKER_ACCOUNTS_MAX = 3500
 BATCH_MAX = 256
 CANCELED_MAX = 1000
+QUOTES_MAX = 100
+QUOTES_PER_CALL_MAX = 2000
 REMAINING_COUNT_MAX = 10_000
 EXPIRED_MAX = 1000
 TRIGGERED_MAX = 1000
@@ -139,18 +154,22 @@ ENUMERATIONS = {
     "list_type": ("oco", "oto", "bracket"),
     "status": ("trading", "halted", "cancel_only", "post_only", "auction"),
     "breaker_status": ("halted", "auction"),
+    "on_failure": ("stop", "continue"),
 }
 PATTERNS = {
     "account": ACCOUNT,
     "stp_group": ACCOUNT,
     "client_order_id": CLIENT_ORDER_ID,
     "order_id": ORDER_ID,
+    "cancel_order_id": ORDER_ID,
+    "cancel_client_order_id": CLIENT_ORDER_ID,
 }
 # Whole numbers and the largest value of each.
 COUNTS = {
     "limit": 1000,
     "depth": DEPTH_MAX,
     "after": EXACT_MAX,
+    "before": EXACT_MAX,
     "expire_time_ms": EXACT_MAX,
     "valid_until_ms": EXACT_MAX,
     "open_orders_max": 10_000_000,
@@ -204,23 +223,35 @@ FIELDS = {
             "remaining_quantity", "valid_until_ms",
         ),
     ),
-    "cancel_all_orders": (("account",), ("valid_until_ms",)),
+    "cancel_all_orders": (("account",), ("side", "valid_until_ms")),
+    "mass_quote": (
+        ("account", "quotes"),
+        ("post_only", "self_trade_prevention", "stp_group", "valid_until_ms"),
+    ),
     "tick": ((), ()),
     "begin_epoch": (("run_id",), ()),
     "get_book": ((), ("depth",)),
     "get_order": ((), ("order_id", "account", "client_order_id")),
     "get_open_orders": (("account",), ("after", "limit")),
     "get_trades": ((), ("limit",)),
+    "get_closed_orders": (("account",), ("before", "limit")),
+    "get_own_trades": (("account",), ("before", "limit")),
     "get_instrument": ((), ()),
     "get_auction": ((), ()),
     "verify_book": ((), ()),
 }  # fmt: skip
+# Replacing takes every field of a new order, and has some of its own.
+FIELDS["replace_order"] = (
+    FIELDS["place_order"][0],
+    (
+        *(name for name in FIELDS["place_order"][1] if name != "validate_only"),
+        *("cancel_order_id", "cancel_client_order_id", "on_failure"),
+    ),
+)
+QUOTE_FIELDS = ({"side", "price", "quantity"}, {"client_order_id"})
 BATCH_METHODS = (
-    "place_order",
-    "place_order_list",
-    "cancel_order",
-    "amend_order",
-    "cancel_all_orders",
+    *("place_order", "place_order_list", "cancel_order", "amend_order", "cancel_all_orders"),
+    *("replace_order", "mass_quote"),
 )
 # The functions that first do what is due; execute does, too.
 DOES_WHAT_IS_DUE = (*BATCH_METHODS, "tick")
@@ -257,6 +288,8 @@ class Order:
     self_trade_prevention: str | None = None
     stp_group: str | None = None
     protection: Decimal | None = None
+    # Whether it came by a mass quote.
+    quote: bool = False
     # What an iceberg shows of itself while it is in a queue.
     slice: Decimal = Decimal(0)
     # What is left of the quote_quantity.
@@ -293,6 +326,8 @@ class Order:
         }
         if self.post_only:
             terms["post_only"] = True
+        if self.quote:
+            terms["quote"] = True
         terms["quantity"] = text(self.quantity)
         for name in ("price", "display_quantity", "quote_quantity", "stop_price", "protection"):
             if (number := getattr(self, name)) is not None:
@@ -384,6 +419,8 @@ class Call:
     is_tripped: bool = False
     # By cancel_all_orders, which has a limit to the call.
     canceled: int = 0
+    # Quotes asked for, which have a limit to the call, too.
+    quotes: int = 0
     trades: list[Json] = field(default_factory=list)
     reports: dict[str, list[Json]] = field(default_factory=dict)
     topics: Json = field(default_factory=dict)
@@ -891,25 +928,34 @@ class ReferenceBook:
             return remembered
         self._check_taken_name(fields)
         self._check_in_time(fields)
-        self._check_takes_orders(call)
-        self._check_kind(fields)
-        order = self._new_order(fields)
-        self._check_rules(order)
-        planned = Outcome() if order.waiting else self._check_match(call, order)
+        order, planned = self._checked_order(call, fields)
         if fields.get("validate_only") == "true":
             fill_quantity = text(planned.filled)
             reply = {"status": "valid", "fill_quantity": fill_quantity, "timestamp_ms": 0}
             return self._with_latest_sequence(call, reply)
-        self._admit(call, order, planned)
-        if order.waiting:
-            self.orders.append(order)
-            reply = self._order_reply(call, order, "open", [])
-        else:
-            reply = self._match(call, order, planned)
+        reply = self._take_on(call, order, planned)
         self._remember(fields, content, reply)
+        return reply
+
+    def _checked_order(self, call: Call, fields: Mapping[str, str]) -> tuple[Order, Outcome]:
+        self._check_takes_orders(call)
+        return self._examined_order(call, fields)
+
+    def _examined_order(self, call: Call, fields: Mapping[str, str]) -> tuple[Order, Outcome]:
+        """The new order and what is to be expected of it."""
+        self._check_kind(fields)
+        order = self._new_order(fields)
+        self._check_rules(order)
+        return order, Outcome() if order.waiting else self._check_match(call, order)
+
+    def _take_on(self, call: Call, order: Order, planned: Outcome) -> Json:
+        self._admit(call, order, planned)
         if order.client_order_id is not None:
             self.named[order.account, order.client_order_id] = order.order_id
-        return reply
+        if order.waiting:
+            self.orders.append(order)
+            return self._order_reply(call, order, "open", [])
+        return self._match(call, order, planned)
 
     def _admit(self, call: Call, order: Order, planned: Outcome) -> None:
         self.last_order_id += 1
@@ -1478,7 +1524,12 @@ class ReferenceBook:
             report["client_order_id"] = order.client_order_id
         remaining = text(order.remaining)
         report |= {**fill, "role": role, "side": order.side, "remaining_quantity": remaining}
-        call.report(order.account, "trade", **report, status=order.status)
+        report["status"] = order.status
+        if order.status == "filled":
+            report["order_quantity"] = text(order.quantity)
+            if order.price is not None:
+                report["order_price"] = text(order.price)
+        call.report(order.account, "trade", **report)
 
     def _refresh(self, call: Call, iceberg: Order) -> None:
         self.last_priority += 1
@@ -1502,6 +1553,12 @@ class ReferenceBook:
         self._check_in_time(fields)
         self._end(order)
         self._report_canceled(call, order, "requested")
+        reply = self._canceled_reply(call, order)
+        self._remember(fields, content, reply, order)
+        return reply
+
+    @staticmethod
+    def _canceled_reply(call: Call, order: Order) -> Json:
         reply = {
             **order.terms(),
             "remaining_quantity": text(order.remaining),
@@ -1509,8 +1566,88 @@ class ReferenceBook:
             "timestamp_ms": 0,
         }
         call.stamped.append(reply)
-        self._remember(fields, content, reply, order)
         return reply
+
+    def _replace_order(self, call: Call, fields: Mapping[str, str]) -> Json:
+        content = ("replace_order", normal(fields))
+        name = (fields["account"], fields.get("client_order_id", ""))
+        remembered = self.remembered.get(name)
+        if remembered is not None and remembered.content == content:
+            return remembered.reply
+        self._check_in_time(fields)
+        goes_on = fields.get("on_failure") == "continue"
+        before = self.orders
+        old: Order | None = None
+        placed: Json | None = None
+        try:
+            old = self._find(named_to_cancel(fields))
+            self._leave(old)
+        except RejectedError as error:
+            if not goes_on:
+                raise
+            canceled = rejected(error.code, {})
+        try:
+            if old is None or name != (old.account, old.client_order_id):
+                if remembered is not None:
+                    raise RejectedError("DUPLICATE_CLIENT_ORDER_ID")
+                self._check_taken_name(fields)
+            order, planned = self._checked_order(call, fields)
+        except RejectedError as error:
+            if not goes_on:
+                self.orders = before
+                raise
+            placed = rejected(error.code, fields)
+        if old is not None:
+            self._note(old, "ended")
+            self._report_canceled(call, old, "replaced")
+            canceled = self._canceled_reply(call, old)
+        reply: Json = {"canceled": canceled, "timestamp_ms": 0}
+        if placed is None:
+            placed = self._take_on(call, order, planned)
+            self._remember(fields, content, reply)
+        reply["placed"] = placed
+        return self._with_latest_sequence(call, reply)
+
+    def _mass_quote(self, call: Call, fields: Mapping[str, str]) -> Json:
+        quotes = json.loads(fields["quotes"])
+        self._check_in_time(fields)
+        if call.quotes + len(quotes) > QUOTES_PER_CALL_MAX:
+            raise RejectedError("BATCH_TOO_LARGE")
+        call.quotes += len(quotes)
+        account = fields["account"]
+        mine = [order for order in self.orders if order.quote and order.account == account]
+        mine.sort(key=lambda order: order.order_id)
+        for order in mine:
+            self._leave(order)
+            self._report_canceled(call, order, "replaced")
+        # Asked once: what the trades of one quote trigger comes after all of them.
+        closed: str | None = None
+        try:
+            self._check_takes_orders(call)
+        except RejectedError as error:
+            closed = error.code
+        placed = [
+            rejected(closed, quote) if closed else self._quote(call, fields, quote)
+            for quote in quotes
+        ]
+        reply = {
+            "account": account,
+            "canceled_order_ids": [str(order.order_id) for order in mine],
+            "placed": placed,
+            "timestamp_ms": 0,
+        }
+        return self._with_latest_sequence(call, reply)
+
+    def _quote(self, call: Call, fields: Mapping[str, str], quote: Mapping[str, str]) -> Json:
+        common = {name: value for name, value in fields.items() if name != "quotes"}
+        terms = {**common, **quote, "order_type": "limit"}
+        try:
+            self._check_taken_name(terms)
+            order, planned = self._examined_order(call, terms)
+        except RejectedError as error:
+            return rejected(error.code, quote)
+        order.quote = True
+        return self._take_on(call, order, planned)
 
     def _amend_order(self, call: Call, fields: Mapping[str, str]) -> Json:
         content = ("amend_order", normal(fields))
@@ -1591,7 +1728,11 @@ class ReferenceBook:
 
     def _cancel_all_orders(self, call: Call, fields: Mapping[str, str]) -> Json:
         self._check_in_time(fields)
-        mine = [order for order in self.orders if order.account == fields["account"]]
+        mine = [
+            order
+            for order in self.orders
+            if order.account == fields["account"] and order.side == fields.get("side", order.side)
+        ]
         mine.sort(key=lambda order: order.order_id)
         count = CANCELED_MAX - call.canceled
         canceled, left = mine[:count], mine[count:]
@@ -1750,6 +1891,34 @@ class ReferenceBook:
             "trades": self.trades[-int(fields.get("limit", "50")) :],
         }
 
+    def _get_closed_orders(self, _: Call, fields: Mapping[str, str]) -> Json:
+        return self._history(fields, "orders", closed_orders)
+
+    def _get_own_trades(self, _: Call, fields: Mapping[str, str]) -> Json:
+        return self._history(fields, "trades", own_trades)
+
+    def _history(
+        self, fields: Mapping[str, str], name: str, rows_of: Callable[[list[Json]], list[Json]]
+    ) -> Json:
+        """Of a stream with so few entries that one call looks at all of them."""
+        before = min(int(fields.get("before", EXACT_MAX)), self.sequence + 1)
+        rows: list[Json] = []
+        for sequence, topics in reversed(self.entries):
+            if sequence >= before or len(rows) >= int(fields.get("limit", "100")):
+                continue
+            before = sequence
+            message = topics.get(f"orders:{fields['account']}", {"orders": []})
+            rows += [{**row, "sequence": sequence} for row in rows_of(message["orders"])]
+        return {
+            "account": fields["account"],
+            "symbol": self.symbol,
+            "sequence": self.sequence,
+            "epoch": self.epoch,
+            name: rows,
+            "more": before > 1 and bool(self.entries),
+            "before": before,
+        }
+
     def _get_instrument(self, _: Call, __: Mapping[str, str]) -> Json:
         reply = {
             name: text(value) if isinstance(value, Decimal) else value
@@ -1774,6 +1943,66 @@ class ReferenceBook:
             "levels": sum(len(self.levels(side)) for side in SIDES),
             "sequence": self.sequence,
         }
+
+
+def named_to_cancel(fields: Mapping[str, str]) -> dict[str, str]:
+    """The order that is to be replaced, named as cancel_order does."""
+    named = {"account": fields["account"]}
+    for name in ("order_id", "client_order_id"):
+        if f"cancel_{name}" in fields:
+            named[name] = fields[f"cancel_{name}"]
+    return named
+
+
+def closed_orders(reports: list[Json]) -> list[Json]:
+    """The orders that an entry's reports close, the last one first."""
+    closed: dict[str, Json] = {}
+    for report in reversed(reports):
+        row = {name: value for name, value in report.items() if name != "event"}
+        if report["event"] == "trade" and report["status"] == "filled":
+            row["quantity"] = row.pop("order_quantity")
+            del row["price"], row["trade_id"], row["role"]
+            if "order_price" in row:
+                row["price"] = row.pop("order_price")
+        elif report["event"] in {"canceled", "expired"}:
+            row["status"] = report["event"]
+        else:
+            continue
+        closed.setdefault(report["order_id"], row)
+    return list(closed.values())
+
+
+def own_trades(reports: list[Json]) -> list[Json]:
+    """The trades of an entry's reports, the last one first."""
+    left_out = ("event", "order_quantity", "order_price")
+    return [
+        {name: value for name, value in report.items() if name not in left_out}
+        for report in reversed(reports)
+        if report["event"] == "trade"
+    ]
+
+
+def cancel_everywhere(books: Sequence["ReferenceBook"], fields: Mapping[str, str]) -> Json:
+    """FCALL cancel_all_orders with the keys of several books, which must be good and different."""
+    rows: list[Json] = []
+    canceled = 0
+    for book in books:
+        call = book._begin()
+        call.canceled = canceled
+        book._do_what_is_due(call)
+        run = functools.partial(book._guarded, call, "cancel_all_orders", lambda: dict(fields))
+        (reply,) = book._finish(call, [run()])
+        canceled = call.canceled
+        rows.append(reply)
+    if rows[0].get("status") == "rejected":
+        return rows[0]
+    return {
+        "account": fields["account"],
+        "books": [{"symbol": book.symbol, **row} for book, row in zip(books, rows, strict=True)],
+        "canceled_count": canceled,
+        "remaining_count": sum(row["remaining_count"] for row in rows),
+        "timestamp_ms": 0,
+    }
 
 
 def new_rule(name: str, value: str) -> Any:
@@ -1882,15 +2111,19 @@ def check_shape(function: str, fields: Mapping[str, str]) -> None:
         raise RejectedError("MISSING_FIELD")
     for name, value in fields.items():
         check_value(name, value)
-    is_order = function in {"place_order", "an order of a list"}
+    is_order = function in {"place_order", "replace_order", "an order of a list"}
     if is_order and Decimal(fields.get("protection", "1")) == 0:
         raise RejectedError("INVALID_VALUE")
-    if function == "place_order":
+    if function in {"place_order", "replace_order"}:
         check_place_shape(fields)
     elif function in {"cancel_order", "amend_order", "get_order"}:
         check_naming_shape(fields)
     if function == "amend_order":
         check_amend_shape(fields)
+    elif function == "replace_order":
+        check_replace_shape(fields)
+    elif function == "mass_quote":
+        check_quotes(fields["quotes"])
 
 
 def check_value(name: str, value: str) -> None:
@@ -1902,7 +2135,7 @@ def check_value(name: str, value: str) -> None:
     elif name in ENUMERATIONS:
         fits = value in ENUMERATIONS[name]
     elif name in PATTERNS:
-        too_large = name == "order_id" and value.isdigit() and int(value) > EXACT_MAX
+        too_large = PATTERNS[name] is ORDER_ID and value.isdigit() and int(value) > EXACT_MAX
         fits = not too_large and bool(PATTERNS[name].fullmatch(value))
     elif name in {"protection", "price_band", "limit_percent"}:
         fits = is_percent(value, PERCENT_MAX)
@@ -2005,3 +2238,34 @@ def check_amend_shape(fields: Mapping[str, str]) -> None:
         raise RejectedError("MISSING_FIELD")
     if {"quantity", "remaining_quantity"} <= fields.keys():
         raise RejectedError("FIELD_NOT_ALLOWED")
+
+
+def check_replace_shape(fields: Mapping[str, str]) -> None:
+    named = fields.keys() & {"cancel_order_id", "cancel_client_order_id"}
+    if len(named) != 1:
+        raise RejectedError("FIELD_NOT_ALLOWED" if named else "MISSING_FIELD")
+
+
+def check_quotes(value: str) -> None:
+    """Quotes are a JSON list of flat objects of text."""
+    try:
+        quotes = json.loads(value, object_pairs_hook=pairs_once)
+    except ValueError:
+        raise RejectedError("INVALID_VALUE") from None
+    if not isinstance(quotes, list) or len(quotes) > QUOTES_MAX:
+        raise RejectedError("INVALID_VALUE")
+    required, optional = QUOTE_FIELDS
+    for quote in quotes:
+        if not isinstance(quote, dict) or not required <= quote.keys() <= required | optional:
+            raise RejectedError("INVALID_VALUE")
+        for name, given in quote.items():
+            if not isinstance(given, str):
+                raise RejectedError("INVALID_VALUE")
+            check_value(name, given)
+
+
+def pairs_once(members: list[tuple[str, Any]]) -> Json:
+    """A JSON object without equal names."""
+    if len(dict(members)) < len(members):
+        raise ValueError("a name appears twice")
+    return dict(members)

@@ -431,6 +431,10 @@ def test_unknown_symbol_is_refused(new_book: NewBook) -> None:
         ("cancel_order", {"order_id": "1"}),
         ("amend_order", {"order_id": "1", "price": "1"}),
         ("cancel_all_orders", {"account": "alice"}),
+        ("replace_order", {**ORDER, "cancel_order_id": "1"}),
+        ("mass_quote", {"account": "alice", "quotes": "[]"}),
+        ("get_closed_orders", {"account": "alice"}),
+        ("get_own_trades", {"account": "alice"}),
         ("tick", {}),
         ("publish_book", {}),
         ("begin_epoch", {"run_id": "a" * 40}),
@@ -455,6 +459,10 @@ FUNCTIONS = {
     "cancel_order": ["order_id", "1"],
     "amend_order": ["order_id", "1", "price", "1"],
     "cancel_all_orders": ["account", "alice"],
+    "replace_order": [*words(ORDER), "cancel_order_id", "1"],
+    "mass_quote": ["account", "alice", "quotes", "[]"],
+    "get_closed_orders": ["account", "alice"],
+    "get_own_trades": ["account", "alice"],
     "execute": [json.dumps({"method": "place_order", **ORDER})],
     "tick": [],
     "publish_book": [],
@@ -472,7 +480,7 @@ FUNCTIONS = {
 def test_anything_but_one_book_key_is_refused(busy: Book, function: str) -> None:
     bad_keys: list[list[str | bytes]] = [
         [],
-        [busy.key, f"{busy.key}2"],
+        [busy.key, busy.key],
         *([key] for key in (
             "", "x", "orderbook", "orderbook:main:BTC", "orderbook:{}:BTC", "orderbook:{main}:",
             "orderbook:{main}:btc", "orderbook:{main}:BTC USD", "orderbook:{main}:BTC:bids",

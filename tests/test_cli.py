@@ -92,7 +92,7 @@ def test_help_of_every_command_names_its_environment_variables() -> None:
             yield command, path
 
     commands = list(walk(cli.cli, ()))
-    assert len(commands) == 18
+    assert len(commands) == 22
     for command, path in commands:
         # Wide enough for the longest name; in a narrow terminal it is folded.
         result = CliRunner().invoke(
@@ -416,6 +416,49 @@ def test_cancel_all_cancels_more_orders_than_one_call_may(
     reply = orderbook.json("order", "cancel-all", SYMBOL, "--account", "alice")
     assert reply["canceled_count"] == len(set(reply["canceled_order_ids"])) == 1250
     assert reply["remaining_count"] == 0
+
+
+def test_cancel_all_of_several_books_goes_on_until_all_is_done(
+    orderbook: Orderbook, redis: Redis
+) -> None:
+    define(orderbook)
+    orderbook("instrument", "define", "OTHER", "--tick-size", "1", "--lot-size", "1")
+    command = {"method": "place_order", "account": "alice", "side": "buy", "order_type": "limit"}
+    text = json.dumps({**command, "price": "1", "quantity": "1"})
+    for symbol in (SYMBOL, "OTHER"):
+        for _ in range(3):
+            redis.fcall("execute", 1, f"orderbook:{{main}}:{symbol}", *[text] * 200)
+    arguments = ("order", "cancel-all", SYMBOL, "OTHER", "--account", "alice", "--side", "buy")
+    reply = orderbook.json(*arguments)
+    assert (reply["canceled_count"], reply["remaining_count"]) == (1200, 0)
+    assert [len(set(book["canceled_order_ids"])) for book in reply["books"]] == [600, 600]
+    assert orderbook(*arguments).exit_code == 0
+
+
+def test_orders_are_replaced_and_quoted_and_looked_back_at(orderbook: Orderbook) -> None:
+    define(orderbook)
+    orderbook(*place("buy", "100", "1"))
+    terms = ("--side", "buy", "--price", "101", "--quantity", "2", "--account", "alice")
+    arguments = ("order", "replace", SYMBOL, *terms, "--cancel-order-id", "1")
+    replaced = orderbook.json(*arguments, "--on-failure", "stop", "--display-quantity", "1")
+    assert (replaced["canceled"]["order_id"], replaced["placed"]["order_id"]) == ("1", "2")
+    assert orderbook(*arguments).exit_code == cli.EXIT_REJECTED
+    quotes = '[{"side":"sell","price":"101","quantity":"2"}]'
+    quoting = ("order", "mass-quote", SYMBOL, "--account", "bob", "--quotes")
+    assert orderbook.json(*quoting, quotes)["placed"][0]["status"] == "filled"
+    assert orderbook.json(*quoting, "[]")["canceled_order_ids"] == []
+    assert orderbook(*quoting, "x").exit_code == cli.EXIT_REJECTED
+    back = (SYMBOL, "--account", "alice")
+    closed = orderbook.json("order", "closed", *back)
+    assert [order["order_id"] for order in closed["orders"]] == ["2", "1"]
+    trades = orderbook.json("order", "trades", *back, "--limit", "5000")["trades"]
+    assert [trade["role"] for trade in trades] == ["maker", "maker"]
+    before = str(closed["sequence"])
+    assert len(orderbook.json("order", "closed", *back, "--before", before)["orders"]) == 1
+    assert "replaced" in orderbook("order", "closed", *back).output
+    assert orderbook("order", "trades", *back).exit_code == 0
+    missing = orderbook("order", "closed", "NONE", "--account", "alice")
+    assert missing.exit_code == cli.EXIT_REJECTED
 
 
 def test_verify_finds_damage_and_names_it(orderbook: Orderbook, redis: Redis) -> None:

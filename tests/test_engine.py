@@ -103,6 +103,44 @@ async def test_every_function_has_a_method(exchange: Engine, symbol: str) -> Non
     canceled = await exchange.cancel_order(symbol, account="alice", client_order_id="a")
     assert canceled["status"] == "canceled"
     assert (await exchange.cancel_all_orders(symbol, account="alice"))["canceled_count"] == 0
+    quotes = [{"side": "buy", "price": "9", "quantity": "1"}]
+    quoted = await exchange.mass_quote(symbol, account="alice", quotes=quotes)
+    order_id = quoted["placed"][0]["order_id"]
+    replaced = await exchange.replace_order(symbol, **LIMIT, cancel_order_id=order_id)
+    assert (replaced["canceled"]["quote"], replaced["placed"]["status"]) == (True, "open")
+    closed = await exchange.get_closed_orders(symbol, account="alice", limit=1)
+    assert (closed["orders"][0]["reason"], closed["more"]) == ("replaced", True)
+    assert (await exchange.get_own_trades(symbol, account="alice"))["trades"] == []
+
+
+async def test_orders_of_several_books_are_canceled_segment_by_segment(
+    exchange: Engine, symbol: str
+) -> None:
+    symbols = [symbol, *(new_symbol() for _ in range(3))]
+    for name, segment in zip(symbols[1:], ("main", "a", "a"), strict=True):
+        await exchange.define_instrument(name, segment=segment, **RULES)
+    for name in symbols:
+        await exchange.place_order(name, **LIMIT)
+    reply = await exchange.cancel_all_orders(symbols, account="alice", side="buy")
+    assert [book["symbol"] for book in reply["books"]] == symbols
+    assert (reply["canceled_count"], reply["remaining_count"]) == (4, 0)
+    refused = await exchange.cancel_all_orders([symbol, "NOWHERE"], account="alice")
+    assert refused["code"] == "UNKNOWN_SYMBOL"
+
+
+async def test_books_of_a_segment_that_fails_are_told_apart_from_those_done(
+    exchange: Engine, symbol: str
+) -> None:
+    other = new_symbol()
+    await exchange.define_instrument(other, segment="b", **RULES)
+    for name in (symbol, other):
+        await exchange.place_order(name, **LIMIT)
+    (client,) = exchange.primaries()
+    await client.xadd(f"{exchange.book_key(other)}:events", {"by": "hand"}, id="99-0")
+    error = await failure(exchange.cancel_all_orders([symbol, other], account="alice"))
+    assert error.code == "UNAVAILABLE"
+    assert "other segments are done" in str(error)
+    assert (await exchange.get_open_orders(symbol, account="alice"))["orders"] == []
 
 
 async def test_a_refusal_is_a_reply_and_no_exception(exchange: Engine, symbol: str) -> None:
@@ -400,6 +438,19 @@ async def test_what_arrives_while_a_call_is_in_flight_goes_into_the_next(
     await batcher.drained()
     assert [reply["order_id"] for reply in replies] == [str(n + 1) for n in range(count)]
     assert len({reply["sequence"] for reply in replies}) == 3
+
+
+async def test_quotes_of_many_clients_fit_into_calls_that_the_engine_takes(
+    exchange: Engine, symbol: str
+) -> None:
+    batcher = Batcher(exchange, symbol)
+    quotes = json.dumps([{"side": "buy", "price": "1", "quantity": "1"}] * 100)
+    replies: list[dict[str, Any]] = []
+    for number in range(40):
+        text = command("mass_quote", account=f"maker{number}", quotes=quotes)
+        batcher.submit(text, lambda reply: replies.append(json.loads(reply)))
+    await batcher.drained()
+    assert [len(reply["placed"]) for reply in replies] == [100] * 40
 
 
 async def test_a_full_queue_says_so_at_once(exchange: Engine, symbol: str) -> None:

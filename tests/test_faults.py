@@ -199,6 +199,57 @@ def order(account: str, side: str, quantity: str, **fields: str) -> Run:
     return ask("place_order", **{**terms, **fields})
 
 
+QUOTES = (
+    '[{"side":"buy","price":"98","quantity":"4","client_order_id":"bid"},'
+    '{"side":"sell","price":"101","quantity":"2","client_order_id":"n0"},'
+    '{"side":"sell","price":"103","quantity":"2","client_order_id":"ask"}]'
+)
+
+
+def quoted(book: Book) -> None:
+    """An account with quotes besides its other orders."""
+    populate(book)
+    assert book.ask("mass_quote", account="alice", quotes=QUOTES)["placed"][2]["status"] == "open"
+
+
+def replace(account: str, order_id: str, **fields: str) -> Run:
+    """A limit order in place of another."""
+    terms = {"account": account, "cancel_order_id": order_id, "order_type": "limit"}
+    return ask("replace_order", **terms, **fields)
+
+
+OTHER_SYMBOLS = ("FAULT2", "FAULT3")
+
+
+def others(book: Book) -> list[Book]:
+    return [Book(book.client, symbol) for symbol in OTHER_SYMBOLS]
+
+
+def three_books(book: Book) -> None:
+    """The account has orders in each, and in the last one nothing is to be canceled."""
+    populate(book)
+    second, third = others(book)
+    populate(second)
+    third.define()
+    third.limit("bob", "sell", "5", "101")
+
+
+def three_books_due_to_expire(book: Book) -> None:
+    """In the last one something is due without the command."""
+    due_to_expire(book)
+    clock.set_clock(book.client, NOON_MS)
+    second, third = others(book)
+    populate(second)
+    due_to_expire(third)
+
+
+def cancel_in_several(book: Book) -> Json:
+    keys = [book.key, *(other.key for other in others(book))]
+    words = ("account", "alice", "side", "sell")
+    reply = book.client.execute_command("FCALL", "cancel_all_orders", len(keys), *keys, *words)
+    return comparable(decode(reply))
+
+
 def batch(book: Book) -> list[Json]:
     buy: Json = {"method": "place_order", "account": "erin", "side": "buy", "order_type": "limit"}
     replies = book.execute(
@@ -302,6 +353,28 @@ CASES: Mapping[str, Case] = {
         ask("amend_order", order_id="6", price="102", account="carol", client_order_id="own"),
         populate,
     ),
+    "cancel_side": Case(ask("cancel_all_orders", account="alice", side="buy"), populate),
+    "replace": Case(
+        replace("alice", "1", side="buy", price="102", quantity="12", client_order_id="r1"),
+        populate,
+    ),
+    "replace_same_name": Case(
+        replace("alice", "1", side="sell", price="103", quantity="1", client_order_id="n0"),
+        populate,
+    ),
+    "replace_in_vain": Case(
+        replace("alice", "1", side="sell", price="0", quantity="1"), populate, stream=None
+    ),
+    "replace_in_part": Case(
+        replace("alice", "1", side="sell", price="0", quantity="1", on_failure="continue"),
+        populate,
+    ),
+    "quote": Case(ask("mass_quote", account="alice", quotes=QUOTES), populate),
+    "quote_again": Case(ask("mass_quote", account="alice", quotes=QUOTES), quoted),
+    "quote_nothing": Case(ask("mass_quote", account="alice", quotes="[]"), quoted),
+    "cancel_all_and_quotes": Case(ask("cancel_all_orders", account="alice"), quoted),
+    "cancel_in_several": Case(cancel_in_several, three_books),
+    "cancel_in_several_and_expire": Case(cancel_in_several, three_books_due_to_expire),
     "cancel": Case(ask("cancel_order", order_id="1"), populate),
     "cancel_by_name": Case(ask("cancel_order", account="carol", client_order_id="n2"), populate),
     "cancel_all": Case(ask("cancel_all_orders", account="alice"), populate),
@@ -310,6 +383,8 @@ CASES: Mapping[str, Case] = {
     "get_order": Case(ask("get_order", order_id="1"), populate, stream=None),
     "get_open_orders": Case(ask("get_open_orders", account="alice"), populate, stream=None),
     "get_trades": Case(ask("get_trades"), populate, stream=None),
+    "get_closed_orders": Case(ask("get_closed_orders", account="alice"), populate, stream=None),
+    "get_own_trades": Case(ask("get_own_trades", account="alice"), populate, stream=None),
     "get_instrument": Case(ask("get_instrument"), populate, stream=None),
     "verify_book": Case(lambda book: book.ask("verify_book")["verified"], populate, stream=None),
 }
@@ -322,6 +397,8 @@ WRITE_FUNCTIONS: Mapping[str, Run] = {
     "cancel_order": ask("cancel_order", order_id="2"),
     "amend_order": ask("amend_order", order_id="2", quantity="1"),
     "cancel_all_orders": ask("cancel_all_orders", account="bob"),
+    "replace_order": replace("bob", "2", side="sell", price="104", quantity="1"),
+    "mass_quote": ask("mass_quote", account="bob", quotes=QUOTES),
     "execute": lambda book: book.execute({"method": "cancel_all_orders", "account": "bob"}),
 }
 
@@ -440,8 +517,23 @@ def test_half_written_command_is_named_and_nothing_trades_on(
         if case.prepare is nothing:
             # There is no book yet, and so nothing to verify or trade on.
             continue
+        if case.run is cancel_in_several:
+            check_refuses_where_half_written(book, made[at - 1])
+            continue
         assert book.violations(), f"{made[at - 1]} had failed"
         check_refuses_everything(book)
+
+
+def check_refuses_where_half_written(first: Book, failed: Made) -> None:
+    """Of several books those before the failure are whole, the one of the failure is named and
+    stands still, and those behind it have seen nothing."""
+    books = [first, *others(first)]
+    verdicts = [book.read("verify_book")["verified"] for book in books]
+    failed_at = max(n for n, book in enumerate(books) if failed.key.startswith(book.key))
+    expected = [n != failed_at or failed.command == "XADD" for n in range(len(books))]
+    assert verdicts == expected, failed
+    if not all(verdicts):
+        check_refuses_everything(books[failed_at])
 
 
 def check_refuses_everything(book: Book) -> None:
@@ -480,6 +572,7 @@ def test_every_registered_function_is_covered(shimmed: Any) -> None:
     entries = dict(zip(listed[::2], listed[1::2], strict=True))
     names = {dict(zip(f[::2], f[1::2], strict=True))[b"name"] for f in entries[b"functions"]}
     commands = {"place_order", "amend_order", "cancel_order", "cancel_all_orders"}
+    commands |= {"replace_order", "mass_quote"}
     covered = {*commands, *CASES, "library_version", "arm_fault", "calls_made"}
     assert {name.decode() for name in names} <= covered
 
@@ -628,6 +721,8 @@ def test_key_of_another_type_stops_the_book(book: Book, key: str) -> None:
 def test_damage_done_by_hand_is_named(book: Book) -> None:
     book.limit("alice", "sell", "2", "100", client_order_id="a1")
     book.limit("bob", "buy", "2", "99")
+    quotes = '[{"side":"buy","price":"98","quantity":"1"}]'
+    book.ask("mass_quote", account="carol", quotes=quotes)
     client = book.client
     damages: Mapping[str, Callable[[], Any]] = {
         "LEVEL_QUANTITY_MISMATCH": lambda: client.hset(f"{book.key}:asks:levels", "10000", "3"),
@@ -636,6 +731,7 @@ def test_damage_done_by_hand_is_named(book: Book) -> None:
         "ORPHAN_ORDER": lambda: client.delete(f"{book.key}:asks"),
         "ORPHAN_QUEUE_MEMBER": lambda: client.hdel(f"{book.key}:orders", "1"),
         "ACCOUNT_INDEX_MISMATCH": lambda: client.delete(f"{book.key}:orders:alice"),
+        "QUOTE_INDEX_MISMATCH": lambda: client.sadd(f"{book.key}:quotes:carol", "77"),
         "CLIENT_INDEX_MISMATCH": lambda: client.delete(f"{book.key}:client_orders"),
         "OPEN_ORDERS_MISMATCH": lambda: client.hset(book.key, "open_orders", "5"),
         "COUNTER_BEHIND": lambda: client.hset(book.key, "last_order_id", "1"),

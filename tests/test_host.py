@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from books import Book
 from clients import Client, Json, connected, error_code, eventually, new_symbol
 from orderbook.connection import Limits
 from orderbook.engine import Engine
@@ -100,6 +101,82 @@ async def test_every_method_works(alice: Client, symbol: str) -> None:
     assert canceled["status"] == "canceled"
     assert (await alice.ask("cancel_all_orders", symbol=symbol))["canceled_count"] == 0
     assert (await alice.ask("ping"))["timestamp_ms"] > 1_500_000_000_000
+
+
+async def test_orders_are_replaced_quoted_and_looked_back_at(alice: Client, symbol: str) -> None:
+    placed = await alice.limit(symbol, "buy", "5", "100", client_order_id="a")
+    new = {"symbol": symbol, "side": "buy", "order_type": "limit", "price": "101", "quantity": "4"}
+    replaced = await alice.ask("replace_order", **new, cancel_client_order_id="a")
+    assert replaced["canceled"]["order_id"] == placed["order_id"]
+    assert replaced["placed"]["status"] == "open"
+    assert await alice.refused("replace_order", **new, cancel_order_id="1") == "UNKNOWN_ORDER"
+    quotes = [{"side": "sell", "price": "101", "quantity": "1"}]
+    quoted = await alice.ask("mass_quote", symbol=symbol, quotes=quotes, post_only=False)
+    assert quoted["placed"][0]["status"] == "filled"
+    closed = (await alice.ask("get_closed_orders", symbol=symbol, limit=10))["orders"]
+    assert [order["status"] for order in closed] == ["filled", "canceled"]
+    assert closed[0]["quantity"] == "1"
+    trades = (await alice.ask("get_own_trades", symbol=symbol, before=10**9))["trades"]
+    assert {trade["role"] for trade in trades} == {"maker", "taker"}
+
+
+async def test_orders_of_several_books_are_canceled_in_one_answer(
+    alice: Client, bob: Client, symbol: str, host: Host
+) -> None:
+    others = [new_symbol(), new_symbol()]
+    await host.engine.define_instrument(others[0], **RULES)
+    await host.engine.define_instrument(others[1], segment="elsewhere", **RULES)
+    symbols = [symbol, *others]
+    terms = {"side": "buy", "order_type": "limit", "price": "10", "quantity": "1"}
+    for name in symbols:
+        await bob.limit(name, "buy", "1", "9")
+        # Not waited for: what is sent before is done before.
+        await alice.send("place_order", symbol=name, **terms)
+        await alice.send("place_order", symbol=name, **{**terms, "side": "sell", "price": "11"})
+    request = await alice.send("cancel_all_orders", symbols=symbols, side="buy")
+    # What is sent after it is done after it.
+    after = await alice.send("place_order", symbol=symbol, **terms)
+    reply = (await alice.answer(request))["result"]
+    assert {book["symbol"]: book["canceled_count"] for book in reply["books"]} == dict.fromkeys(
+        symbols, 1
+    )
+    assert (reply["canceled_count"], reply["remaining_count"]) == (3, 0)
+    assert (await alice.answer(after))["result"]["status"] == "open"
+    for name, count in zip(symbols, (2, 1, 1), strict=True):
+        assert len((await alice.ask("get_open_orders", symbol=name))["orders"]) == count
+    unknown = [symbol, "NOWHERE"]
+    assert await alice.refused("cancel_all_orders", symbols=unknown) == "UNKNOWN_SYMBOL"
+    one = await alice.ask("cancel_all_orders", symbols=[symbol])
+    assert [book["canceled_count"] for book in one["books"]] == [2]
+
+
+async def test_reports_come_whoever_caused_them(alice: Client, symbol: str, valkey: Server) -> None:
+    """Open orders first, then every report: by another connection, another host, or any client."""
+    async with hosting(valkey) as other_host, connected(other_host.port, "alice") as elsewhere:
+        await elsewhere.limit(symbol, "buy", "5", "100", client_order_id="a")
+        await alice.subscribe("orders", symbol)
+        (snapshot,) = await alice.wait_for("orders", 1)
+        assert [order["client_order_id"] for order in snapshot["orders"]] == ["a"]
+        await elsewhere.ask("amend_order", symbol=symbol, client_order_id="a", price="101")
+        anyone = Book(valkey.client, symbol)
+        anyone.limit("bob", "sell", "2", "101")
+        anyone.limit("alice", "sell", "1", "101")
+        market = {"account": "alice", "side": "buy", "order_type": "market", "quantity": "1"}
+        anyone.ask("place_order", **market)
+        await elsewhere.ask("cancel_order", symbol=symbol, client_order_id="a")
+        await alice.wait_for("orders", 6)
+    reports = [report for message in alice.of("orders")[1:] for report in message["orders"]]
+    told = [(report["event"], report.get("role") or report.get("reason")) for report in reports]
+    assert told == [
+        ("amended", None),
+        ("trade", "maker"),
+        ("accepted", None),
+        ("trade", "taker"),
+        ("trade", "maker"),
+        ("accepted", None),
+        ("canceled", "ioc"),
+        ("canceled", "requested"),
+    ]
 
 
 async def test_a_query_sees_the_orders_sent_before_it(alice: Client, symbol: str) -> None:
@@ -745,6 +822,11 @@ async def test_a_draining_host_takes_cancels_but_no_orders(
     assert await alice.refused("place_order", **terms, quantity="1") == "DRAINING"
     named = {"symbol": symbol, "order_id": order_id}
     assert await alice.refused("amend_order", **named, quantity="2") == "DRAINING"
+    replacement = {**terms, "quantity": "1", "cancel_order_id": order_id}
+    assert await alice.refused("replace_order", **replacement) == "DRAINING"
+    assert await alice.refused("mass_quote", symbol=symbol, quotes=[]) == "DRAINING"
+    everywhere = await alice.ask("cancel_all_orders", symbols=[symbol], side="sell")
+    assert everywhere["canceled_count"] == 0
     assert (await alice.ask("cancel_order", **named))["status"] == "canceled"
     status, body = await get(host, "/readyz")
     assert (status, json.loads(body)["reasons"]) == (503, ["draining"])

@@ -13,7 +13,11 @@ A scenario is read top to bottom. `#` begins a comment. An unindented line says 
     bob sell 3 market                         and further words are ioc, fok and post_only
     alice amends a1 price 101 quantity 4      named by client_order_id, or #17 by order_id
     alice cancels a1
-    alice cancels everything
+    alice cancels everything                  or `everything buy`: of one side
+    alice replaces a1 with sell 3 @ 100       a new order in place of another; ending in `continue`
+                                              each of the two is tried
+    alice quotes buy 5 @ 99, sell 5 @ 101     a mass_quote; `quotes nothing` withdraws all.
+                                              post_only, stp, group at its end are about all of it
     batch                                     the indented lines below are one `execute`
     1000 times alice buy 1 @ 90               the same over and over, each time accepted
 
@@ -38,7 +42,7 @@ line says what comes of it:
     → 1 open 5 left                           order 1, its status, its remaining_quantity
     → rejected PRICE_OFF_TICK
     → valid 2 fill                            of validate_only
-    → canceled 1 2                            of `cancels everything`
+    → canceled 1 2                            of `cancels everything`, and first of `quotes`
     → list 1                                  of an order list, then each of its orders;
     → 2 dormant 5 left                        one that is not armed yet
     → 2 expired 0 triggered                   of tick, with ` pending` behind where more is due
@@ -220,9 +224,8 @@ class Story:
 
     def happened(self, replies: list[Json]) -> list[str]:
         """What order reports tell since the last time and these replies do not."""
-        own = {reply.get("order_id") for reply in replies}
+        own = {part.get("order_id") for reply in replies for part in _parts(reply)}
         for reply in replies:
-            own |= {listed["order_id"] for listed in reply.get("orders", ())}
             own |= set(reply.get("canceled_order_ids", ()))
         lines: list[str] = []
         for sequence, topics in self.book.entries("events", self.told_sequence):
@@ -333,9 +336,17 @@ def _parse_timeless(line: str) -> Json:
         return _parse_order(account, verb, rest)
     if verb in LIST_TYPES:
         return _parse_list(account, verb, rest)
-    if rest == ["everything"]:
+    if verb == "quotes":
+        return _parse_quotes(account, line.partition(" quotes ")[2])
+    if verb == "replaces":
+        named, _, side, *terms = rest
+        key = "cancel_order_id" if named.startswith("#") else "cancel_client_order_id"
+        order = _parse_order(account, side, terms)
+        return {**order, "method": "replace_order", key: named.removeprefix("#")}
+    if rest[:1] == ["everything"]:
         assert verb == "cancels", line
-        return {"method": "cancel_all_orders", "account": account}
+        fields = dict(zip(("side",), rest[1:], strict=False))
+        return {"method": "cancel_all_orders", "account": account, **fields}
     named, *terms = rest
     command: Json = {"method": {"cancels": "cancel_order", "amends": "amend_order"}[verb]}
     command["account"] = account
@@ -344,6 +355,20 @@ def _parse_timeless(line: str) -> Json:
     return command | dict(zip(terms[::2], terms[1::2], strict=True))
 
 
+def _parse_quotes(account: str, said: str) -> Json:
+    """Quotes apart by commas; what they do not have of their own is the command's."""
+    command: Json = {"method": "mass_quote", "account": account}
+    quotes = []
+    for part in said.split(",") if said != "nothing" else ():
+        side, *terms = part.split()
+        order = _parse_order(account, side, terms)
+        quotes.append({name: order.pop(name) for name in QUOTE_FIELDS if name in order})
+        del order["method"], order["order_type"]
+        command |= order
+    return {**command, "quotes": json.dumps(quotes)}
+
+
+QUOTE_FIELDS = ("side", "price", "quantity", "client_order_id")
 # A word of an order → the field that the next word is the value of.
 FIELDS = {
     "as": "client_order_id",
@@ -355,6 +380,12 @@ FIELDS = {
     "stp": "self_trade_prevention",
 }
 LIST_TYPES = ("oco", "oto", "bracket")
+# A word of an order that tells all by itself.
+WORDS = {
+    "post_only": {"post_only": "true"},
+    "validate_only": {"validate_only": "true"},
+    "continue": {"on_failure": "continue"},
+}
 WAITING_TYPES = ("stop", "stop_limit", "take_profit", "take_profit_limit", "trailing")
 
 
@@ -377,10 +408,8 @@ def _parse_order(account: str, side: str, rest: list[str]) -> Json:
             order |= {"time_in_force": "gtd", "expire_time_ms": _time_ms(next(words_left))}
         elif word == "protection":
             order["protection"] = next(words_left).removesuffix("%")
-        elif word in {"post_only", "validate_only"}:
-            order[word] = "true"
         else:
-            order["time_in_force"] = word
+            order |= WORDS.get(word, {"time_in_force": word})
     return order
 
 
@@ -396,11 +425,31 @@ def _parse_list(account: str, list_type: str, rest: list[str]) -> Json:
     return fields | {"orders": json.dumps(orders)}
 
 
+def _parts(reply: Json) -> list[Json]:
+    """The replies about single orders that a reply consists of."""
+    if "list_type" in reply:
+        return list(reply["orders"])
+    if "placed" not in reply:
+        return [reply]
+    if "canceled_order_ids" in reply:
+        return list(reply["placed"])
+    return [reply["canceled"], reply["placed"]]
+
+
+def _told_parts(reply: Json) -> list[str]:
+    """A reply of parts, after what it says as a whole."""
+    lines = []
+    if "list_type" in reply:
+        lines = [f"→ list {reply['order_list_id']}"]
+    elif "canceled_order_ids" in reply:
+        lines = [" ".join(["→ canceled", *reply["canceled_order_ids"]])]
+    return lines + [line for part in _parts(reply) for line in told(part)]
+
+
 def told(reply: Json) -> list[str]:
     """A reply as scenarios tell it."""
-    if "order_list_id" in reply and "list_type" in reply:
-        lines = [line for order in reply["orders"] for line in told(order)]
-        return [f"→ list {reply['order_list_id']}", *lines]
+    if {"placed", "list_type"} & reply.keys():
+        return _told_parts(reply)
     if reply.get("status") == "rejected":
         return [f"→ rejected {reply['code']}"]
     if reply.get("status") == "valid":
@@ -421,7 +470,7 @@ def told(reply: Json) -> list[str]:
 
 TOLD_EVENTS = ("expired", "refreshed", "decremented", "triggered", "armed")
 # Reasons that the status of a reply tells already.
-USUAL_REASONS = ("requested", "cancel_all", "ioc", "fok")
+USUAL_REASONS = ("requested", "replaced", "cancel_all", "ioc", "fok")
 
 
 def told_reports(reports: list[Json], own: set[str | None], trades: Json) -> Iterator[str]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from orderbook.messages import Channel, RejectCode
 from orderbook.session import (
     MALFORMED_FRAMES_MAX,
+    CancelEverywhere,
     Close,
     Command,
     Outcome,
@@ -198,6 +199,99 @@ def test_queries_about_orders_are_asked_for_the_account_of_the_connection() -> N
         outcome := receive(frame("get_order", {"symbol": "X", "order_id": "3"})), Query
     )
     assert outcome.arguments == ["account", "alice", "order_id", "3"]
+
+
+def test_a_replacement_has_the_fields_of_an_order_and_its_own() -> None:
+    own = {"cancel_order_id": "17", "on_failure": "continue", "expire_time_ms": 5}
+    outcome = receive(frame("replace_order", {**LIMIT_ORDER, **own}))
+    assert isinstance(outcome, Command)
+    sent = json.loads(outcome.payload)
+    assert (sent["method"], sent["account"], sent["expire_time_ms"]) == (
+        "replace_order",
+        "alice",
+        "5",
+    )
+    assert (sent["cancel_order_id"], sent["on_failure"]) == ("17", "continue")
+    unknown = frame("replace_order", {**LIMIT_ORDER, **own, "validate_only": True})
+    assert code(unknown) == "UNKNOWN_FIELD"
+
+
+def test_quotes_are_a_list_for_the_client_and_text_for_the_engine() -> None:
+    quotes = [
+        {"side": "buy", "price": "99", "quantity": "1"},
+        {"side": "sell", "price": "101", "quantity": "1", "client_order_id": "ask"},
+    ]
+    params = {"symbol": "BTC-USD", "quotes": quotes, "post_only": True, "valid_until_ms": 9}
+    outcome = receive(frame("mass_quote", params))
+    assert isinstance(outcome, Command)
+    sent = json.loads(outcome.payload)
+    assert json.loads(sent.pop("quotes")) == quotes
+    assert sent == {
+        "method": "mass_quote",
+        "account": "alice",
+        "post_only": True,
+        "valid_until_ms": "9",
+    }
+
+
+@pytest.mark.parametrize(
+    ("quotes", "expected"),
+    [
+        ("[]", "WRONG_TYPE"),
+        ({}, "WRONG_TYPE"),
+        ([1], "WRONG_TYPE"),
+        ([{"side": "buy", "price": "1"}], "MISSING_FIELD"),
+        ([{"side": "buy", "price": 1, "quantity": "1"}], "WRONG_TYPE"),
+        ([{"side": "buy", "price": "1", "quantity": "1", "colour": "red"}], "UNKNOWN_FIELD"),
+        ([{"side": "buy", "price": "1", "quantity": "1"}] * 101, "INVALID_VALUE"),
+    ],
+)
+def test_a_list_that_is_not_of_quotes_is_refused(quotes: Any, expected: str) -> None:
+    assert code(frame("mass_quote", {"symbol": "BTC-USD", "quotes": quotes})) == expected
+
+
+def test_a_field_of_a_quote_given_twice_is_refused() -> None:
+    quote = '{"side":"buy","price":"1","price":"2","quantity":"1"}'
+    params = f'{{"symbol":"BTC-USD","quotes":[{quote}]}}'
+    assert code(f'{{"method":"mass_quote","params":{params}}}'.encode()) == "DUPLICATE_FIELD"
+
+
+def test_orders_can_be_canceled_in_one_book_or_in_several() -> None:
+    one = receive(frame("cancel_all_orders", {"symbol": "BTC-USD", "side": "buy"}))
+    assert isinstance(one, Command)
+    assert json.loads(one.payload)["side"] == "buy"
+    params = {"symbols": ["B", "A", "B"], "side": "sell", "valid_until_ms": 9}
+    several = receive(frame("cancel_all_orders", params))
+    assert isinstance(several, CancelEverywhere)
+    assert several.symbols == ("B", "A")
+    assert several.fields == {"account": "alice", "side": "sell", "valid_until_ms": "9"}
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({}, "MISSING_FIELD"),
+        ({"symbol": "A", "symbols": ["A"]}, "FIELD_NOT_ALLOWED"),
+        ({"symbols": []}, "INVALID_VALUE"),
+        ({"symbols": [f"S{number}" for number in range(101)]}, "INVALID_VALUE"),
+        ({"symbols": "A"}, "WRONG_TYPE"),
+        ({"symbols": ["A"], "account": "bob"}, "UNKNOWN_FIELD"),
+    ],
+)
+def test_books_to_cancel_in_are_named_one_way(params: Any, expected: str) -> None:
+    assert code(frame("cancel_all_orders", params)) == expected
+
+
+def test_symbols_to_cancel_in_given_twice_are_refused() -> None:
+    data = b'{"method":"cancel_all_orders","params":{"symbols":["A"],"symbols":["B"]}}'
+    assert code(data) == "DUPLICATE_FIELD"
+
+
+def test_looking_back_is_asked_for_the_account_of_the_connection() -> None:
+    for method in ("get_closed_orders", "get_own_trades"):
+        outcome = receive(frame(method, {"symbol": "BTC-USD", "before": 7, "limit": "2"}))
+        assert isinstance(outcome, Query)
+        assert outcome.arguments == ["account", "alice", "before", "7", "limit", "2"]
 
 
 def test_a_subscription_names_each_symbol_once() -> None:

@@ -151,6 +151,35 @@ new_terms = st.one_of(
 )
 
 
+# Which order goes, named as cancel_order does.
+to_cancel = st.one_of(
+    st.fixed_dictionaries({"cancel_order_id": picks, "account": st.just(OWNER)}),
+    st.fixed_dictionaries({"cancel_order_id": picks, "account": st.just(OWNER)}),
+    st.fixed_dictionaries({"cancel_order_id": picks}),
+    st.fixed_dictionaries({"cancel_client_order_id": names}),
+    st.fixed_dictionaries({"cancel_open_name": picks}),
+)
+quote = _merged(
+    st.fixed_dictionaries({"side": sides, "price": prices, "quantity": quantities}), own_names
+)
+# What makes a list of quotes none.
+no_quotes = st.sampled_from(
+    (
+        "", "{}", "[", "[1]", "null", "[[]]", "[null]", '[{"side":"buy"}]',
+        '[{"side":"buy","price":"100","quantity":1}]',
+        '[{"side":"hold","price":"100","quantity":"1"}]',
+        '[{"side":"buy","price":"100","quantity":"1","colour":"red"}]',
+        '[{"side":"buy","price":"100","quantity":"1","quantity":"1"}]',
+        '[{"side":"buy","price":"100","quantity":"1","client_order_id":"no spaces"}]',
+    )
+)  # fmt: skip
+quotes = st.one_of(
+    *[st.lists(quote, max_size=4).map(json.dumps)] * 8,
+    st.sampled_from(('[{"side":"buy","price":"100.25","quantity":"1"}]', " [ ] ")),
+    no_quotes,
+)
+
+
 def _method(name: str, fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Json]:
     return fields.map(lambda found: {"method": name, **found})
 
@@ -214,10 +243,38 @@ listing = st.one_of(
 amending = _method("amend_order", _merged(naming, new_terms, in_time))
 canceling = _method("cancel_order", _merged(naming, in_time))
 canceling_all = _method(
-    "cancel_all_orders", _merged(st.fixed_dictionaries({"account": accounts}), in_time)
+    "cancel_all_orders",
+    _merged(
+        st.fixed_dictionaries({"account": accounts}), _sometimes(3, side=("buy", "sell")), in_time
+    ),
+)
+replacing = _method(
+    "replace_order",
+    _merged(
+        st.one_of(placed).map(
+            lambda found: {k: found[k] for k in found.keys() - {"validate_only"}}
+        ),
+        to_cancel,
+        _sometimes(2, on_failure=("stop", "continue", "continue")),
+    ),
+)
+quoting = _method(
+    "mass_quote",
+    _merged(
+        st.fixed_dictionaries({"account": accounts, "quotes": quotes}),
+        prevention,
+        in_time,
+        _sometimes(3, post_only=("true", "false")),
+    ),
 )
 commands = st.one_of(
-    [placing] * 7 + [listing] * 2 + [amending] * 4 + [canceling] * 2 + [canceling_all],
+    [placing] * 7
+    + [listing] * 2
+    + [amending] * 4
+    + [replacing] * 3
+    + [quoting] * 2
+    + [canceling] * 2
+    + [canceling_all],
 )
 
 # One change to a good command; None takes the field away.
@@ -284,6 +341,12 @@ spoilings = st.sampled_from(
         ("client_order_id", None),
         ("order_id", "01"),
         ("order_id", "999999"),
+        ("cancel_order_id", "1"),
+        ("cancel_order_id", "9007199254740993"),
+        ("cancel_client_order_id", "no spaces"),
+        ("cancel_client_order_id", "x"),
+        ("on_failure", "retry"),
+        ("quotes", None),
         ("colour", "red"),
     )
 )
@@ -433,6 +496,10 @@ class BookMachine(RuleBasedStateMachine):
         page = {"account": ACCOUNTS[0], "limit": str(limit)}
         self.call("get_open_orders", page | ({"after": str(after)} if after else {}))
         self.call("get_trades", {"limit": str(limit)})
+        page = {"account": ACCOUNTS[1], "limit": str(limit)}
+        page |= {"before": str(after)} if after else {}
+        self.call("get_closed_orders", page)
+        self.call("get_own_trades", page)
         self.call("get_book", {"depth": str(limit)})
 
     # ---- what must hold after each
@@ -465,6 +532,9 @@ class BookMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.call("get_trades", {"limit": "1000"})
+        for account in ACCOUNTS:
+            self.call("get_closed_orders", {"account": account, "limit": "1000"})
+            self.call("get_own_trades", {"account": account, "limit": "1000"})
 
     # ---- running
 
@@ -481,6 +551,15 @@ class BookMachine(RuleBasedStateMachine):
             order_id, owner = self.known_order(resolved["order_id"])
             resolved["order_id"] = order_id
             if resolved.get("account") == OWNER:
+                resolved["account"] = owner
+        if "cancel_open_name" in resolved:
+            named = self.open_name(resolved.pop("cancel_open_name"))
+            resolved["account"] = named["account"]
+            resolved["cancel_client_order_id"] = named["client_order_id"]
+        if "cancel_order_id" in resolved:
+            order_id, owner = self.known_order(resolved["cancel_order_id"])
+            resolved["cancel_order_id"] = order_id
+            if resolved["account"] == OWNER:
                 resolved["account"] = owner
         return resolved
 

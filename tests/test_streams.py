@@ -101,7 +101,8 @@ def test_entry_of_a_trade_tells_everyone_what_concerns_them(book: Book) -> None:
     }  # fmt: skip
     maker = {
         **traded, "event": "trade", "order_id": "1", "client_order_id": "a1", "role": "maker",
-        "side": "sell", "remaining_quantity": "0", "status": "filled",
+        "side": "sell", "remaining_quantity": "0", "status": "filled", "order_quantity": "5",
+        "order_price": "100.5",
     }  # fmt: skip
     taker = {
         **traded, "event": "trade", "order_id": "2", "client_order_id": "b1", "role": "taker",
