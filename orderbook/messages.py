@@ -83,6 +83,7 @@ class Channel(StrEnum):
     BOOK = "book"
     TRADES = "trades"
     LEVEL2 = "level2"
+    LEVEL3 = "level3"
     ORDERS = "orders"
     INSTRUMENTS = "instruments"
     HEARTBEAT = "heartbeat"
@@ -182,6 +183,10 @@ class CancelAllOrders(Command):
 
 
 class GetBook(Params):
+    depth: OptionalCount = UNSET
+
+
+class GetLevel3(Params):
     depth: OptionalCount = UNSET
 
 

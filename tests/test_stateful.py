@@ -421,6 +421,11 @@ class BookMachine(RuleBasedStateMachine):
         self.call("get_open_orders", page | ({"after": str(after)} if after else {}))
         self.call("get_trades", {"limit": str(limit)})
         self.call("get_book", {"depth": str(limit)})
+        self.call("get_level3", {"depth": str(limit)})
+
+    @rule()
+    def a_rebuilding(self) -> None:
+        self.book.assert_is_what_its_stream_tells()
 
     # ---- what must hold after each
 
@@ -440,6 +445,7 @@ class BookMachine(RuleBasedStateMachine):
     @invariant()
     def depth_and_open_orders_are_equal(self) -> None:
         self.call("get_book", {"depth": "full"})
+        self.call("get_level3", {"depth": "full"})
         self.call("get_instrument", {})
         for account in ACCOUNTS:
             self.call("get_open_orders", {"account": account})
@@ -452,6 +458,7 @@ class BookMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.call("get_trades", {"limit": "1000"})
+        self.book.assert_is_what_its_stream_tells()
 
     # ---- running
 
