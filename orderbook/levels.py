@@ -200,13 +200,22 @@ class _Queue:
     def __len__(self) -> int:
         return len(self._orders)
 
-    def text(self, orders_max: int) -> bytes:
-        if len(self._orders) > orders_max:
-            some = itertools.islice(self._orders.values(), orders_max)
-            return b"".join(text for _, text in some)
+    def text(self) -> bytes:
         if self._text is None:
-            self._text = b"".join(text for _, text in self._orders.values())
+            self._text = b"".join([text for _, text in self._orders.values()])
         return self._text
+
+    def texts(self) -> Iterable[bytes]:
+        """Order by order."""
+        return (text for _, text in self._orders.values())
+
+
+def _checksum_text(queues: list[_Queue]) -> bytes:
+    """What the best levels of a side are in a checksum: mostly what is known of each already."""
+    if sum(map(len, queues)) <= CHECKSUM_ORDERS_MAX:
+        return b"".join([queue.text() for queue in queues])
+    texts = itertools.chain.from_iterable(queue.texts() for queue in queues)
+    return b"".join(itertools.islice(texts, CHECKSUM_ORDERS_MAX))
 
 
 class Level3:
@@ -290,13 +299,8 @@ class Level3:
 
     def checksum(self) -> int:
         """That of get_level3: the orders of the best levels, asks, then bids."""
-        value = 0
-        for name in ("sell", "buy"):
-            left = CHECKSUM_ORDERS_MAX
-            for queue in self._sides[name].best():
-                value = zlib.crc32(queue.text(left), value)
-                left = max(0, left - len(queue))
-        return value
+        asks, bids = (_checksum_text(list(self._sides[name].best())) for name in ("sell", "buy"))
+        return zlib.crc32(asks + bids)
 
     def _message(self, sequence: int, rows: dict[str, Any], report: bytes) -> bytes:
         stamp = _decode_stamp(report)

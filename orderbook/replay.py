@@ -34,6 +34,32 @@ class Replay:
             return None
         return bool(self.mirror.state_hash() == self.verdict["state_hash"])
 
+    def summary(self, symbol: str) -> dict[str, Any]:
+        """What is to be said of it: both books, and whether they are equal."""
+        mirror = self.mirror
+        return {
+            "symbol": symbol,
+            "orders": len(mirror.book.orders),
+            "levels": sum(len(mirror.levels(side)) for side in ("buy", "sell")),
+            "sequence": mirror.sequence,
+            "epoch": mirror.epoch,
+            "state_hash": mirror.state_hash(),
+            "stored_sequence": self.verdict["sequence"],
+            "stored_state_hash": self.verdict.get("state_hash"),
+            "stored_verified": self.verdict["verified"],
+            "equal": self.is_equal,
+        }
+
+    def book(self, symbol: str, depth: int) -> dict[str, Any]:
+        """The rebuilt book in the form of get_book, without a checksum."""
+        return {
+            "symbol": symbol,
+            "sequence": self.mirror.sequence,
+            "epoch": self.mirror.epoch,
+            "bids": self.mirror.levels("buy")[:depth],
+            "asks": self.mirror.levels("sell")[:depth],
+        }
+
 
 async def replay(engine: Engine, symbol: str, to_sequence: int | None = None) -> Replay:
     """Rebuilds a defined book up to a sequence, or to where it stands now.
