@@ -24,7 +24,10 @@ TAKE_PROFIT_TYPES = frozenset({"take_profit", "take_profit_limit"})
 # How the state hash is made: lua/verify.lua.
 HASH_CHUNK_LENGTH = 500
 # The flags of an order's record in their order: lua/order.lua.
-NUMBER_FLAGS = ("display_quantity", "slice", "expire_time_ms", "stop_price", "reference_price")
+NUMBER_FLAGS = (
+    *("display_quantity", "slice", "expire_time_ms", "stop_price", "reference_price"),
+    "order_list_id",
+)
 TEXT_FLAGS = (
     *("self_trade_prevention", "stp_group", "order_type", "time_in_force"),
     *("trailing_offset", "protection", "waits"),
@@ -59,6 +62,8 @@ class Report(Struct):
     protection: str = ""
     self_trade_prevention: str = ""
     stp_group: str = ""
+    order_list_id: str = ""
+    armed: bool = True
     timestamp_ms: int = 0
 
 
@@ -106,7 +111,8 @@ class Order:
     remaining: Decimal
     shown: Decimal
     priority: int
-    waits: bool = False
+    # The queue in which it waits outside the book: rising, falling, dormant.
+    waits: str = ""
     reference_price: str = ""
 
     @property
@@ -136,6 +142,7 @@ class Orders:
         self._meanings: dict[str, Callable[[str, Report], None]] = {
             "accepted": self._accepted,
             "amended": self._amended,
+            "armed": self._armed,
             "canceled": self._leaves,
             "decremented": self._decremented,
             "expired": self._leaves,
@@ -164,8 +171,17 @@ class Orders:
     def _accepted(self, account: str, report: Report) -> None:
         self.last_order_id = max(self.last_order_id, int(report.order_id))
         self._arrives(account, report, Decimal(report.quantity))
+        self._waits(report, "" if report.armed else "dormant")
+
+    def _armed(self, account: str, report: Report) -> None:
+        self._arrives(account, report, Decimal(report.remaining_quantity))
+        self._waits(report)
+
+    def _waits(self, report: Report, queue: str = "") -> None:
+        """An order that has just come waits outside the book if it is one that does."""
         order = self.orders[report.order_id]
-        order.waits = report.order_type in STOP_TYPES
+        if queue or report.order_type in STOP_TYPES:
+            order.waits = queue or _direction(report)
         order.reference_price = report.reference_price
 
     def _arrives(self, account: str, report: Report, remaining: Decimal) -> None:
@@ -192,14 +208,13 @@ class Orders:
             self._shrinks_to(order, Decimal(report.remaining_quantity))
             return
         # What no snapshot of the book has shown may be a stop order: it waits.
-        is_stop = order is None and report.order_type in STOP_TYPES
         self._arrives(account, report, Decimal(report.remaining_quantity))
-        self.orders[report.order_id].waits = is_stop
+        if order is None:
+            self._waits(report)
 
     def _trailed(self, account: str, report: Report) -> None:
         self._arrives(account, report, Decimal(report.remaining_quantity))
-        order = self.orders[report.order_id]
-        order.waits, order.reference_price = True, report.reference_price
+        self._waits(report)
 
     def _decremented(self, _: str, report: Report) -> None:
         order = self.orders.get(report.order_id)
@@ -228,6 +243,12 @@ class Orders:
 
     def _leaves(self, _: str, report: Report) -> None:
         self.orders.pop(report.order_id, None)
+
+
+def _direction(report: Report) -> str:
+    """Which way the price must go for a stop order: lua/stops.lua."""
+    is_profit = report.order_type in TAKE_PROFIT_TYPES
+    return "rising" if (report.side == "buy") != is_profit else "falling"
 
 
 class Mirror:
@@ -281,17 +302,21 @@ class Mirror:
 
     def state_hash(self) -> str:
         """That of verify_book for a stored book which is equal."""
-        waiting = [order for order in self.book.orders.values() if order.waits]
-        rising = [order for order in waiting if self._waits_for(order) == "rising"]
-        falling = [order for order in waiting if self._waits_for(order) == "falling"]
-        rising.sort(key=lambda order: (self._stop_ticks(order), order.priority))
-        falling.sort(key=lambda order: (-self._stop_ticks(order), order.priority))
+        waiting = [self._waiting(name) for name in ("rising", "falling", "dormant")]
         state = _sha1(self._header())
-        for queue in (self.queue("buy"), self.queue("sell"), rising, falling):
+        for queue in (self.queue("buy"), self.queue("sell"), *waiting):
             lines = [self._hash_line(order) for order in queue]
             for start in range(0, len(lines), HASH_CHUNK_LENGTH):
                 state = _sha1("\n".join([state, *lines[start : start + HASH_CHUNK_LENGTH]]))
         return state
+
+    def _waiting(self, name: str) -> list[Order]:
+        """The orders of a queue outside the book."""
+        found = [order for order in self.book.orders.values() if order.waits == name]
+        if name == "dormant":
+            return sorted(found, key=lambda order: (int(order.terms.order_list_id), order.priority))
+        sign = -1 if name == "falling" else 1
+        return sorted(found, key=lambda order: (sign * self._stop_ticks(order), order.priority))
 
     def _header(self) -> str:
         members: dict[str, Any] = {}
@@ -332,13 +357,15 @@ class Mirror:
             flags[name] = getattr(terms, name)
         if terms.order_type in STOP_TYPES:
             flags["order_type"] = terms.order_type
-            flags["stop_price"] = self._stop_ticks(order)
+            if terms.stop_price or order.reference_price:
+                flags["stop_price"] = self._stop_ticks(order)
             if terms.time_in_force in {"ioc", "fok"}:
                 flags["time_in_force"] = terms.time_in_force
         if order.reference_price:
             flags["reference_price"] = self._ticks(order.reference_price)
-        if order.waits:
-            flags["waits"] = self._waits_for(order)
+        if terms.order_list_id:
+            flags["order_list_id"] = int(terms.order_list_id)
+        flags["waits"] = order.waits
         texts = ["post_only"] if terms.post_only else []
         texts += [f"{name}={flags[name]}" for name in NUMBER_FLAGS if name in flags]
         texts += [f"{name}={flags[name]}" for name in TEXT_FLAGS if flags.get(name)]
@@ -349,12 +376,6 @@ class Mirror:
 
     def _lots(self, quantity: str | Decimal) -> int:
         return int(Decimal(quantity) / Decimal(self.instrument["lot_size"]))
-
-    @staticmethod
-    def _waits_for(order: Order) -> str:
-        """Which way the price must go: lua/stops.lua."""
-        is_profit = order.terms.order_type in TAKE_PROFIT_TYPES
-        return "rising" if (order.terms.side == "buy") != is_profit else "falling"
 
     def _stop_ticks(self, order: Order) -> int:
         """The stop price; that of a trailing stop is its offset away from its reference."""
