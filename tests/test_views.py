@@ -1,4 +1,4 @@
-"""level2 with checksums, and level3: what subscribers can build of them, and prove."""
+"""`level2` with checksums, and `level3`: what subscribers can build of them, and prove."""
 
 import asyncio
 import contextlib
