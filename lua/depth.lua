@@ -8,11 +8,17 @@
 local instrument = require("instrument")
 local keys = require("keys")
 local numbers = require("numbers")
+local order = require("order")
 
 local depth = {}
 
 depth.levels_max = 10000
 depth.published_levels = 10
+
+-- Bounds on get_level3, a side each: the orders it tells, and those that its checksum is made of.
+local orders_max = 10000
+local checksum_orders_max = 1000
+local orders_chunk = 500
 
 local chunk_first = 16
 local chunk_max = 512
@@ -101,12 +107,17 @@ local function crc32(text)
   return bit.bxor(value, 0xFFFFFFFF) % 4294967296
 end
 
+-- Decimal text as it counts in a checksum: without the point and leading zeros.
+local function digits_of(text)
+  local digits = string.gsub(text, "%.", "")
+  return (string.gsub(digits, "^0+", ""))
+end
+
 local function checksum_text(levels)
   local parts = {}
   for i = 1, math.min(#levels, depth.published_levels) do
     for column = 1, 2 do
-      local digits = string.gsub(levels[i][column], "%.", "")
-      parts[#parts + 1] = (string.gsub(digits, "^0+", ""))
+      parts[#parts + 1] = digits_of(levels[i][column])
     end
   end
   return table.concat(parts)
@@ -123,6 +134,90 @@ function depth.json(record, levels_count)
     levels_json(bids, levels_count),
     levels_json(asks, levels_count),
     crc32(checksum_text(asks) .. checksum_text(bids))
+  )
+end
+
+-- ---- order by order
+
+-- Adds a chunk of a side's queue to its rows. Returns whether it reached beyond the levels asked
+-- for.
+local function add_orders(record, side, rows)
+  local ids = {}
+  for i = 1, #rows, 2 do
+    ids[#ids + 1] = order.id_of_member(rows[i])
+  end
+  local texts = redis.call("HMGET", keys.orders(record.key), unpack(ids))
+  for i = 1, #ids do
+    local score, o = rows[i * 2], texts[i] and order.parse(ids[i], texts[i])
+    if score ~= side.score then
+      side.score, side.levels = score, side.levels + 1
+    end
+    if side.levels > side.levels_wanted then
+      return true
+    end
+    if o then
+      side.orders[#side.orders + 1] = {
+        price = instrument.price_text(record, o.price),
+        quantity = instrument.quantity_text(record, order.shown(o)),
+        order_id = o.order_id,
+        priority = o.priority,
+        level = side.levels,
+      }
+    end
+  end
+  return false
+end
+
+-- The orders of a side's best levels in queue order; `more` tells that there were too many.
+local function side_orders(record, side_key, levels_wanted)
+  local side = { levels = 0, levels_wanted = levels_wanted, score = false, orders = {} }
+  for from = 0, orders_max - 1, orders_chunk do
+    local to = from + orders_chunk - 1
+    local rows = redis.call("ZRANGE", side_key, from, to, "WITHSCORES")
+    if #rows == 0 or add_orders(record, side, rows) then
+      return side
+    end
+  end
+  side.more = #redis.call("ZRANGE", side_key, orders_max, orders_max) > 0
+  return side
+end
+
+local function orders_json(side, levels_count)
+  local rows = {}
+  for i = 1, #side.orders do
+    local o = side.orders[i]
+    if o.level > levels_count then
+      break
+    end
+    rows[i] = string.format('["%s","%s","%s",%.0f]', o.price, o.quantity, o.order_id, o.priority)
+  end
+  return "[" .. table.concat(rows, ",") .. "]"
+end
+
+local function orders_checksum_text(side)
+  local parts = {}
+  for i = 1, math.min(#side.orders, checksum_orders_max) do
+    local o = side.orders[i]
+    if o.level > depth.published_levels then
+      break
+    end
+    parts[i] = digits_of(o.price) .. digits_of(o.quantity) .. o.order_id
+  end
+  return table.concat(parts)
+end
+
+-- The common part of get_level3's reply: "bids":…,"asks":…,"more":…,"checksum":… The checksum is
+-- that of the published levels, however many are asked for.
+function depth.orders_json(record, levels_count)
+  local wanted = math.max(levels_count, depth.published_levels)
+  local bids = side_orders(record, keys.bids(record.key), wanted)
+  local asks = side_orders(record, keys.asks(record.key), wanted)
+  return string.format(
+    '"bids":%s,"asks":%s,"more":%s,"checksum":%.0f',
+    orders_json(bids, levels_count),
+    orders_json(asks, levels_count),
+    tostring(bids.more or asks.more or false),
+    crc32(orders_checksum_text(asks) .. orders_checksum_text(bids))
   )
 end
 

@@ -22,10 +22,8 @@ queries.no_fields = fields.schema({}, {})
 
 local book_schema = fields.schema({ "depth" }, {})
 
--- get_book: the best levels of both sides.
--- Fields: depth (1 to 10000 or full; 10). Reply: symbol sequence epoch bids asks checksum.
--- Rejects: INVALID_VALUE.
-function queries.get_book(call_keys, arguments)
+-- A query of so many levels; `describe` gives what it tells of them.
+local function depth_query(call_keys, arguments, describe)
   local record, values = call.open_query(call_keys, arguments, book_schema)
   if not record then
     return reject.json(values)
@@ -40,8 +38,23 @@ function queries.get_book(call_keys, arguments)
     record.symbol,
     record.sequence,
     record.epoch,
-    depth.json(record, levels)
+    describe(record, levels)
   )
+end
+
+-- get_book: the best levels of both sides.
+-- Fields: depth (1 to 10000 or full; 10). Reply: symbol sequence epoch bids asks checksum.
+-- Rejects: INVALID_VALUE.
+function queries.get_book(call_keys, arguments)
+  return depth_query(call_keys, arguments, depth.json)
+end
+
+-- get_level3: the orders of the best levels of both sides, in queue order, as everybody may see
+-- them.
+-- Fields: depth (levels; 1 to 10000 or full; 10). Reply: symbol sequence epoch bids asks more
+-- checksum. Rejects: INVALID_VALUE.
+function queries.get_level3(call_keys, arguments)
+  return depth_query(call_keys, arguments, depth.orders_json)
 end
 
 -- get_order: one open order.

@@ -48,12 +48,14 @@ PIPE_WIDTH = 10_000
 _EXIT_CODES = """\b
 Exit codes:
   0  done
-  1  the engine rejected the command (the code and the reason are printed)
+  1  the engine rejected the command (the code and the reason are printed), or replay gave
+     another book than the stored one
   2  wrong usage
   3  Redis, or the embedded server, cannot be reached or started
   4  verify found violations, or the demo lost something
   5  the library on the server is missing, or its version does not fit
-  6  the server could not run the command: out of memory, read-only, or a damaged book
+  6  the server could not run the command: out of memory, read-only, or a damaged book; or replay
+     found that the event stream does not tell all
   7  the reply was lost: the outcome is unknown, repeat with the same --client-order-id
 """
 
@@ -905,12 +907,18 @@ async def _tick_until_done(engine: "Engine", symbol: str) -> Reply:
 @symbol_argument
 @option("--depth", default=10, type=click.IntRange(1, 10_000), help="Levels a side.")
 @option("--watch", is_flag=True, help="Go on, with every change, until Ctrl-C.")
+@option("--orders", is_flag=True, help="Order by order, each level in queue order (get_level3).")
 @redis_url_option
 @json_option
-def show_book(symbol: str, depth: int, watch: bool, redis_url: str, as_json: bool) -> None:
+def show_book(
+    symbol: str, depth: int, watch: bool, orders: bool, redis_url: str, as_json: bool
+) -> None:
     """Show the book; on a terminal as a ladder."""
+    if watch and orders:
+        raise click.UsageError("--orders shows the book as it is now, without --watch")
     if not watch:
-        book = _call("get_book", redis_url, symbol, depth=str(depth))
+        function = "get_level3" if orders else "get_book"
+        book = _call(function, redis_url, symbol, depth=str(depth))
         if book.get("status") == "rejected":
             _print_reply(book, as_json)
         _print_book(book, as_json)
@@ -924,7 +932,7 @@ def _print_book(book: Reply, as_json: bool) -> None:
 
     if as_json:
         _print_json(book)
-    elif sys.stdout.isatty():
+    elif sys.stdout.isatty() and "more" not in book:
         _print(display.ladder(book, max(len(book["bids"]), len(book["asks"]))))
     else:
         click.echo(display.book_lines(book))
@@ -1005,6 +1013,48 @@ def verify_books(symbols: tuple[str, ...], redis_url: str, as_json: bool) -> Non
         raise click.exceptions.Exit(EXIT_REJECTED)
     if not all(row["verified"] for row in rows):
         raise click.exceptions.Exit(EXIT_VIOLATION)
+
+
+@cli.command("replay")
+@symbol_argument
+@option("--to", "to_sequence", type=click.IntRange(1), help="As it was at this sequence.")
+@option("--depth", type=click.IntRange(1), help="Also show the rebuilt book: levels a side.")
+@redis_url_option
+@json_option
+def replay_book(
+    symbol: str, to_sequence: int | None, depth: int | None, redis_url: str, as_json: bool
+) -> None:
+    """Rebuild a book from its event stream alone and compare it with the stored one.
+
+    Exit code 1 when they differ. With --to nothing is compared, unless the book stands there.
+    """
+    from orderbook.replay import Replay, ReplayError, replay
+
+    async def work(engine: "Engine") -> Reply | Replay:
+        instrument = await engine.get_instrument(symbol)
+        if instrument.get("status") == "rejected":
+            return instrument
+        return await replay(engine, symbol, to_sequence)
+
+    try:
+        result = _with_engine(redis_url, work)
+    except ReplayError as error:
+        raise Failure(str(error), EXIT_SERVER) from error
+    if not isinstance(result, Replay):
+        return _print_reply(result, as_json)
+    summary = result.summary(symbol)
+    book = result.book(symbol, depth) if depth else {}
+    if as_json:
+        _print_json(summary | {side: book[side] for side in ("bids", "asks") if book})
+    else:
+        from orderbook import display
+
+        _print(display.record(summary))
+        if book:
+            _print_book(book, as_json)
+    if result.is_equal is False:
+        raise click.exceptions.Exit(EXIT_REJECTED)
+    return None
 
 
 def _print_rows(rows: list[Reply], columns: tuple[str, ...], as_json: bool) -> None:

@@ -85,9 +85,12 @@ def _spread(bids: Sequence[Level], asks: Sequence[Level]) -> str:
 
 
 def book_lines(book: Message) -> str:
-    """A book as plain text for pipes: one level a line, `side price quantity`, asks first."""
-    asks = [f"sell {price} {quantity}" for price, quantity in reversed(book["asks"])]
-    bids = [f"buy {price} {quantity}" for price, quantity in book["bids"]]
+    """A book as plain text for pipes: one level a line, `side price quantity`, asks first.
+
+    Of orders likewise, with order_id and priority behind.
+    """
+    asks = [" ".join(["sell", *map(str, row)]) for row in reversed(book["asks"])]
+    bids = [" ".join(["buy", *map(str, row)]) for row in book["bids"]]
     return "\n".join([f"{book['symbol']} sequence {book['sequence']}", *asks, *bids])
 
 

@@ -468,6 +468,10 @@ class Engine:
         """Field: depth (10). Reply: symbol sequence epoch bids asks checksum."""
         return _decode(await self.query("get_book", symbol, *_arguments(fields)))
 
+    async def get_level3(self, symbol: str, **fields: Field) -> Reply:
+        """Field: depth (levels; 10). Reply: symbol sequence epoch bids asks more checksum."""
+        return _decode(await self.query("get_level3", symbol, *_arguments(fields)))
+
     async def get_order(self, symbol: str, **fields: Field) -> Reply:
         """Fields: order_id, or account and client_order_id."""
         return _decode(await self.query("get_order", symbol, *_arguments(fields)))

@@ -10,6 +10,9 @@ missed until its cursor has reached the reader's position or what the reader sti
 attached in that same moment. So nothing is lost and nothing comes twice, whatever else happens. A
 snapshot is only another way to get a cursor: the state at sequence S, then everything after S.
 
+What the stream has not, `level3` and the checksums of `level2`, is added here as entries come in:
+for a book with a subscriber to either, and for as long, a view of it is kept (levels.py).
+
 Every host also keeps the books: twice a second it lets happen what is due in each (`tick`), and
 asks for the half-second book of those that changed. The first to ask wins.
 """
@@ -29,6 +32,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from orderbook.engine import Engine, EngineError, RedisReply
+from orderbook.levels import View, view_of
 from orderbook.messages import Channel, Page, Position, PublishWait, RejectCode, Ticked
 
 logger = logging.getLogger(__name__)
@@ -55,6 +59,9 @@ BOOK_LEVELS = 10
 _TROUBLE = (EngineError, RedisError, OSError)
 _LEVEL2, _EPOCH, _BOOK = b"level2", b"epoch", b"book"
 _REJECTED = b'{"status":"rejected"'
+# Channels for which more is told than the stream has.
+_VIEWED = frozenset({Channel.LEVEL2, Channel.LEVEL3})
+_FULL_DEPTH = {Channel.LEVEL2: "get_book", Channel.LEVEL3: "get_level3"}
 
 _decode_position = msgspec.json.Decoder(Position).decode
 _decode_page = msgspec.json.Decoder(Page).decode
@@ -127,6 +134,7 @@ class _Book:
         self.attached = asyncio.Event()
         self.defined = True
         self.topics: dict[bytes, dict[Subscription, None]] = {}
+        self.views: dict[Channel, View] = {}
         self.recent: deque[tuple[int, list[bytes]]] = deque()
         self.recent_bytes = 0
         self.book_id = b"0-0"
@@ -145,6 +153,40 @@ class _Book:
         while self.recent_bytes > RECENT_BYTES_MAX and len(self.recent) > 1:
             _, forgotten = self.recent.popleft()
             self.recent_bytes -= sum(map(len, forgotten))
+
+    def complete(self, sequence: int, fields: list[bytes]) -> tuple[list[bytes], list[Channel]]:
+        """An entry with what the views add to it, and the channels whose view has come to its
+        end."""
+        ended = []
+        for channel, view in self.views.items():
+            try:
+                completed = view.complete(sequence, fields)
+            except Exception:
+                # Our own mistake. What is published about the others must not suffer from it.
+                logger.exception("the %s of %s begins again", channel, self.symbol)
+                completed = None
+            if completed is None:
+                ended.append(channel)
+            else:
+                fields = completed
+        return fields, ended
+
+    def begin_view(self, channel: Channel, snapshot: _Snapshot) -> bool:
+        """Begins the view of a channel and brings it to where the reader is, together with what is
+        remembered since; False where that does not reach back to the snapshot."""
+        view = view_of(channel, snapshot.messages[0])
+        if view.since < self.position and not self.reaches_back_to(view.since + 1):
+            return False
+        for index, (sequence, fields) in enumerate(self.recent):
+            if sequence <= view.since:
+                continue
+            completed = view.complete(sequence, fields)
+            if completed is None:
+                return False
+            self.recent[index] = (sequence, completed)
+            self.recent_bytes += sum(map(len, completed)) - sum(map(len, fields))
+        self.views[channel] = view
+        return True
 
     def forget(self) -> None:
         self.recent.clear()
@@ -288,6 +330,8 @@ class Feed:
             subscribers.pop(subscription, None)
             if not subscribers:
                 del book.topics[subscription.wanted.topic]
+        if subscription.wanted.channel in _VIEWED and not subscribers:
+            book.views.pop(subscription.wanted.channel, None)
 
     async def _join(
         self, subscription: Subscription, cursor: int | None, lost_after: int | None
@@ -311,11 +355,10 @@ class Feed:
                     if not await self._is_continued(book, subscription.wanted, cursor):
                         cursor, lost_after = None, cursor
                     unchecked = False
-                if cursor is None:
-                    cursor = await self._send_snapshot(subscription, lost_after)
+                cursor, snapshot = await self._begun(book, subscription, cursor, lost_after)
                 if generation != book.generation or subscription.ended:
                     continue
-                if self._attach(book, subscription, cursor):
+                if self._attach(book, subscription, cursor, snapshot):
                     return
                 reached = await self._send_history(book, subscription, cursor)
             except _TROUBLE as error:
@@ -326,18 +369,36 @@ class Feed:
                 lost_after = cursor
             cursor = reached
 
+    async def _begun(
+        self, book: _Book, subscription: Subscription, cursor: int | None, lost_after: int | None
+    ) -> tuple[int, _Snapshot | None]:
+        """The cursor to go on from, and a snapshot. One who knows nothing is sent it; one who
+        resumes is not, and there is one only for a view that is still to be begun."""
+        if cursor is None:
+            snapshot = await self._send_snapshot(subscription, lost_after)
+            return snapshot.position.sequence, snapshot
+        channel = subscription.wanted.channel
+        if channel in _VIEWED and channel not in book.views:
+            return cursor, await self._snapshot(subscription.wanted)
+        return cursor, None
+
     async def _is_continued(self, book: _Book, wanted: Wanted, after: int) -> bool:
         """Whether the history a client knows is the beginning of ours."""
         if wanted.epoch is not None and wanted.epoch != book.epoch:
             return False
         return after <= book.position or after <= (await self._position(book)).sequence
 
-    def _attach(self, book: _Book, subscription: Subscription, cursor: int) -> bool:
+    def _attach(
+        self, book: _Book, subscription: Subscription, cursor: int, snapshot: _Snapshot | None
+    ) -> bool:
         """Makes a subscription live if nothing lies between its cursor and the reader.
 
         Never waits: what is true when it begins is true when it ends.
         """
         if not book.attached.is_set():
+            return False
+        channel = subscription.wanted.channel
+        if channel in _VIEWED and not self._is_viewed(book, channel, cursor, snapshot):
             return False
         is_book = subscription.wanted.channel is Channel.BOOK
         if is_book and book.book_sequence > cursor and book.book_message:
@@ -352,6 +413,16 @@ class Feed:
         subscription.after = cursor if is_book else max(cursor, book.position)
         book.topics.setdefault(subscription.wanted.topic, {})[subscription] = None
         return True
+
+    def _is_viewed(
+        self, book: _Book, channel: Channel, cursor: int, snapshot: _Snapshot | None
+    ) -> bool:
+        """Whether the channel's view tells everything after the cursor; there is one from here on
+        where the snapshot can begin it."""
+        if channel not in book.views and not (snapshot and book.begin_view(channel, snapshot)):
+            return False
+        # Levels change in the stream itself: only their checksums are missing before the view.
+        return channel is Channel.LEVEL2 or cursor >= book.views[channel].since
 
     def _give_from_entry(self, subscription: Subscription, fields: list[bytes]) -> None:
         topic = subscription.wanted.topic
@@ -373,6 +444,9 @@ class Feed:
         self, book: _Book, subscription: Subscription, cursor: int
     ) -> int | None:
         """Sends a page of the stream after the cursor; the new cursor, or None where it is gone."""
+        if subscription.wanted.channel is Channel.LEVEL3:
+            # The stream does not have it; what the reader remembers is all there is.
+            return None
         first_id = f"{cursor + 1}-0"
         entries = await self._engine.read_stream(
             book.symbol, "XRANGE", book.key + ":events", first_id, "+", "COUNT", HISTORY_ENTRIES_MAX
@@ -390,15 +464,15 @@ class Feed:
 
     # ---- snapshots
 
-    async def _send_snapshot(self, subscription: Subscription, lost_after: int | None) -> int:
-        """Sends the state, after a gap message where something was lost; returns its sequence."""
+    async def _send_snapshot(self, subscription: Subscription, lost_after: int | None) -> _Snapshot:
+        """Sends the state, after a gap message where something was lost."""
         await subscription.subscriber.ready()
         snapshot = await self._snapshot(subscription.wanted)
         if lost_after is not None and subscription.wanted.channel is not Channel.BOOK:
             self._give(subscription, _gap(subscription.wanted, lost_after, snapshot.position))
         for message in snapshot.messages:
             self._give(subscription, message)
-        return snapshot.position.sequence
+        return snapshot
 
     async def _snapshot(self, wanted: Wanted) -> _Snapshot:
         """The state of a channel; those who ask while it is being read share the answer."""
@@ -427,9 +501,10 @@ class Feed:
             return _Snapshot([head + b',"instrument":' + reply + b"}"], position)
         if channel is Channel.TRADES:
             reply = await self._query("get_trades", symbol, "limit", str(TRADES_IN_SNAPSHOT))
+        elif channel is Channel.BOOK:
+            reply = await self._query("get_book", symbol, "depth", str(BOOK_LEVELS))
         else:
-            depth = str(BOOK_LEVELS) if channel is Channel.BOOK else "full"
-            reply = await self._query("get_book", symbol, "depth", depth)
+            reply = await self._query(_FULL_DEPTH[channel], symbol, "depth", "full")
         return _Snapshot([_as_snapshot(channel, reply)], _decode_position(reply))
 
     async def _read_orders(self, symbol: str, account: str) -> _Snapshot:
@@ -644,6 +719,10 @@ class Feed:
             self._begin_again(book, before)
             self._changed(book, sequence)
             return
+        if book.views:
+            fields, ended = book.complete(sequence, fields)
+            for channel in ended:
+                self._begin_topic_again(book, channel, before)
         book.remember(sequence, fields)
         for topic, message in _pairs(fields):
             if topic == _EPOCH:
@@ -696,9 +775,16 @@ class Feed:
         book.generation += 1
         book.forget()
         topics, book.topics = book.topics, {}
+        book.views.clear()
         for subscribers in topics.values():
             for subscription in subscribers:
                 self._begin(subscription, None, before)
+
+    def _begin_topic_again(self, book: _Book, channel: Channel, before: int) -> None:
+        """The same for the subscribers to a channel whose view has come to its end."""
+        del book.views[channel]
+        for subscription in book.topics.pop(channel.encode(), {}):
+            self._begin(subscription, None, before)
 
     # ---- what is due, and the half-second book
 

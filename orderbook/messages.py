@@ -90,6 +90,7 @@ class Channel(StrEnum):
     BOOK = "book"
     TRADES = "trades"
     LEVEL2 = "level2"
+    LEVEL3 = "level3"
     ORDERS = "orders"
     INSTRUMENTS = "instruments"
     HEARTBEAT = "heartbeat"
@@ -220,6 +221,10 @@ class MassQuote(Command):
 
 
 class GetBook(Params):
+    depth: OptionalCount = UNSET
+
+
+class GetLevel3(Params):
     depth: OptionalCount = UNSET
 
 

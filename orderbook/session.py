@@ -233,6 +233,7 @@ _COMMANDS: dict[str, type[Struct]] = {
 }
 _QUERIES: dict[str, type[Struct]] = {
     "get_book": messages.GetBook,
+    "get_level3": messages.GetLevel3,
     "get_order": messages.GetOrder,
     "get_open_orders": messages.GetOpenOrders,
     "get_trades": messages.GetTrades,
@@ -248,7 +249,7 @@ _OWN: dict[str, type[Struct]] = {
 }
 # Queries that are asked for the connection's own account.
 _ABOUT_ACCOUNT = frozenset({"get_order", "get_open_orders", "get_closed_orders", "get_own_trades"})
-_RESUMABLE = frozenset({Channel.TRADES, Channel.LEVEL2, Channel.ORDERS})
+_RESUMABLE = frozenset({Channel.TRADES, Channel.LEVEL2, Channel.LEVEL3, Channel.ORDERS})
 
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
     method: msgspec.json.Decoder(struct) for method, struct in (_COMMANDS | _QUERIES | _OWN).items()
@@ -455,7 +456,7 @@ def _subscribe(params: messages.SubscribeParams, head: bytes) -> Subscribe:
     if epoch is not None and after is None:
         raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, "epoch goes with after only")
     if after is not None and params.channel not in _RESUMABLE:
-        message = "after goes with trades, level2 and orders only"
+        message = "after goes with trades, level2, level3 and orders only"
         raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, message)
     if after is not None and len(symbols) != 1:
         raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, "after goes with one symbol only")

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orderbook.mirror import Mirror, decimal_text
+
 Json = dict[str, Any]
 Words = str | bytes
 
@@ -71,6 +73,25 @@ class Book:
         reply = self.read("verify_book")
         assert reply["verified"] is True, reply
         return str(reply["state_hash"])
+
+    def mirrored(self) -> Mirror:
+        """The book rebuilt from its event stream alone."""
+        mirror = Mirror()
+        for entry_id, fields in self.client.xrange(self.stream_key("events")):
+            mirror.apply(int(entry_id.partition(b"-")[0]), fields.items())
+        return mirror
+
+    def assert_is_what_its_stream_tells(self) -> None:
+        """Rebuilt from its stream it is the same book, down to the state hash."""
+        mirror, level3 = self.mirrored(), self.read("get_level3", depth="full")
+        for side, name in (("buy", "bids"), ("sell", "asks")):
+            found = [
+                [order.terms.price, decimal_text(order.shown), order.terms.order_id, order.priority]
+                for order in mirror.queue(side)
+            ]
+            assert found == level3[name], name
+            assert mirror.levels(side) == self.read("get_book", depth="full")[name], name
+        assert mirror.state_hash() == self.state_hash()
 
     def violations(self) -> list[str]:
         """The names of what verify_book finds wrong."""

@@ -115,6 +115,8 @@ TRAILING_STOPS_MAX = 1000
 DEPTH_MAX = 10_000
 DURATION_MS_MIN, DURATION_MS_MAX = 1000, 86_400_000
 CHECKSUM_DEPTH = 10
+LEVEL3_ORDERS_MAX = 10_000
+LEVEL3_CHECKSUM_ORDERS_MAX = 1000
 
 ACCOUNT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 CLIENT_ORDER_ID = re.compile(r"[A-Za-z0-9_.@:/-]{1,64}")
@@ -231,6 +233,7 @@ FIELDS = {
     "tick": ((), ()),
     "begin_epoch": (("run_id",), ()),
     "get_book": ((), ("depth",)),
+    "get_level3": ((), ("depth",)),
     "get_order": ((), ("order_id", "account", "client_order_id")),
     "get_open_orders": (("account",), ("after", "limit")),
     "get_trades": ((), ("limit",)),
@@ -1850,6 +1853,37 @@ class ReferenceBook:
             "bids": self.depth("buy", levels_max),
             "asks": self.depth("sell", levels_max),
             "checksum": self.checksum(),
+        }
+
+    def rows(self, side: str, levels_max: int) -> list[list[Any]]:
+        """The orders of a side's best levels: price, what is shown of it, order_id, priority."""
+        prices = list(self.levels(side))[:levels_max]
+        return [
+            [text(price_of(order)), text(order.shown), str(order.order_id), order.priority]
+            for order in self.queue(side)[:LEVEL3_ORDERS_MAX]
+            if order.price in prices
+        ]
+
+    def level3_checksum(self) -> int:
+        """The same order by order: price, quantity, order_id; of a limited number of orders."""
+        digits = ""
+        for side in ("sell", "buy"):
+            for row in self.rows(side, CHECKSUM_DEPTH)[:LEVEL3_CHECKSUM_ORDERS_MAX]:
+                digits += "".join(word.replace(".", "").lstrip("0") for word in row[:3])
+        return zlib.crc32(digits.encode())
+
+    def _get_level3(self, _: Call, fields: Mapping[str, str]) -> Json:
+        depth = fields.get("depth", "10")
+        levels_max = DEPTH_MAX if depth == "full" else int(depth)
+        most = max(len(self.queue("buy")), len(self.queue("sell")))
+        return {
+            "symbol": self.symbol,
+            "sequence": self.sequence,
+            "epoch": self.epoch,
+            "bids": self.rows("buy", levels_max),
+            "asks": self.rows("sell", levels_max),
+            "more": most > LEVEL3_ORDERS_MAX,
+            "checksum": self.level3_checksum(),
         }
 
     def _described(self, order: Order) -> Json:

@@ -68,7 +68,8 @@ redis.register_function({
 # Where a failure is meant to be survived: the discovery hash is a courtesy of a single server.
 DISCOVERY_KEY = "orderbook:instruments"
 QUERIES = (
-    "get_book", "get_order", "get_open_orders", "get_trades", "get_instrument", "verify_book",
+    "get_book", "get_level3", "get_order", "get_open_orders", "get_trades", "get_instrument",
+    "verify_book",
 )  # fmt: skip
 
 NOON_MS = 1_800_000_000_000
@@ -380,6 +381,7 @@ CASES: Mapping[str, Case] = {
     "cancel_all": Case(ask("cancel_all_orders", account="alice"), populate),
     "execute": Case(batch, populate),
     "get_book": Case(ask("get_book"), populate, stream=None),
+    "get_level3": Case(ask("get_level3"), populate, stream=None),
     "get_order": Case(ask("get_order", order_id="1"), populate, stream=None),
     "get_open_orders": Case(ask("get_open_orders", account="alice"), populate, stream=None),
     "get_trades": Case(ask("get_trades"), populate, stream=None),

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
+import random
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -12,7 +14,9 @@ import aiohttp
 import pytest
 
 from books import Book
+from checker import SIDES, Checker
 from clients import Client, Json, connected, error_code, eventually, new_symbol
+from flow import random_commands
 from orderbook.connection import Limits
 from orderbook.engine import Engine
 from orderbook.host import Host, HostConfig
@@ -94,6 +98,8 @@ async def test_every_method_works(alice: Client, symbol: str) -> None:
     assert (await alice.ask("amend_order", **named, quantity="4"))["quantity"] == "4"
     assert (await alice.ask("get_book", symbol=symbol, depth=1))["bids"] == [["100", "4"]]
     assert (await alice.ask("get_book", symbol=symbol, depth="full"))["bids"] == [["100", "4"]]
+    level3 = await alice.ask("get_level3", symbol=symbol, depth=1)
+    assert level3["bids"] == [["100", "4", placed["order_id"], 1]]
     assert len((await alice.ask("get_open_orders", symbol=symbol))["orders"]) == 1
     assert (await alice.ask("get_trades", symbol=symbol, limit=10))["trades"] == []
     assert (await alice.ask("get_instrument", symbol=symbol))["open_orders"] == 1
@@ -346,7 +352,7 @@ async def test_only_abuse_ends_a_connection(alice: Client, bob: Client) -> None:
 async def test_channels_answer_first_and_then_begin_with_a_snapshot(
     alice: Client, symbol: str
 ) -> None:
-    for channel in ("book", "trades", "level2", "orders", "instruments"):
+    for channel in ("book", "trades", "level2", "level3", "orders", "instruments"):
         first = (await alice.subscribe(channel, symbol))[0]
         assert (first["type"], first["symbol"]) == ("snapshot", symbol)
         assert first["sequence"] >= 1
@@ -397,6 +403,42 @@ async def test_two_hosts_show_the_same_trades_in_the_same_order(
             await client.wait_for("trades", 51)
         assert here.of("trades")[1:] == there.of("trades")[1:]
         await state_hash(host.engine, symbol)
+
+
+async def test_clients_of_two_hosts_prove_their_books_by_checksums(
+    valkey: Server, host: Host, symbol: str
+) -> None:
+    """All they have is the messages; the traders' commands go to either host."""
+    dice = random.Random(1)
+    await host.engine.define_instrument(symbol, lot_size="0.1")
+    async with (
+        hosting(valkey) as other,
+        connected(host.port, "alice") as here,
+        connected(other.port, "bob") as there,
+    ):
+        for client in (here, there):
+            await client.subscribe("level2", symbol)
+            await client.subscribe("level3", symbol)
+        for command in itertools.islice(random_commands(dice), 400):
+            method, _ = command.pop("method"), command.pop("account", None)
+            client = dice.choice((here, there))
+            await client.answer(await client.send(method, symbol=symbol, **command))
+        last = await here.limit(symbol, "buy", "1", "1")
+        for client, channel in itertools.product((here, there), ("level2", "level3")):
+            await _prove(client, channel, symbol, last["sequence"])
+        assert here.of("level3")[1:] == there.of("level3")[1:]
+
+
+async def _prove(client: Client, channel: str, symbol: str, last: int) -> None:
+    """Every message agrees with its checksum, and all together are the book."""
+    await client.until(lambda: client.of(channel)[-1]["sequence"] >= last, "all has come")
+    checker = Checker()
+    for message in client.of(channel):
+        checker.take(message)
+    assert checker.checked == len(client.of(channel)) > 100
+    name = "get_book" if channel == "level2" else "get_level3"
+    book = await client.ask(name, symbol=symbol, depth="full")
+    assert [checker.rows(side) for side in SIDES] == [book[side] for side in SIDES]
 
 
 async def test_a_client_resumes_at_another_host(

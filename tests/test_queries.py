@@ -1,10 +1,11 @@
 """Reading a book: depth with its checksum, orders, pages of open orders, recent trades."""
 
+import json
 import zlib
 from collections.abc import Callable
 from typing import Any
 
-from books import Book, Json, timeless
+from books import Book, Json, assert_rejected, timeless
 
 
 def place(account: str, side: str, price: str, quantity: str = "1") -> Json:
@@ -159,3 +160,72 @@ def test_equal_books_have_equal_state_hashes_and_others_not(new_book: Any) -> No
         hashes.append(one.state_hash())
         assert one.state_hash() == hashes[-1]
     assert len(set(hashes)) == len(hashes)
+
+
+# ---- order by order
+
+
+def level3_checksum(asks: list[list[Any]], bids: list[list[Any]]) -> int:
+    """As a client computes it from what is printed."""
+    words = [word for row in asks + bids for word in row[:3]]
+    return zlib.crc32("".join(word.replace(".", "").lstrip("0") for word in words).encode())
+
+
+def test_level3_is_in_queue_order_and_shows_slices(book: Book) -> None:
+    book.limit("alice", "sell", "9", "100.5", display_quantity="2")
+    book.limit("bob", "sell", "3", "100.5")
+    book.limit("carol", "sell", "1", "100")
+    book.limit("alice", "buy", "4", "99")
+    book.ask("amend_order", order_id="4", price="0.05")
+    book.ask(
+        "place_order", account="dave", side="buy", order_type="stop", stop_price="200", quantity="1"
+    )
+    assert book.read("get_level3") == {
+        "symbol": book.symbol,
+        "sequence": book.sequence(),
+        "epoch": 1,
+        "bids": [["0.05", "4", "4", 5]],
+        "asks": [["100", "1", "3", 3], ["100.5", "2", "1", 1], ["100.5", "3", "2", 2]],
+        "more": False,
+        "checksum": zlib.crc32(b"1001310052110053" + b"2" + b"544"),
+    }
+
+
+def test_level3_checksum_is_of_ten_levels_whatever_the_depth(book: Book) -> None:
+    for cents in range(15):
+        for side, price in (("sell", f"101.{cents:02}"), ("buy", f"0.{cents + 1:02}")):
+            for _ in range(3):
+                book.limit("alice", side, str(cents + 1), price)
+    full = book.read("get_level3", depth="full")
+    assert len(full["asks"]) == len(full["bids"]) == 45
+    expected = level3_checksum(full["asks"][:30], full["bids"][:30])
+    for depth, rows in (("1", 3), ("9", 27), ("10", 30), ("11", 33), ("10000", 45)):
+        found = book.read("get_level3", depth=depth)
+        assert found["checksum"] == expected, depth
+        assert found["bids"] == full["bids"][:rows]
+
+
+def test_level3_checksum_is_of_a_thousand_orders_a_side(book: Book) -> None:
+    order = {"method": "place_order", "account": "alice", "order_type": "limit", "quantity": "1"}
+    for price in ("10", "10", "10", "10", "11", "11"):
+        book.execute(*[order | {"side": "sell", "price": price}] * 250)
+    full = book.read("get_level3", depth="full")
+    assert len(full["asks"]) == 1500
+    assert full["checksum"] == level3_checksum(full["asks"][:1000], [])
+
+
+def test_level3_of_more_orders_than_it_tells_says_so(book: Book) -> None:
+    order = {"method": "place_order", "account": "alice", "order_type": "limit", "quantity": "1"}
+    command = json.dumps(order | {"side": "buy", "price": "10"})
+    for _ in range(40):
+        book.raw("execute", *[command] * 250)
+    full = book.read("get_level3", depth="full")
+    assert (len(full["bids"]), full["more"]) == (10_000, False)
+    book.limit("bob", "buy", "1", "9")
+    full = book.read("get_level3", depth="full")
+    assert (len(full["bids"]), full["more"]) == (10_000, True)
+
+
+def test_level3_depth_has_the_limits_of_get_book(book: Book) -> None:
+    for depth in ("0", "10001", "x"):
+        assert_rejected(book.ask("get_level3", depth=depth), "INVALID_VALUE")

@@ -70,7 +70,7 @@ whenever it matters, asks above bids; order ids stand in queue order:
         100 | 7 | 1 2
 
 and `waiting 7 8`, the orders that wait for their price. Whatever happens in a scenario, the book
-must verify after each line.
+must verify after each line, and at the end be what its event stream alone tells.
 """
 
 import contextlib
@@ -510,6 +510,8 @@ def test_scenario_ends_as_told(moved_clock: Any, path: Path) -> None:
             story.play(step)
         except AssertionError as error:
             raise AssertionError(f"{path.name}:{step.number}: {step.line}\n{error}") from error
+    if story.is_defined:
+        story.book.assert_is_what_its_stream_tells()
 
 
 def test_there_are_scenarios_for_every_rule() -> None:

@@ -189,6 +189,9 @@ def test_queries_get_their_fields_as_arguments() -> None:
         outcome := receive(frame("get_book", {"symbol": "X", "depth": "full"})), Query
     )
     assert outcome.arguments == ["depth", "full"]
+    outcome = receive(frame("get_level3", {"symbol": "X", "depth": 5}))
+    assert isinstance(outcome, Query)
+    assert (outcome.method, outcome.arguments) == ("get_level3", ["depth", "5"])
 
 
 def test_queries_about_orders_are_asked_for_the_account_of_the_connection() -> None:
@@ -292,6 +295,12 @@ def test_looking_back_is_asked_for_the_account_of_the_connection() -> None:
         outcome = receive(frame(method, {"symbol": "BTC-USD", "before": 7, "limit": "2"}))
         assert isinstance(outcome, Query)
         assert outcome.arguments == ["account", "alice", "before", "7", "limit", "2"]
+
+
+def test_level3_can_be_resumed() -> None:
+    outcome = receive(frame("subscribe", {"channel": "level3", "symbols": ["A"], "after": 7}))
+    assert isinstance(outcome, Subscribe)
+    assert (outcome.channel, outcome.after) == (Channel.LEVEL3, 7)
 
 
 def test_a_subscription_names_each_symbol_once() -> None:

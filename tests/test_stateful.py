@@ -501,6 +501,11 @@ class BookMachine(RuleBasedStateMachine):
         self.call("get_closed_orders", page)
         self.call("get_own_trades", page)
         self.call("get_book", {"depth": str(limit)})
+        self.call("get_level3", {"depth": str(limit)})
+
+    @rule()
+    def a_rebuilding(self) -> None:
+        self.book.assert_is_what_its_stream_tells()
 
     # ---- what must hold after each
 
@@ -520,6 +525,7 @@ class BookMachine(RuleBasedStateMachine):
     @invariant()
     def depth_and_open_orders_are_equal(self) -> None:
         self.call("get_book", {"depth": "full"})
+        self.call("get_level3", {"depth": "full"})
         self.call("get_instrument", {})
         for account in ACCOUNTS:
             self.call("get_open_orders", {"account": account})
@@ -535,6 +541,7 @@ class BookMachine(RuleBasedStateMachine):
         for account in ACCOUNTS:
             self.call("get_closed_orders", {"account": account, "limit": "1000"})
             self.call("get_own_trades", {"account": account, "limit": "1000"})
+        self.book.assert_is_what_its_stream_tells()
 
     # ---- running
 

@@ -65,7 +65,7 @@ def test_what_changes_nothing_takes_no_sequence(book: Book) -> None:
     book.ask("define_instrument", tick_size="0.01")
     book.execute(place("alice", "sell", "5", "0"), {"method": "cancel_order", "order_id": "9"})
     book.ask("publish_book")
-    for query in ("get_book", "get_trades", "get_instrument", "verify_book"):
+    for query in ("get_book", "get_level3", "get_trades", "get_instrument", "verify_book"):
         book.ask(query)
     assert book.sequence() == start
     assert book.entries("events", start) == []
