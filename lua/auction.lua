@@ -16,6 +16,7 @@ local instrument = require("instrument")
 local keys = require("keys")
 local numbers = require("numbers")
 local order = require("order")
+local statistics = require("statistics")
 local stops = require("stops")
 
 local auction = {}
@@ -170,7 +171,7 @@ local function reduce(b, o, lots)
 end
 
 -- The heads of both queues trade. The younger order counts as the taker.
-local function trade(b, bid, ask, price_text)
+local function trade(b, bid, ask, price)
   local record = b.instrument
   local taker, maker = bid, ask
   if tonumber(ask.order_id) > tonumber(bid.order_id) then
@@ -179,11 +180,12 @@ local function trade(b, bid, ask, price_text)
   local lots = math.min(order.shown(bid), order.shown(ask))
   record.last_trade_id = record.last_trade_id + 1
   local quantity = instrument.quantity_text(record, lots)
+  statistics.count(b, price, lots)
   local refreshed = { reduce(b, taker, lots) }
   refreshed[#refreshed + 1] = reduce(b, maker, lots)
   events.trade(b, taker, maker, {
     trade_id = numbers.integer_text(record.last_trade_id),
-    terms = '","price":"' .. price_text .. '","quantity":"' .. quantity,
+    terms = '","price":"' .. instrument.price_text(record, price) .. '","quantity":"' .. quantity,
   })
   for _, o in ipairs(refreshed) do
     book.prioritize(b, o)
@@ -206,7 +208,7 @@ local function trade_all(b, price)
     if not bid or not ask or bid < price or ask > price then
       return true, traded
     end
-    trade(b, book.queue(b, "buy")(), book.queue(b, "sell")(), price_text)
+    trade(b, book.queue(b, "buy")(), book.queue(b, "sell")(), price)
     b.instrument.last_price, traded = price_text, true
   end
   return false, traded

@@ -40,6 +40,7 @@ local keys = require("keys")
 local memory = require("memory")
 local numbers = require("numbers")
 local order = require("order")
+local statistics = require("statistics")
 
 local book = {}
 
@@ -132,6 +133,7 @@ function book.from(record)
     agenda = record.extended and read_agenda(record.extended),
     trailing_touched = false,
     rules_changed = false,
+    candle = false,
     breaker = false,
     notes = false,
     order_lists = false,
@@ -981,6 +983,14 @@ local function plan_level_writes(b, side, prices, plan)
   end
 end
 
+local function plan_candle_writes(b, plan)
+  statistics.plan(b, function(command, key, name, value)
+    local arguments = arguments_for(plan, command, key)
+    arguments[#arguments + 1] = name
+    arguments[#arguments + 1] = value
+  end)
+end
+
 local function call_in_chunks(command, key, arguments)
   for from = 1, #arguments, arguments_max do
     local to = math.min(from + arguments_max - 1, #arguments)
@@ -1072,6 +1082,9 @@ function book.plan_write(b)
   end
   plan_level_writes(b, b.buy, plan.bid_prices, plan)
   plan_level_writes(b, b.sell, plan.ask_prices, plan)
+  if b.candle then
+    plan_candle_writes(b, plan)
+  end
   plan.rotation = memory.rotation(b)
   plan.state = state_pairs(b)
   local refused = events.trades_refusal(b)
@@ -1094,6 +1107,9 @@ function book.carry_out(b, plan)
     end
   end
   memory.write(b, plan.rotation)
+  if b.candle then
+    statistics.trim(b)
+  end
   redis.call("HSET", b.key, unpack(plan.state))
   return nil
 end

@@ -28,6 +28,7 @@ local queries = require("queries")
 local quoting = require("quoting")
 local reject = require("reject")
 local states = require("states")
+local statistics = require("statistics")
 local replacing = require("replacing")
 
 local commands = {}
@@ -282,8 +283,37 @@ local function published_message(record, now_ms)
   )
 end
 
--- publish_book: writes the top 10 to the stream `…:book` when the book changed since and 500 ms
--- have passed.
+local function update_head(record, channel)
+  return '{"channel":"' .. channel .. '","symbol":"' .. record.symbol .. '","type":"update"'
+end
+
+-- What the half-second stream gets, as topic, message, …: the book, the ticker, and where there was
+-- a trade since the last time the two latest candles of each interval: the one before may have
+-- ended in between.
+local function published_messages(record, now_ms)
+  local ticker = update_head(record, "ticker") .. queries.ticker_members(record) .. "}"
+  local list = { "book", published_message(record, now_ms), "ticker", ticker }
+  local last_trade_id = redis.call("HGET", record.key, "published_trade_id")
+  if record.last_trade_id == tonumber(last_trade_id or 0) then
+    return list
+  end
+  for _, interval in ipairs(statistics.intervals) do
+    local candles = statistics.candles(record, interval, 2, numbers.exact_max)
+    list[#list + 1] = "candles:" .. interval
+    list[#list + 1] = string.format(
+      '%s,"interval":"%s","sequence":%.0f,"epoch":%s,"candles":%s}',
+      update_head(record, "candles"),
+      interval,
+      record.sequence,
+      record.epoch,
+      candles
+    )
+  end
+  return list
+end
+
+-- publish_book: writes the top 10, the ticker and the candles that changed to the stream `…:book`
+-- when the book changed since and 500 ms have passed.
 -- Fields: none. Reply: published sequence wait_ms. Rejects: UNKNOWN_SYMBOL, INVALID_BOOK_KEY.
 local function publish_book(call_keys, arguments)
   local record, refusal = call.open_query(call_keys, arguments, queries.no_fields)
@@ -296,13 +326,14 @@ local function publish_book(call_keys, arguments)
   local due = since_ms >= publish_interval_ms or since_ms < 0
   local published = due and record.sequence > tonumber(last[1] or 0)
   if published then
-    local refused = events.publish_book(record, published_message(record, now_ms))
+    local refused = events.publish_book(record, published_messages(record, now_ms))
     if refused then
       return refused
     end
     local sequence, now = numbers.integer_text(record.sequence), numbers.integer_text(now_ms)
-    local name = "published_sequence"
-    redis.call("HSET", record.key, name, sequence, "published_timestamp_ms", now)
+    local trade_id = numbers.integer_text(record.last_trade_id)
+    local state = { "published_sequence", sequence, "published_trade_id", trade_id }
+    redis.call("HSET", record.key, "published_timestamp_ms", now, unpack(state))
   end
   return string.format(
     '{"published":%s,"sequence":%.0f,"wait_ms":%.0f}',
@@ -350,6 +381,8 @@ function commands.register()
   register("get_order", queries.get_order, read_only)
   register("get_open_orders", queries.get_open_orders, read_only)
   register("get_trades", queries.get_trades, read_only)
+  register("get_candles", queries.get_candles, read_only)
+  register("get_ticker", queries.get_ticker, read_only)
   register("get_auction", queries.get_auction, read_only)
   register("get_closed_orders", history.get_closed_orders, read_only)
   register("get_own_trades", history.get_own_trades, read_only)

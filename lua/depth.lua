@@ -68,6 +68,22 @@ local function side_levels(record, side_key, sign, count)
   return levels
 end
 
+-- The best bid and ask as JSON members, each with a comma before it.
+function depth.best_members(record)
+  local text = ""
+  for _, side in ipairs({
+    { name = "best_bid", key = keys.bids(record.key), sign = -1 },
+    { name = "best_ask", key = keys.asks(record.key), sign = 1 },
+  }) do
+    local best = side_levels(record, side.key, side.sign, 1)[1]
+    if best then
+      text = text .. ',"' .. side.name .. '":"' .. best[1]
+      text = text .. '","' .. side.name .. '_quantity":"' .. best[2] .. '"'
+    end
+  end
+  return text
+end
+
 local function levels_json(levels, count)
   local rows = {}
   for i = 1, math.min(#levels, count) do

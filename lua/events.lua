@@ -381,10 +381,10 @@ function events.append(b, bid_prices, ask_prices)
   return nil
 end
 
--- Writes the half-second book under the sequence it shows. Returns nil or an error reply.
-function events.publish_book(record, message)
+-- Writes the half-second book and what goes with it (topic, message, …) under the sequence that it
+-- shows. Returns nil or an error reply.
+function events.publish_book(record, list)
   local id = string.format("%.0f-0", record.sequence)
-  local list = { "book", message }
   local stream_key = keys.published_book(record.key)
   local added = add_entry(stream_key, record.book_length_max, id, list)
   if type(added) == "table" and added.err then

@@ -37,6 +37,7 @@ local choices = {
   post_only = { "true", "false" },
   validate_only = { "true", "false" },
   self_trade_prevention = { "none", "cancel_taker", "cancel_maker", "cancel_both", "decrement" },
+  interval = { "1m", "5m", "15m", "1h", "1d" },
   list_type = { "oco", "oto", "bracket" },
   status = { "trading", "halted", "cancel_only", "post_only", "auction" },
   breaker_status = { "halted", "auction" },

@@ -95,6 +95,15 @@ function keys.replies_previous(book)
   return book .. ":replies:previous"
 end
 
+-- Hash interval -> the candle that is not finished; sorted sets of the finished ones.
+function keys.candles(book)
+  return book .. ":candles"
+end
+
+function keys.interval_candles(book, interval)
+  return book .. ":candles:" .. interval
+end
+
 -- Streams: what happened, the trades alone, the half-second book.
 function keys.events(book)
   return book .. ":events"

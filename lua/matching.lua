@@ -12,6 +12,7 @@ local numbers = require("numbers")
 local order = require("order")
 local reject = require("reject")
 local states = require("states")
+local statistics = require("statistics")
 
 local matching = {}
 
@@ -315,6 +316,7 @@ local function trade_with(b, taker, maker, lots)
   if taker.remaining > 0 then
     taker.remaining = taker.remaining - lots
   end
+  statistics.count(b, maker.price, lots)
   if b.breaker then
     states.show_trade(b, maker.price)
   end

@@ -9,8 +9,10 @@ local depth = require("depth")
 local fields = require("fields")
 local instrument = require("instrument")
 local keys = require("keys")
+local numbers = require("numbers")
 local reject = require("reject")
 local replies = require("replies")
+local statistics = require("statistics")
 local verify = require("verify")
 
 local queries = {}
@@ -205,6 +207,60 @@ function queries.get_auction(call_keys, arguments)
     record.sequence,
     record.epoch
   )
+end
+
+local candles_schema = fields.schema({ "interval", "limit", "before" }, { "interval" })
+
+-- get_candles: the candles of an interval, oldest first, a page at a time from the latest.
+-- Fields: interval (1m 5m 15m 1h 1d); limit (1 to 500; 500), before (an open_time_ms).
+-- Reply: symbol interval sequence epoch candles more. Rejects: INVALID_VALUE.
+function queries.get_candles(call_keys, arguments)
+  local record, values = call.open_query(call_keys, arguments, candles_schema)
+  if not record then
+    return reject.json(values)
+  end
+  local limit = tonumber(values.limit or statistics.candles_max)
+  if limit > statistics.candles_max then
+    return reject.json(reject.new("INVALID_VALUE", "limit must be at most 500"))
+  end
+  local before_ms = tonumber(values.before or numbers.exact_max)
+  local candles, more = statistics.candles(record, values.interval, limit, before_ms)
+  return string.format(
+    '{"symbol":"%s","interval":"%s","sequence":%.0f,"epoch":%s,"candles":%s,"more":%s}',
+    record.symbol,
+    values.interval,
+    record.sequence,
+    record.epoch,
+    candles,
+    tostring(more)
+  )
+end
+
+-- get_ticker: the best prices, the last one, and what happened in the last 24 hours.
+-- Fields: none. Reply: symbol best_bid best_bid_quantity best_ask best_ask_quantity last_price
+-- open_24h high_24h low_24h volume_24h change_24h change_percent_24h sequence epoch timestamp_ms.
+-- Rejects: UNKNOWN_SYMBOL, INVALID_BOOK_KEY.
+function queries.get_ticker(call_keys, arguments)
+  local record, refusal = call.open_query(call_keys, arguments, queries.no_fields)
+  if not record then
+    return reject.json(refusal)
+  end
+  return '{"symbol":"' .. record.symbol .. '"' .. queries.ticker_members(record) .. "}"
+end
+
+-- What a ticker tells, as JSON members, each with a comma before it.
+function queries.ticker_members(record)
+  local now_ms = book.clock_ms()
+  local last = record.last_price and ',"last_price":"' .. record.last_price .. '"' or ""
+  return depth.best_members(record)
+    .. last
+    .. statistics.day_members(record, now_ms)
+    .. string.format(
+      ',"sequence":%.0f,"epoch":%s,"timestamp_ms":%.0f',
+      record.sequence,
+      record.epoch,
+      now_ms
+    )
 end
 
 -- get_instrument: the rules and state of an instrument.

@@ -9,6 +9,7 @@ local instrument = require("instrument")
 local keys = require("keys")
 local numbers = require("numbers")
 local order = require("order")
+local statistics = require("statistics")
 
 local verify = {}
 
@@ -340,6 +341,7 @@ local function check_types(walk, bids_key, asks_key)
     },
     stream = { keys.events(book_key), keys.trades(book_key), keys.published_book(book_key) },
     hash = {
+      keys.candles(book_key),
       keys.levels(bids_key),
       keys.levels(asks_key),
       keys.orders(book_key),
@@ -349,6 +351,9 @@ local function check_types(walk, bids_key, asks_key)
       keys.replies_previous(book_key),
     },
   }
+  for _, interval in ipairs(statistics.intervals) do
+    wanted.zset[#wanted.zset + 1] = keys.interval_candles(book_key, interval)
+  end
   for kind, names in pairs(wanted) do
     for _, name in ipairs(names) do
       check_type(walk, name, kind)

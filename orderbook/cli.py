@@ -986,6 +986,35 @@ def show_trades(symbol: str, limit: int, redis_url: str, as_json: bool) -> None:
         _print(display.tape(reply["trades"]))
 
 
+@cli.command("ticker")
+@symbol_argument
+@redis_url_option
+@json_option
+def show_ticker(symbol: str, redis_url: str, as_json: bool) -> None:
+    """Show the best prices, the last one, and what happened in the last 24 hours."""
+    _print_reply(_call("get_ticker", redis_url, symbol), as_json)
+
+
+@cli.command("candles")
+@symbol_argument
+@option("--interval", type=click.Choice(["1m", "5m", "15m", "1h", "1d"]), default="1m")
+@option("--limit", default=50, type=click.IntRange(1, 500), help="How many of the newest.")
+@option("--before", help="Only candles that opened before; milliseconds since 1970.")
+@redis_url_option
+@json_option
+def show_candles(
+    symbol: str, interval: str, limit: int, before: str | None, redis_url: str, as_json: bool
+) -> None:
+    """Show the candles of a book, oldest first."""
+    fields = {"interval": interval, "limit": str(limit), "before": before}
+    reply = _call("get_candles", redis_url, symbol, **fields)
+    if as_json or reply.get("status") == "rejected":
+        _print_reply(reply, as_json)
+        return
+    columns = ("open_time_ms", "open", "high", "low", "close", "volume", "trades", "closed")
+    _print_rows(reply["candles"], columns, as_json)
+
+
 @cli.command("auction")
 @symbol_argument
 @redis_url_option

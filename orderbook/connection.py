@@ -175,8 +175,9 @@ class Connection:
         self._sent: dict[str, int] = {}
         self._answered_count: dict[str, int] = {}
         self._queries_waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
-        self._subscriptions: dict[tuple[Channel, str | None], Subscription | None] = {}
-        self._books: dict[str, bytes] = {}
+        # Channel, symbol and variant of each.
+        self._subscriptions: dict[tuple[Channel, str | None, str], Subscription | None] = {}
+        self._books: dict[tuple[str, bytes], bytes] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._heard_at = self._loop.time()
 
@@ -381,7 +382,8 @@ class Connection:
         except EngineError as error:
             self._fail(request.head, error.code, str(error))
             return
-        added = {(request.channel, symbol) for symbol in symbols} - self._subscriptions.keys()
+        names = {(request.channel, symbol, request.variant) for symbol in symbols}
+        added = names - self._subscriptions.keys()
         limit = self._limits.subscriptions_per_connection_max
         if len(self._subscriptions) + len(added) > limit:
             message = f"a connection has at most {limit} subscriptions"
@@ -392,24 +394,29 @@ class Connection:
             self._subscribe_one(request, wanted)
 
     def _subscribe_one(self, request: Subscribe, symbol: str | None) -> None:
-        name = (request.channel, symbol)
+        name = (request.channel, symbol, request.variant)
         self._end_subscription(self._subscriptions.get(name))
         if request.channel is Channel.HEARTBEAT:
             self._subscriptions[name] = None
             return
         account = self._session.account if request.channel is Channel.ORDERS else ""
-        wanted = Wanted(request.channel, symbol, account, request.after, request.epoch)
+        wanted = Wanted(
+            request.channel, symbol, account, request.variant, request.after, request.epoch
+        )
         self._subscriptions[name] = self._backend.feed.subscribe(wanted, self)
 
     def _unsubscribe(self, request: Unsubscribe) -> None:
-        names = [(request.channel, symbol) for symbol in request.symbols or (None,)]
+        symbols: tuple[str | None, ...] = request.symbols or (None,)
+        names = [(request.channel, symbol, request.variant) for symbol in symbols]
         if any(name not in self._subscriptions for name in names):
             message = "there is no such subscription"
             self._fail(request.head, RejectCode.NOT_SUBSCRIBED, message)
             return
         for name in names:
-            self._end_subscription(self._subscriptions.pop(name))
-            self._books.pop(name[1] or "", None)
+            ended = self._subscriptions.pop(name)
+            self._end_subscription(ended)
+            if ended is not None:
+                self._books.pop((name[1] or "", ended.wanted.topic), None)
         self._succeed(request.head, request.channel, request.symbols)
 
     def _end_subscription(self, subscription: Subscription | None) -> None:
@@ -439,17 +446,17 @@ class Connection:
             return
         self._write(message)
 
-    def send_book(self, symbol: str, message: bytes) -> None:
-        """Takes a book; see Subscriber."""
+    def send_newest(self, name: tuple[str, bytes], message: bytes) -> None:
+        """Takes a book or the like; see Subscriber."""
         if self._backlog() <= self._limits.book_buffer_bytes_max:
-            self._books.pop(symbol, None)
+            self._books.pop(name, None)
             self._write(message)
             return
-        if symbol in self._books:
+        if name in self._books:
             self._backend.metrics.books_conflated.inc()
         elif not self._books:
             self._spawn(self._send_newest_books())
-        self._books[symbol] = message
+        self._books[name] = message
 
     async def _send_newest_books(self) -> None:
         await self.ready()
@@ -471,7 +478,7 @@ class Connection:
 
     def heartbeat(self, frame: bytes) -> None:
         """Sends the host's heartbeat if the client wants it and reads."""
-        wanted = (Channel.HEARTBEAT, None) in self._subscriptions
+        wanted = (Channel.HEARTBEAT, None, "") in self._subscriptions
         if wanted and self._backlog() <= self._limits.book_buffer_bytes_max:
             self._write(frame)
             self._backend.metrics.count_sent(Channel.HEARTBEAT, 1)

@@ -484,6 +484,15 @@ class Engine:
         """Field: limit (50). Reply: symbol sequence epoch trades, oldest first."""
         return _decode(await self.query("get_trades", symbol, *_arguments(fields)))
 
+    async def get_candles(self, symbol: str, **fields: Field) -> Reply:
+        """Fields: interval (1m 5m 15m 1h 1d); limit (500), before. Reply: candles, oldest first,
+        more."""
+        return _decode(await self.query("get_candles", symbol, *_arguments(fields)))
+
+    async def get_ticker(self, symbol: str) -> Reply:
+        """Reply: best_bid best_ask last_price open_24h volume_24h, … (docs/protocol.md)."""
+        return _decode(await self.query("get_ticker", symbol))
+
     async def get_auction(self, symbol: str) -> Reply:
         """Reply: symbol status indicative_price indicative_quantity, … (docs/protocol.md)."""
         return _decode(await self.query("get_auction", symbol))

@@ -54,10 +54,12 @@ KEEP_INTERVAL_S = 0.5
 KEEP_JITTER_S = 0.02
 TRADES_IN_SNAPSHOT = 50
 ORDERS_PER_PAGE = 1000
-BOOK_LEVELS = 10
+BOOK_LEVELS = "10"
 
 _TROUBLE = (EngineError, RedisError, OSError)
-_LEVEL2, _EPOCH, _BOOK = b"level2", b"epoch", b"book"
+_LEVEL2, _EPOCH, _DEEP_BOOK = b"level2", b"epoch", b"book:"
+# Channels that are told by the half-second stream, or as often.
+_HALF_SECOND = frozenset({Channel.BOOK, Channel.TICKER, Channel.CANDLES})
 _REJECTED = b'{"status":"rejected"'
 # Channels for which more is told than the stream has.
 _VIEWED = frozenset({Channel.LEVEL2, Channel.LEVEL3})
@@ -70,13 +72,14 @@ _decode_ticked = msgspec.json.Decoder(Ticked).decode
 
 
 class Subscriber(Protocol):
-    """Who gets messages: a websocket. `send` and `send_book` must not change subscriptions."""
+    """Who gets messages: a websocket. `send` and `send_newest` must not change subscriptions."""
 
     def send(self, message: bytes) -> None:
         """Takes a message that must arrive."""
 
-    def send_book(self, symbol: str, message: bytes) -> None:
-        """Takes a book; one that is not gone yet when the next comes may be left out."""
+    def send_newest(self, name: tuple[str, bytes], message: bytes) -> None:
+        """Takes a book, ticker or candle, named by symbol and topic; one that is not gone yet when
+        the next of its name comes may be left out."""
 
     async def ready(self) -> None:
         """Returns when there is room for more: for senders that can wait."""
@@ -89,14 +92,22 @@ class Wanted:
     channel: Channel
     symbol: str | None
     account: str = ""
+    # The interval of candles, the depth of a book that is not the usual one.
+    variant: str = ""
     after: int | None = None
     epoch: int | None = None
 
     @property
     def topic(self) -> bytes:
-        if self.channel is Channel.ORDERS:
-            return b"orders:" + self.account.encode()
+        variant = self.account if self.channel is Channel.ORDERS else self.variant
+        if variant:
+            return f"{self.channel}:{variant}".encode()
         return self.channel.encode()
+
+    @property
+    def is_newest(self) -> bool:
+        """Whether each message is the whole truth: told twice a second, and no gap matters."""
+        return self.channel in _HALF_SECOND
 
 
 @dataclass(eq=False, slots=True)
@@ -139,7 +150,10 @@ class _Book:
         self.recent_bytes = 0
         self.book_id = b"0-0"
         self.book_sequence = 0
-        self.book_message = b""
+        # What the last entry of the half-second stream told, by topic.
+        self.newest: dict[bytes, bytes] = {}
+        # Topics of deeper books that are being read.
+        self.reading: set[bytes] = set()
         self.changed_sequence = 0
         # Set when there is a change that no half-second book has yet.
         self.changed = asyncio.Event()
@@ -400,17 +414,18 @@ class Feed:
         channel = subscription.wanted.channel
         if channel in _VIEWED and not self._is_viewed(book, channel, cursor, snapshot):
             return False
-        is_book = subscription.wanted.channel is Channel.BOOK
-        if is_book and book.book_sequence > cursor and book.book_message:
-            self._give(subscription, book.book_message)
+        is_newest = subscription.wanted.is_newest
+        message = book.newest.get(subscription.wanted.topic)
+        if is_newest and book.book_sequence > cursor and message:
+            self._give(subscription, message)
             cursor = book.book_sequence
-        if not is_book and cursor < book.position:
+        if not is_newest and cursor < book.position:
             if not book.reaches_back_to(cursor + 1):
                 return False
             for sequence, fields in book.recent:
                 if sequence > cursor:
                     self._give_from_entry(subscription, fields)
-        subscription.after = cursor if is_book else max(cursor, book.position)
+        subscription.after = cursor if is_newest else max(cursor, book.position)
         book.topics.setdefault(subscription.wanted.topic, {})[subscription] = None
         return True
 
@@ -434,11 +449,12 @@ class Feed:
         if subscription.ended:
             return
         encoded = self._encode(message)
-        if subscription.wanted.channel is Channel.BOOK:
-            subscription.subscriber.send_book(subscription.wanted.symbol or "", encoded)
+        wanted = subscription.wanted
+        if wanted.is_newest:
+            subscription.subscriber.send_newest((wanted.symbol or "", wanted.topic), encoded)
         else:
             subscription.subscriber.send(encoded)
-        self._observe_sent(subscription.wanted.channel, 1)
+        self._observe_sent(wanted.channel, 1)
 
     async def _send_history(
         self, book: _Book, subscription: Subscription, cursor: int
@@ -468,7 +484,7 @@ class Feed:
         """Sends the state, after a gap message where something was lost."""
         await subscription.subscriber.ready()
         snapshot = await self._snapshot(subscription.wanted)
-        if lost_after is not None and subscription.wanted.channel is not Channel.BOOK:
+        if lost_after is not None and not subscription.wanted.is_newest:
             self._give(subscription, _gap(subscription.wanted, lost_after, snapshot.position))
         for message in snapshot.messages:
             self._give(subscription, message)
@@ -476,7 +492,7 @@ class Feed:
 
     async def _snapshot(self, wanted: Wanted) -> _Snapshot:
         """The state of a channel; those who ask while it is being read share the answer."""
-        same = Wanted(wanted.channel, wanted.symbol, wanted.account)
+        same = Wanted(wanted.channel, wanted.symbol, wanted.account, wanted.variant)
         flight = self._flights.get(same)
         if flight is None:
             flight = self._spawn(self._read_snapshot(same))
@@ -502,7 +518,11 @@ class Feed:
         if channel is Channel.TRADES:
             reply = await self._query("get_trades", symbol, "limit", str(TRADES_IN_SNAPSHOT))
         elif channel is Channel.BOOK:
-            reply = await self._query("get_book", symbol, "depth", str(BOOK_LEVELS))
+            reply = await self._query("get_book", symbol, "depth", wanted.variant or BOOK_LEVELS)
+        elif channel is Channel.TICKER:
+            reply = await self._query("get_ticker", symbol)
+        elif channel is Channel.CANDLES:
+            reply = await self._query("get_candles", symbol, "interval", wanted.variant)
         else:
             reply = await self._query(_FULL_DEPTH[channel], symbol, "depth", "full")
         return _Snapshot([_as_snapshot(channel, reply)], _decode_position(reply))
@@ -675,10 +695,10 @@ class Feed:
         if lost:
             before, book.position = book.position, last_sequence
             book.changed_sequence = 0
-            book.book_id, book.book_sequence, book.book_message = b"0-0", 0, b""
+            book.book_id, book.book_sequence, book.newest = b"0-0", 0, {}
             for entry_id, fields in books:
                 book.book_id, book.book_sequence = entry_id, _sequence(entry_id)
-                book.book_message = fields[1]
+                book.newest = dict(_pairs(fields))
         book.unread = None
         book.attached.set()
         if lost and not first_time:
@@ -751,18 +771,42 @@ class Feed:
         if not book.attached.is_set():
             return
         sequence = _sequence(entry_id)
-        book.book_id, book.book_sequence, book.book_message = entry_id, sequence, fields[1]
-        subscribers = book.topics.get(_BOOK)
+        book.book_id, book.book_sequence, book.newest = entry_id, sequence, dict(_pairs(fields))
+        for topic, message in book.newest.items():
+            self._relay_newest(book, topic, sequence, message)
+        for topic in book.topics.keys() - book.reading:
+            if topic.startswith(_DEEP_BOOK):
+                book.reading.add(topic)
+                self._spawn(self._read_deep_book(book, topic))
+
+    def _relay_newest(self, book: _Book, topic: bytes, sequence: int, message: bytes) -> None:
+        subscribers = book.topics.get(topic)
         if not subscribers:
             return
-        encoded = self._encode(fields[1])
+        encoded, name = self._encode(message), (book.symbol, topic)
         for subscription in subscribers:
             if sequence > subscription.after:
                 try:
-                    subscription.subscriber.send_book(book.symbol, encoded)
+                    subscription.subscriber.send_newest(name, encoded)
                 except Exception:
                     logger.exception("a book could not be given to a subscriber")
-        self._observe_sent(Channel.BOOK, len(subscribers))
+        channel = next(iter(subscribers)).wanted.channel
+        self._observe_sent(channel, len(subscribers))
+
+    async def _read_deep_book(self, book: _Book, topic: bytes) -> None:
+        """Reads a book of more levels than the stream has, once for all its subscribers, until it
+        is as new as the stream."""
+        wanted = Wanted(Channel.BOOK, book.symbol, variant=topic.partition(b":")[2].decode())
+        try:
+            sequence = -1
+            while sequence < book.book_sequence and book.topics.get(topic):
+                snapshot = await self._snapshot(wanted)
+                sequence = snapshot.position.sequence
+                self._relay_newest(book, topic, sequence, snapshot.messages[0])
+        except EngineError as error:
+            logger.warning("the book of %s could not be read: %s", book.symbol, error)
+        finally:
+            book.reading.discard(topic)
 
     def _relay_epoch(self, book: _Book, message: bytes, before: int) -> None:
         epoch = _decode_position(message).epoch

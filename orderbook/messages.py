@@ -92,6 +92,8 @@ class Channel(StrEnum):
     LEVEL2 = "level2"
     LEVEL3 = "level3"
     ORDERS = "orders"
+    TICKER = "ticker"
+    CANDLES = "candles"
     INSTRUMENTS = "instruments"
     HEARTBEAT = "heartbeat"
 
@@ -242,6 +244,16 @@ class GetTrades(Params):
     limit: OptionalCount = UNSET
 
 
+class GetCandles(Params):
+    interval: OptionalText = UNSET
+    limit: OptionalCount = UNSET
+    before: OptionalCount = UNSET
+
+
+class GetTicker(Params):
+    pass
+
+
 class GetAuction(Params):
     pass
 
@@ -259,18 +271,43 @@ class GetInstrument(Params):
     pass
 
 
-class SubscribeParams(Struct, forbid_unknown_fields=True, kw_only=True):
-    """`after` resumes: every update with a greater sequence follows, in place of a snapshot."""
+class Interval(StrEnum):
+    """How long a candle is."""
+
+    MINUTE = "1m"
+    FIVE_MINUTES = "5m"
+    QUARTER = "15m"
+    HOUR = "1h"
+    DAY = "1d"
+
+
+class BookDepth(StrEnum):
+    """How many levels a side the channel `book` tells."""
+
+    TEN = "10"
+    FIFTY = "50"
+    FIVE_HUNDRED = "500"
+    FULL = "full"
+
+
+class ChannelParams(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What names subscriptions: `interval` goes with candles, `depth` with book."""
 
     channel: Channel
     symbols: Symbols | UnsetType = UNSET
+    interval: Interval | UnsetType = UNSET
+    depth: BookDepth | int | UnsetType = UNSET
+
+
+class SubscribeParams(ChannelParams, kw_only=True):
+    """`after` resumes: every update with a greater sequence follows, in place of a snapshot."""
+
     after: Sequence | UnsetType = UNSET
     epoch: Sequence | UnsetType = UNSET
 
 
-class UnsubscribeParams(Struct, forbid_unknown_fields=True, kw_only=True):
-    channel: Channel
-    symbols: Symbols | UnsetType = UNSET
+class UnsubscribeParams(ChannelParams, kw_only=True):
+    pass
 
 
 class PingParams(Struct, forbid_unknown_fields=True):

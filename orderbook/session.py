@@ -69,6 +69,8 @@ class Subscribe:
 
     channel: Channel
     symbols: tuple[str, ...]
+    # The interval of candles, the depth of a book that is not the usual one.
+    variant: str
     after: int | None
     epoch: int | None
     head: bytes
@@ -78,6 +80,7 @@ class Subscribe:
 class Unsubscribe:
     channel: Channel
     symbols: tuple[str, ...]
+    variant: str
     head: bytes
 
 
@@ -167,7 +170,8 @@ class Session:
         if isinstance(params, messages.SubscribeParams):
             return _subscribe(params, head)
         if isinstance(params, messages.UnsubscribeParams):
-            return Unsubscribe(params.channel, _symbols(params, head), head)
+            symbols, variant = _symbols(params, head), _variant(params, head)
+            return Unsubscribe(params.channel, symbols, variant, head)
         return Ping(head)
 
     def _for_book(
@@ -237,6 +241,8 @@ _QUERIES: dict[str, type[Struct]] = {
     "get_order": messages.GetOrder,
     "get_open_orders": messages.GetOpenOrders,
     "get_trades": messages.GetTrades,
+    "get_candles": messages.GetCandles,
+    "get_ticker": messages.GetTicker,
     "get_auction": messages.GetAuction,
     "get_closed_orders": messages.GetClosedOrders,
     "get_own_trades": messages.GetOwnTrades,
@@ -435,9 +441,25 @@ def _look_for_duplicates(raw: bytes, head: bytes) -> None:
         raise _RefusedError(head, *_NOT_JSON) from None
 
 
-def _symbols(
-    params: messages.SubscribeParams | messages.UnsubscribeParams, head: bytes
-) -> tuple[str, ...]:
+def _variant(params: messages.ChannelParams, head: bytes) -> str:
+    """Which of the streams of a channel is meant; empty for the usual one."""
+    if params.interval is not UNSET and params.channel is not Channel.CANDLES:
+        raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, "interval goes with candles only")
+    if params.depth is not UNSET and params.channel is not Channel.BOOK:
+        raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, "depth goes with book only")
+    if params.channel is Channel.CANDLES:
+        return "1m" if params.interval is UNSET else params.interval.value
+    if params.depth is UNSET:
+        return ""
+    try:
+        depth = messages.BookDepth(str(params.depth))
+    except ValueError:
+        message = "depth is 10, 50, 500 or full"
+        raise _RefusedError(head, RejectCode.INVALID_VALUE, message) from None
+    return "" if depth is messages.BookDepth.TEN else depth.value
+
+
+def _symbols(params: messages.ChannelParams, head: bytes) -> tuple[str, ...]:
     """The symbols without repetition; none for the channels that are not about one."""
     if params.channel is Channel.HEARTBEAT and params.symbols is not UNSET:
         message = "the heartbeat channel has no symbols"
@@ -460,4 +482,4 @@ def _subscribe(params: messages.SubscribeParams, head: bytes) -> Subscribe:
         raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, message)
     if after is not None and len(symbols) != 1:
         raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, "after goes with one symbol only")
-    return Subscribe(params.channel, symbols, after, epoch, head)
+    return Subscribe(params.channel, symbols, _variant(params, head), after, epoch, head)

@@ -146,6 +146,9 @@ TAKE_PROFIT_TYPES = ("take_profit", "take_profit_limit")
 # The times in force with which an order may stay in the book.
 RESTING = ("gtc", "gtd")
 
+INTERVALS_MS = {"1m": 60_000, "5m": 300_000, "15m": 900_000, "1h": 3_600_000, "1d": 86_400_000}
+CANDLES_MAX = 500
+
 ENUMERATIONS = {
     "side": SIDES,
     "order_type": tuple(ORDER_TYPES),
@@ -153,6 +156,7 @@ ENUMERATIONS = {
     "post_only": ("true", "false"),
     "validate_only": ("true", "false"),
     "self_trade_prevention": ("none", "cancel_taker", "cancel_maker", "cancel_both", "decrement"),
+    "interval": tuple(INTERVALS_MS),
     "list_type": ("oco", "oto", "bracket"),
     "status": ("trading", "halted", "cancel_only", "post_only", "auction"),
     "breaker_status": ("halted", "auction"),
@@ -240,6 +244,8 @@ FIELDS = {
     "get_closed_orders": (("account",), ("before", "limit")),
     "get_own_trades": (("account",), ("before", "limit")),
     "get_instrument": ((), ()),
+    "get_candles": (("interval",), ("limit", "before")),
+    "get_ticker": ((), ()),
     "get_auction": ((), ()),
     "verify_book": ((), ()),
 }  # fmt: skip
@@ -486,6 +492,8 @@ class ReferenceBook:
         # Order lists by the order_id of their first order, and what has become of their orders.
         self.lists: dict[int, OrderList] = {}
         self.notes: list[tuple[Order, str]] = []
+        # When each trade was, its price and quantity.
+        self.prints: list[tuple[int, Decimal, Decimal]] = []
         # An auction that is ending; the breaker's reference, its window, and when it reopens.
         self.uncrossing = False
         self.reference_price: Decimal | None = None
@@ -1328,6 +1336,7 @@ class ReferenceBook:
         copied = copy.copy(self)
         copied.orders = [copy.copy(order) for order in self.orders]
         copied.trades, copied.agenda, copied.notes = [], [], []
+        copied.prints = []
         call = Call({}, 0)
         tried = copy.copy(taker)
         outcome = copied._sweep(call, tried)
@@ -1509,6 +1518,8 @@ class ReferenceBook:
         return {**fill, "maker_order_id": str(maker.order_id)}
 
     def _tell_trade(self, call: Call, fill: Json, maker: Order, taker: Order) -> None:
+        price, quantity = Decimal(fill["price"]), Decimal(fill["quantity"])
+        self.prints.append((self.now_ms, price, quantity))
         trade = {
             **fill,
             "aggressor_side": taker.side,
@@ -1953,6 +1964,65 @@ class ReferenceBook:
             "before": before,
         }
 
+    def _candles(self, interval: str) -> list[Json]:
+        """Of every interval with trades, oldest first."""
+        length_ms = INTERVALS_MS[interval]
+        found: dict[int, list[tuple[Decimal, Decimal]]] = {}
+        for time_ms, price, quantity in self.prints:
+            found.setdefault(time_ms - time_ms % length_ms, []).append((price, quantity))
+        newest_ms = self.prints[-1][0] if self.prints else 0
+        return [
+            {
+                "open_time_ms": open_ms,
+                "open": text(trades[0][0]),
+                "high": text(max(price for price, _ in trades)),
+                "low": text(min(price for price, _ in trades)),
+                "close": text(trades[-1][0]),
+                "volume": text(sum((quantity for _, quantity in trades), Decimal(0))),
+                "trades": len(trades),
+                "closed": open_ms + length_ms <= max(self.now_ms, newest_ms),
+            }
+            for open_ms, trades in found.items()
+        ]
+
+    def _get_candles(self, _: Call, fields: Mapping[str, str]) -> Json:
+        limit = int(fields.get("limit", CANDLES_MAX))
+        if limit > CANDLES_MAX:
+            raise RejectedError("INVALID_VALUE")
+        before = int(fields.get("before", EXACT_MAX))
+        candles = self._candles(fields["interval"])
+        candles = [candle for candle in candles if candle["open_time_ms"] < before]
+        return {
+            "symbol": self.symbol,
+            "interval": fields["interval"],
+            "sequence": self.sequence,
+            "epoch": self.epoch,
+            "candles": candles[-limit:],
+            "more": len(candles) > limit,
+        }
+
+    def _get_ticker(self, _: Call, __: Mapping[str, str]) -> Json:
+        reply: Json = {"symbol": self.symbol}
+        for side, name in (("buy", "best_bid"), ("sell", "best_ask")):
+            for price, quantity in self.depth(side, 1):
+                reply |= {name: price, f"{name}_quantity": quantity}
+        if self.last_price is not None:
+            reply["last_price"] = text(self.last_price)
+        minute_ms = INTERVALS_MS["1m"]
+        from_ms = (self.now_ms - INTERVALS_MS["1d"] + minute_ms) // minute_ms * minute_ms
+        day = [(price, quantity) for time_ms, price, quantity in self.prints if time_ms >= from_ms]
+        reply["volume_24h"] = text(sum((quantity for _, quantity in day), Decimal(0)))
+        if day:
+            first, last = day[0][0], day[-1][0]
+            reply |= {
+                "open_24h": text(first),
+                "high_24h": text(max(price for price, _ in day)),
+                "low_24h": text(min(price for price, _ in day)),
+                "change_24h": text(last - first),
+                "change_percent_24h": percent_text(last - first, first),
+            }
+        return {**reply, "sequence": self.sequence, "epoch": self.epoch, "timestamp_ms": 0}
+
     def _get_instrument(self, _: Call, __: Mapping[str, str]) -> Json:
         reply = {
             name: text(value) if isinstance(value, Decimal) else value
@@ -2037,6 +2107,12 @@ def cancel_everywhere(books: Sequence["ReferenceBook"], fields: Mapping[str, str
         "remaining_count": sum(row["remaining_count"] for row in rows),
         "timestamp_ms": 0,
     }
+
+
+def percent_text(change: Decimal, whole: Decimal) -> str:
+    """With two decimals, rounded towards zero."""
+    hundredths = int(abs(change) * 10_000 / whole)
+    return text(Decimal(hundredths if change >= 0 else -hundredths) / 100)
 
 
 def new_rule(name: str, value: str) -> Any:

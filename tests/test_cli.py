@@ -92,7 +92,7 @@ def test_help_of_every_command_names_its_environment_variables() -> None:
             yield command, path
 
     commands = list(walk(cli.cli, ()))
-    assert len(commands) == 23
+    assert len(commands) == 25
     for command, path in commands:
         # Wide enough for the longest name; in a narrow terminal it is folded.
         result = CliRunner().invoke(
@@ -367,6 +367,16 @@ def test_rules_of_an_instrument_are_set_and_shown(orderbook: Orderbook) -> None:
     changed = orderbook.json("instrument", "define", SYMBOL, *options)
     assert changed.pop("open_orders_max") == 7
     assert {name: changed.get(name) for name in rules} == rules | {"open_orders_max": None}
+
+
+def test_ticker_and_candles_are_shown(orderbook: Orderbook) -> None:
+    define(orderbook)
+    orderbook.json(*place("sell", "100", "1"))
+    orderbook.json(*place("buy", "100", "1"))
+    assert orderbook.json("ticker", SYMBOL)["volume_24h"] == "1"
+    (candle,) = orderbook.json("candles", SYMBOL, "--interval", "1h")["candles"]
+    assert (candle["open"], candle["trades"]) == ("100", 1)
+    assert "100" in orderbook("candles", SYMBOL).output
 
 
 def test_an_auction_is_shown(orderbook: Orderbook) -> None:

@@ -184,6 +184,15 @@ def has_broken(book: Book) -> None:
     clock.set_clock(book.client, NOON_MS + 1000)
 
 
+def a_minute_later(book: Book) -> None:
+    """The candle of the last trade is to be finished, and the longer ones after it."""
+    clock.set_clock(book.client, NOON_MS)
+    populate(book)
+    clock.set_clock(book.client, NOON_MS + 60_000)
+    book.limit("zoe", "sell", "1", "99")
+    clock.set_clock(book.client, NOON_MS + 86_400_000)
+
+
 def fill_reply_memory(book: Book) -> None:
     """The next remembered reply begins a new generation."""
     populate(book)
@@ -335,6 +344,9 @@ CASES: Mapping[str, Case] = {
     "place_and_fill_one_of_two": Case(order("zoe", "buy", "18", price="103"), hang_together),
     "cancel_one_of_two": Case(ask("cancel_order", order_id="9"), hang_together),
     "cancel_entry": Case(ask("cancel_order", order_id="11"), hang_together),
+    "get_candles": Case(ask("get_candles", interval="5m"), populate, stream=None),
+    "get_ticker": Case(ask("get_ticker"), populate, stream=None),
+    "trade_in_a_later_minute": Case(order("erin", "buy", "12", price="102"), a_minute_later),
     "place_in_auction": Case(order("zoe", "buy", "3", price="103"), hold_auction),
     "amend_in_auction": Case(ask("amend_order", order_id="1", price="97"), hold_auction),
     "uncross": Case(ask("define_instrument", status="trading"), hold_auction),

@@ -32,8 +32,8 @@ class Collector:
     def send(self, message: bytes) -> None:
         self.messages.append(json.loads(message))
 
-    def send_book(self, symbol: str, message: bytes) -> None:
-        assert json.loads(message)["symbol"] == symbol
+    def send_newest(self, name: tuple[str, bytes], message: bytes) -> None:
+        assert json.loads(message)["symbol"] == name[0]
         self.send(message)
 
     async def ready(self) -> None:

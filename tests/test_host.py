@@ -385,6 +385,37 @@ async def test_books_come_at_most_every_half_second(alice: Client, symbol: str) 
     assert 3 <= len(alice.of("book")) <= 2 + elapsed_s / 0.5
 
 
+async def test_ticker_and_candles_follow_the_trades(alice: Client, symbol: str) -> None:
+    (ticker,) = await alice.subscribe("ticker", symbol)
+    assert (ticker["type"], ticker["volume_24h"]) == ("snapshot", "0")
+    (hours,) = await alice.subscribe("candles", symbol, interval="1h")
+    (minutes,) = await alice.subscribe("candles", symbol)
+    assert [(m["interval"], m["candles"]) for m in (hours, minutes)] == [("1h", []), ("1m", [])]
+    await alice.limit(symbol, "sell", "1", "100")
+    await alice.limit(symbol, "buy", "1", "100")
+    await alice.until(lambda: alice.of("ticker")[-1].get("last_price") == "100", "the ticker")
+    await alice.until(lambda: len(alice.of("candles")) >= 4, "both candles")
+    updates = alice.of("candles")[2:4]
+    assert {m["interval"]: m["candles"][-1]["volume"] for m in updates} == {"1m": "1", "1h": "1"}
+    await alice.ask("unsubscribe", channel="candles", symbols=[symbol], interval="1h")
+
+
+async def test_a_book_can_be_followed_deeper_than_the_stream_has_it(
+    alice: Client, bob: Client, symbol: str
+) -> None:
+    for depth in (50, "500", "full"):
+        await alice.subscribe("book", symbol, depth=depth)
+    await alice.subscribe("book", symbol)
+    for price in range(1, 13):
+        last = await bob.limit(symbol, "buy", "1", str(price))
+
+    def newest() -> list[int]:
+        told = [m for m in alice.of("book") if m["sequence"] >= last["sequence"]]
+        return sorted(len(message["bids"]) for message in told)
+
+    await alice.until(lambda: newest() == [10, 12, 12, 12], "each depth has come")
+
+
 async def test_two_hosts_show_the_same_trades_in_the_same_order(
     valkey: Server, host: Host, symbol: str
 ) -> None:

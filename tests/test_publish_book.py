@@ -16,7 +16,7 @@ INTERVAL_MS = 500
 def published(book: Book) -> list[Json]:
     """The messages in the stream, oldest first."""
     entries = book.client.xrange(book.stream_key("book"))
-    assert all(fields.keys() == {b"book"} for _, fields in entries)
+    assert all({b"book", b"ticker"} <= fields.keys() for _, fields in entries)
     return [decode(fields[b"book"]) for _, fields in entries]
 
 
@@ -94,3 +94,37 @@ def test_stream_is_bounded(book: Book, length_max: int) -> None:
         move_clock(book, INTERVAL_MS)
         publish()
     assert length_max <= book.client.xlen(book.stream_key("book")) <= length_max + 100
+
+
+def test_ticker_and_candles_are_published_with_the_book(book: Book) -> None:
+    book.limit("alice", "sell", "2", "100")
+    move_clock(book, 500)
+    book.ask("publish_book")
+    (_, before), *_ = book.entries("book")
+    assert before["ticker"]["best_ask"] == "100"
+    assert [topic for topic in before if topic.startswith("candles")] == []
+    book.limit("bob", "buy", "2", "100")
+    move_clock(book, 500)
+    book.ask("publish_book")
+    _, after = book.entries("book")[-1]
+    assert after["ticker"]["last_price"] == "100"
+    intervals = ("1m", "5m", "15m", "1h", "1d")
+    assert [topic for topic in after if topic not in {"book", "ticker"}] == [
+        f"candles:{interval}" for interval in intervals
+    ]
+    for interval in intervals:
+        message = after[f"candles:{interval}"]
+        assert (message["interval"], message["candles"][-1]["volume"]) == (interval, "2")
+
+
+def test_an_auction_is_published_with_the_book(book: Book) -> None:
+    book.ask("define_instrument", status="auction")
+    book.limit("alice", "sell", "2", "100")
+    book.limit("bob", "buy", "3", "101")
+    book.ask("publish_book")
+    assert published(book)[-1]["auction"] == {
+        "indicative_price": "100",
+        "indicative_quantity": "2",
+        "imbalance_side": "buy",
+        "imbalance_quantity": "1",
+    }

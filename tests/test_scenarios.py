@@ -5,6 +5,9 @@ A scenario is read top to bottom. `#` begins a comment. An unindented line says 
     instrument tick_size 0.01 lot_size 1      what the book is (these are the defaults)
     status halted                             the instrument's status from here on
     is halted                                 what it is now
+    ticker bid 99 ask 110 last 110 volume 0   what the ticker tells
+    candles 1m                                the candles, one to an indented line: when it opened,
+                                              open, high, low, close, volume, trades, open or closed
     auction 100 5 buy 2                       what an auction would come to: price, quantity, and on
                                               which side how much would be left over
     at 1500                                   it is 1500 seconds past the story's beginning now
@@ -97,6 +100,18 @@ BEGINNING_MS = 1_800_000_000_000
 BATCH_LENGTH_MAX = 256
 TOLD_LENGTH_MAX = 20
 
+TICKER_FIELDS = {
+    "bid": "best_bid",
+    "ask": "best_ask",
+    "last": "last_price",
+    "open": "open_24h",
+    "high": "high_24h",
+    "low": "low_24h",
+    "volume": "volume_24h",
+    "change": "change_24h",
+    "percent": "change_percent_24h",
+}
+
 paths = sorted(SCENARIOS.glob("*.txt"))
 
 
@@ -149,7 +164,7 @@ class Story:
             self.set_status(step, rest[0])
         elif verb == "at":
             set_clock(self.book.client, int(_time_ms(rest[0])))
-        elif verb in {"book", "waiting", "is", "auction"}:
+        elif verb in {"book", "waiting", "is", "auction", "ticker", "candles"}:
             self.check(verb, rest, step.expected)
         elif verb == "batch":
             self.play_batch(step)
@@ -167,6 +182,11 @@ class Story:
             assert drawn == expected, "\n".join(["the book is", *drawn])
         elif verb == "waiting":
             assert self.waiting() == rest, f"waiting are {self.waiting()}"
+        elif verb == "candles":
+            drawn = self.candles(rest[0])
+            assert drawn == drawing, "\n".join(["the candles are", *drawn])
+        elif verb == "ticker":
+            assert self.ticker() == rest, f"ticker {' '.join(self.ticker())}"
         elif verb == "is":
             assert self.book.read("get_instrument")["status"] == rest[0]
         else:
@@ -186,6 +206,30 @@ class Story:
         reply = self.book.read("get_auction")
         names = ("indicative_price", "indicative_quantity", "imbalance_side", "imbalance_quantity")
         return [reply[name] for name in names if name in reply] or ["nothing"]
+
+    def candles(self, interval: str) -> list[str]:
+        reply = self.book.read("get_candles", interval=interval)
+        names = ("open", "high", "low", "close", "volume", "trades")
+        return [
+            " ".join(
+                [
+                    # Days begin at midnight, not with the story.
+                    str(max(0, (candle["open_time_ms"] - BEGINNING_MS) // 1000)),
+                    *(str(candle[name]) for name in names),
+                    "closed" if candle["closed"] else "open",
+                ]
+            )
+            for candle in reply["candles"]
+        ]
+
+    def ticker(self) -> list[str]:
+        reply = self.book.read("get_ticker")
+        return [
+            word
+            for name, field_name in TICKER_FIELDS.items()
+            if field_name in reply
+            for word in (name, reply[field_name])
+        ]
 
     def play_command(self, step: Step) -> None:
         fields = parse_command(step.line)

@@ -297,6 +297,27 @@ def test_looking_back_is_asked_for_the_account_of_the_connection() -> None:
         assert outcome.arguments == ["account", "alice", "before", "7", "limit", "2"]
 
 
+def test_a_subscription_may_be_to_an_interval_or_a_depth() -> None:
+    def variant(**params: Any) -> str:
+        outcome = receive(frame("subscribe", {"symbols": ["A"], **params}))
+        assert isinstance(outcome, Subscribe)
+        return outcome.variant
+
+    assert variant(channel="candles") == "1m"
+    assert variant(channel="candles", interval="1d") == "1d"
+    assert variant(channel="book") == variant(channel="book", depth=10) == ""
+    assert variant(channel="book", depth=50) == variant(channel="book", depth="50") == "50"
+    assert variant(channel="book", depth="full") == "full"
+    for params, expected in (
+        ({"channel": "candles", "interval": "2m"}, "INVALID_VALUE"),
+        ({"channel": "book", "depth": 11}, "INVALID_VALUE"),
+        ({"channel": "trades", "depth": 10}, "FIELD_NOT_ALLOWED"),
+        ({"channel": "book", "interval": "1m"}, "FIELD_NOT_ALLOWED"),
+        ({"channel": "ticker", "after": 3}, "FIELD_NOT_ALLOWED"),
+    ):
+        assert code(frame("subscribe", {"symbols": ["A"], **params})) == expected
+
+
 def test_level3_can_be_resumed() -> None:
     outcome = receive(frame("subscribe", {"channel": "level3", "symbols": ["A"], "after": 7}))
     assert isinstance(outcome, Subscribe)

@@ -477,7 +477,7 @@ class BookMachine(RuleBasedStateMachine):
     def a_definition(self, fields: Mapping[str, str]) -> None:
         self.call("define_instrument", dict(fields))
 
-    @rule(passed_ms=st.sampled_from((0, 1, 999, 1000, 2000, 5000)), ticks=st.booleans())
+    @rule(passed_ms=st.sampled_from((0, 1, 999, 1000, 2000, 5000, 61_000)), ticks=st.booleans())
     def time_passes(self, passed_ms: int, ticks: bool) -> None:
         self.set_clock(self.reference.now_ms + passed_ms)
         if ticks:
@@ -502,6 +502,9 @@ class BookMachine(RuleBasedStateMachine):
         self.call("get_own_trades", page)
         self.call("get_book", {"depth": str(limit)})
         self.call("get_level3", {"depth": str(limit)})
+        for interval in ("1m", "5m"):
+            self.call("get_candles", {"interval": interval, "limit": str(limit)})
+        self.call("get_ticker", {})
 
     @rule()
     def a_rebuilding(self) -> None:

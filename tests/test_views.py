@@ -35,8 +35,8 @@ class Watcher:
         if decoded["channel"] in {"level2", "level3"}:
             self.checker.take(decoded)
 
-    def send_book(self, symbol: str, message: bytes) -> None:
-        raise AssertionError((symbol, message))
+    def send_newest(self, name: tuple[str, bytes], message: bytes) -> None:
+        raise AssertionError((name, message))
 
     async def ready(self) -> None:
         await asyncio.sleep(0)
