@@ -41,6 +41,7 @@ local memory = require("memory")
 local numbers = require("numbers")
 local order = require("order")
 local statistics = require("statistics")
+local timers = require("timers")
 
 local book = {}
 
@@ -138,6 +139,8 @@ function book.from(record)
     notes = false,
     order_lists = false,
     expiring = false,
+    canceling = false,
+    timers = false,
     lots_safe = math.floor(record.lots_max / (record.open_orders + book.orders_per_call_max)),
     buy = new_side(record.key, keys.bids, -1),
     sell = new_side(record.key, keys.asks, 1),
@@ -248,14 +251,20 @@ function book.client_order(b, account, client_order_id)
   return nil
 end
 
--- The ids of the account's open orders, oldest first. Of an account with more than
+-- Whether an order is of this account and, where one is given, of its session.
+local function belongs_to(o, account, session)
+  return o.account == account and (not session or (o.extras and o.extras.session == session))
+end
+
+-- The ids of the open orders of an account, or of one session of it, oldest first. Of more than
 -- account_orders_max, which no person has, an arbitrary part: sorting a million to cancel a
 -- thousand would stop everybody's trading.
-function book.account_order_ids(b, account)
-  local account_key = keys.account_orders(b.key, account)
-  local ids = redis.call("SRANDMEMBER", account_key, book.account_orders_max)
+function book.account_order_ids(b, account, session)
+  local ids_key = session and keys.session_orders(b.key, account, session)
+    or keys.account_orders(b.key, account)
+  local ids = redis.call("SRANDMEMBER", ids_key, book.account_orders_max)
   for _, o in ipairs(b.touched_orders) do
-    if o.account == account and not o.stored_priority then
+    if belongs_to(o, account, session) and not o.stored_priority then
       ids[#ids + 1] = o.order_id
     end
   end
@@ -880,9 +889,14 @@ local function plan_stop_write(b, plan, o)
   end
 end
 
--- A quote, expiring order or iceberg that became open, or ceased to be, by this call.
+-- An order with rare terms that became open, or ceased to be, by this call.
 local function plan_extras_write(b, plan, o)
   local extras, change = o.extras, o.queued and 1 or -1
+  if extras.session then
+    local session_key = keys.session_orders(b.key, o.account, extras.session)
+    local ids = arguments_for(plan, o.queued and "SADD" or "SREM", session_key)
+    ids[#ids + 1] = o.order_id
+  end
   if extras.quote then
     local quotes_key = keys.account_quotes(b.key, o.account)
     local ids = arguments_for(plan, o.queued and "SADD" or "SREM", quotes_key)
@@ -1066,13 +1080,26 @@ local function state_pairs(b)
   return texts
 end
 
+-- The plan of a call that has set timers and changed nothing else. That has no entry in the stream,
+-- so whether the book is damaged is asked here. Returns as book.plan_write.
+local function plan_timers_alone(b)
+  if not b.timers or not timers.are_changed(b) then
+    return nil
+  end
+  local refused = events.events_refusal(b)
+  if refused then
+    return nil, refused
+  end
+  return { is_timers_alone = true }
+end
+
 local write_commands = { "ZREM", "HDEL", "SREM", "ZADD", "HSET", "SADD" }
 
 -- Everything that is read before the working copy is written: the plan of its writes; or nil, and
 -- an error reply where a stream would refuse it. nil alone where nothing has changed.
 function book.plan_write(b)
   if not b.changed then
-    return nil
+    return plan_timers_alone(b)
   end
   local plan = { ZREM = {}, ZADD = {}, HSET = {}, HDEL = {}, SADD = {}, SREM = {} }
   plan.bid_prices, plan.ask_prices = changed_levels(b, b.buy), changed_levels(b, b.sell)
@@ -1097,6 +1124,10 @@ end
 -- Writes as planned. Returns nil, or an error reply where the event stream refuses the entry: then
 -- nothing was written.
 function book.carry_out(b, plan)
+  if plan.is_timers_alone then
+    timers.write(b)
+    return nil
+  end
   local refused = events.append(b, plan.bid_prices, plan.ask_prices)
   if refused then
     return refused
@@ -1109,6 +1140,9 @@ function book.carry_out(b, plan)
   memory.write(b, plan.rotation)
   if b.candle then
     statistics.trim(b)
+  end
+  if b.timers then
+    timers.write(b)
   end
   redis.call("HSET", b.key, unpack(plan.state))
   return nil

@@ -10,6 +10,7 @@ local keys = require("keys")
 local reject = require("reject")
 local states = require("states")
 local stops = require("stops")
+local switch = require("switch")
 
 local call = {}
 
@@ -56,21 +57,24 @@ function call.finish(b, reply)
 end
 
 -- What a call does before its commands: the time is read and what is due is done. Returns how many
--- orders expired.
+-- orders expired, and how many timers have canceled.
 function call.begin(b)
   book.stamp(b)
-  local expired = b.instrument.extended and book.expire(b) or {}
+  local extended = b.instrument.extended
+  local expired = extended and book.expire(b) or {}
   for i = 1, #expired do
     events.expired(b, expired[i])
   end
-  if b.instrument.extended then
+  local canceled_count = 0
+  if extended then
+    canceled_count = extended.timers > 0 and switch.fire(b) or 0
     states.watch(b)
     states.carry_on(b)
   end
   if b.agenda or b.notes then
     cascade.run(b)
   end
-  return #expired
+  return #expired, canceled_count
 end
 
 -- Runs one command and what its trades trigger: its reply.

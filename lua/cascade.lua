@@ -6,7 +6,8 @@
 -- the end of the agenda. So a cascade runs breadth first and ends, for every order triggers once.
 -- What an order list arms stands on the same agenda: nobody is shown a price from before he was
 -- armed. A call carries out a limited number; the rest of the agenda is kept, and the next call or
--- tick goes on with it before anything else. Nothing triggers while the instrument does not trade.
+-- tick goes on with it before anything else. Nothing triggers while the instrument does not trade,
+-- nor while orders that are to expire or to be canceled by now are still there to be met.
 
 local book = require("book")
 local events = require("events")
@@ -33,6 +34,8 @@ local function may_go_on(b)
   return b.triggers_left > 0
     and #b.events.accounts < book.accounts_per_call_max
     and b.instrument.status == "trading"
+    and not b.expiring
+    and not b.canceling
 end
 
 -- Carries out the first item of the agenda, or a part of it.

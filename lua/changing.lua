@@ -294,31 +294,34 @@ end
 -- ---- cancel_all_orders
 
 changing.cancel_all_schema = fields.schema(
-  { "account", "valid_until_ms", "side" },
+  { "account", "session", "side", "valid_until_ms" },
   { "account" },
   1
 )
 
--- The account's open orders by id, oldest first; of one side where that is asked for.
-local function ids_to_cancel(b, values)
-  local ids = book.account_order_ids(b, values.account)
-  if not values.side then
+-- The open orders of an account, or of one session of it, by id, oldest first; of one side where
+-- that is asked for.
+local function ids_to_cancel(b, whose)
+  local ids = book.account_order_ids(b, whose.account, whose.session)
+  if not whose.side then
     return ids
   end
   book.prefetch_orders(b, ids)
   local found = {}
   for _, order_id in ipairs(ids) do
-    if book.side_of(b, order_id) == values.side then
+    if book.side_of(b, order_id) == whose.side then
       found[#found + 1] = order_id
     end
   end
   return found
 end
 
--- Cancels as many of these orders as the call may still cancel. Returns the ids of the canceled.
-local function cancel_first(b, ids)
+-- Cancels the oldest open orders of { account, session, side }, at most `limit`. Returns their ids
+-- and how many are left, as far as book.account_order_ids counts.
+function changing.cancel_open(b, whose, limit, reason)
+  local ids = ids_to_cancel(b, whose)
   local wanted, canceled = {}, {}
-  for i = 1, math.min(#ids, b.cancels_left) do
+  for i = 1, math.min(#ids, limit) do
     wanted[i] = ids[i]
   end
   book.prefetch_orders(b, wanted)
@@ -326,17 +329,16 @@ local function cancel_first(b, ids)
     local o = book.order(b, order_id)
     if o then
       book.remove(b, o)
-      events.canceled(b, o, "cancel_all")
+      events.canceled(b, o, reason)
       canceled[#canceled + 1] = order_id
     end
   end
-  b.cancels_left = b.cancels_left - #canceled
-  return canceled
+  return canceled, #ids - #wanted
 end
 
--- cancel_all_orders: cancels an account's open orders of this book, oldest first, as many as one
--- call may.
--- Fields: account; side valid_until_ms. Reply: account canceled_order_ids canceled_count
+-- cancel_all_orders: cancels an account's open orders of this book, or those of one of its
+-- sessions, oldest first, as many as one call may.
+-- Fields: account; session side valid_until_ms. Reply: account canceled_order_ids canceled_count
 -- remaining_count sequence timestamp_ms.
 -- Rejects: TOO_LATE, and those of the fields' forms.
 function changing.cancel_all_orders(b, values)
@@ -344,9 +346,9 @@ function changing.cancel_all_orders(b, values)
   if refusal then
     return nil, refusal
   end
-  local ids = ids_to_cancel(b, values)
-  local canceled = cancel_first(b, ids)
+  local canceled, remaining_count = changing.cancel_open(b, values, b.cancels_left, "cancel_all")
   local count = #canceled
+  b.cancels_left = b.cancels_left - count
   local ids_json = count > 0 and '"' .. table.concat(canceled, '","') .. '"' or ""
   local reply = string.format(
     '{"account":"%s","canceled_order_ids":[%s],"canceled_count":%.0f,"remaining_count":%.0f,'
@@ -354,11 +356,11 @@ function changing.cancel_all_orders(b, values)
     values.account,
     ids_json,
     count,
-    #ids - count,
+    remaining_count,
     book.current_sequence(b),
     b.timestamp_ms
   )
-  return reply, nil, { canceled = count, remaining = #ids - count }
+  return reply, nil, { canceled = count, remaining = remaining_count }
 end
 
 return changing

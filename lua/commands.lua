@@ -30,6 +30,7 @@ local reject = require("reject")
 local states = require("states")
 local statistics = require("statistics")
 local replacing = require("replacing")
+local switch = require("switch")
 
 local commands = {}
 
@@ -64,6 +65,11 @@ local methods = {
     schema = replacing.schema,
   },
   mass_quote = { name = "mass_quote", run = quoting.mass_quote, schema = quoting.schema },
+  cancel_all_after = {
+    name = "cancel_all_after",
+    run = switch.cancel_all_after,
+    schema = switch.schema,
+  },
 }
 
 local function single(method)
@@ -236,12 +242,13 @@ end
 -- Whether more is due than one call may do.
 local function is_behind(b)
   local is_trading = b.instrument.status == "trading"
-  return b.expiring or states.is_uncrossing(b) or (is_trading and book.has_agenda(b))
+  local is_limited = b.expiring or b.canceling or states.is_uncrossing(b)
+  return is_limited or (is_trading and book.has_agenda(b))
 end
 
 -- tick: does what is due and nothing else. Hosts call it at each publish interval.
--- Fields: none. Reply: expired_count triggered_count pending sequence. Rejects: UNKNOWN_SYMBOL,
--- INVALID_BOOK_KEY.
+-- Fields: none. Reply: expired_count canceled_count triggered_count pending sequence. Rejects:
+-- UNKNOWN_SYMBOL, INVALID_BOOK_KEY.
 local function tick(call_keys, arguments)
   local b, refusal = call.open_with(book.open, call_keys)
   local values
@@ -251,10 +258,12 @@ local function tick(call_keys, arguments)
   if not values then
     return reject.json(refusal)
   end
-  local expired_count = call.begin(b)
+  local expired_count, canceled_count = call.begin(b)
   local reply = string.format(
-    '{"expired_count":%.0f,"triggered_count":%.0f,"pending":%s,"sequence":%.0f}',
+    '{"expired_count":%.0f,"canceled_count":%.0f,"triggered_count":%.0f,"pending":%s,'
+      .. '"sequence":%.0f}',
     expired_count,
+    canceled_count,
     book.triggers_per_call_max - b.triggers_left,
     tostring(is_behind(b)),
     book.current_sequence(b)
@@ -372,6 +381,7 @@ function commands.register()
   register("replace_order", single(methods.replace_order), {})
   register("mass_quote", single(methods.mass_quote), {})
   register("cancel_all_orders", cancel_all_orders, when_memory_is_full)
+  register("cancel_all_after", single(methods.cancel_all_after), {})
   register("execute", execute, {})
   register("publish_book", publish_book, when_memory_is_full)
   register("tick", tick, when_memory_is_full)

@@ -30,6 +30,7 @@ local text_terms = {
   "protection",
   "self_trade_prevention",
   "stp_group",
+  "session",
 }
 
 -- What identifies an order in every report and reply.
@@ -201,8 +202,8 @@ function events.expired(b, o)
   report_standing(b, o, '{"event":"expired",')
 end
 
--- What was left of the order is gone. Reasons: requested, replaced, cancel_all, ioc, fok,
--- self_trade, protection, too_large, order_list.
+-- What was left of the order is gone. Reasons: requested, replaced, cancel_all, cancel_all_after,
+-- disconnected, ioc, fok, self_trade, protection, too_large, order_list.
 function events.canceled(b, o, reason)
   local pieces = b.events.reports[o.account] or reports_to(b, o.account)
   local n = #pieces

@@ -68,6 +68,15 @@ local function trailing_offset(text)
   return parts and parts > 0 and parts <= trailing_parts_max
 end
 
+-- How long a timer runs, in milliseconds; 0 stops it.
+local timeout_min_ms = 1000
+local timeout_max_ms = 86400000
+
+local function timeout_ms(text)
+  local is_time = numbers.positive_integer(text)
+  return text == "0" or (is_time and text + 0 >= timeout_min_ms and text + 0 <= timeout_max_ms)
+end
+
 local function open_orders_max(text)
   return text == "0" or numbers.positive_integer(text)
 end
@@ -95,6 +104,8 @@ local forms = {
   expire_time_ms = numbers.positive_integer,
   valid_until_ms = numbers.positive_integer,
   stp_group = account,
+  session = account,
+  timeout_ms = timeout_ms,
   run_id = run_id,
   depth = function(text)
     return text == "full" or numbers.positive_integer(text)
@@ -329,12 +340,16 @@ function fields.echo_argument(arguments)
   return nil
 end
 
+-- Who sent a command and under which id: a retry comes by another connection, and so in another
+-- session.
+local is_sender = { account = true, client_order_id = true, session = true }
+
 -- What a retry must repeat exactly: the method and every field but who sent it under which id.
 function fields.content(method, values, schema)
   local names, parts = schema.names, { method }
   for i = 1, values.rare and #names or schema.common_count do
     local name = names[i]
-    if values[name] and name ~= "account" and name ~= "client_order_id" then
+    if values[name] and not is_sender[name] then
       parts[#parts + 1] = name
       parts[#parts + 1] = values[name]
     end

@@ -36,7 +36,8 @@ local stored_fields = {
 -- What few instruments use, read only where one of them was ever set (`extended` is 1): rules; then
 -- where the circuit breaker and an auction that is being uncrossed stand (states.lua, auction.lua);
 -- how many open orders expire, are icebergs, wait for a trade price, trail it, are not armed yet;
--- how many order lists there are; and what trades have led to that is still to be carried out.
+-- how many order lists there are and timers are running; and what trades have led to that is still
+-- to be carried out.
 local extended_fields = {
   "self_trade_prevention",
   "protection",
@@ -57,6 +58,7 @@ local extended_fields = {
   "trailing_orders",
   "dormant_orders",
   "order_lists",
+  "timers",
   "agenda",
 }
 
@@ -67,6 +69,7 @@ local extended_counters = {
   "trailing_orders",
   "dormant_orders",
   "order_lists",
+  "timers",
 }
 
 -- The rules of an instrument that uses none of them.
@@ -91,6 +94,7 @@ local function extended_defaults()
     trailing_orders = 0,
     dormant_orders = 0,
     order_lists = 0,
+    timers = 0,
     agenda = "",
   }
 end

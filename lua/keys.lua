@@ -50,6 +50,16 @@ function keys.account_quotes(book, account)
   return book .. ":quotes:" .. account
 end
 
+-- Set of the order_ids that an account has open of those it placed with a session.
+function keys.session_orders(book, account, session)
+  return book .. ":sessions:" .. account .. ":" .. session
+end
+
+-- Sorted set: when open orders are to be canceled, and whose. See timers.lua.
+function keys.timers(book)
+  return book .. ":timers"
+end
+
 -- Sorted set of the open orders that expire, by when; a member is the order_id padded to 16 digits.
 function keys.expiries(book)
   return book .. ":expiries"

@@ -20,6 +20,7 @@ listing.schema = fields.schema({
   "client_order_id",
   "list_type",
   "orders",
+  "session",
   "valid_until_ms",
 }, { "account", "list_type", "orders" }, 0)
 
@@ -78,7 +79,7 @@ local function read_members(values)
     if not member then
       return nil, refusal
     end
-    member.account = values.account
+    member.account, member.session = values.account, values.session
     members[#members + 1] = member
   end
   if #members ~= length then
@@ -259,7 +260,7 @@ end
 
 -- place_order_list: takes on orders that hang together, all or none.
 -- Fields: account list_type (oco oto bracket) orders (JSON list of orders with the fields of
--- place_order); client_order_id valid_until_ms.
+-- place_order); client_order_id session valid_until_ms.
 -- Reply: order_list_id list_type orders (the reply of place_order to each) sequence timestamp_ms.
 -- Rejects: INVALID_ORDER_LIST, TOO_MANY_OPEN_ORDERS, and those of place_order for each order.
 function listing.place_order_list(b, values)

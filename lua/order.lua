@@ -62,6 +62,7 @@ local text_flags = {
   "time_in_force",
   "trailing_offset",
   "protection",
+  "session",
   "waits",
 }
 

@@ -35,6 +35,7 @@ placing.schema = fields.schema({
   "stp_group",
   "stop_price",
   "trailing_offset",
+  "session",
   "validate_only",
   "valid_until_ms",
 }, { "account", "side", "order_type" }, 8)
@@ -202,6 +203,9 @@ function placing.closed_refusal(b)
   if b.expiring then
     return reject.new("EXPIRING", "many orders are expiring: try again")
   end
+  if b.canceling then
+    return reject.new("CANCELING", "many orders are being canceled by timers: try again")
+  end
   return is_trading and agenda_refusal(b) or nil
 end
 
@@ -255,7 +259,8 @@ end
 -- takes orders now.
 function placing.check(b, values)
   local refusal = values.rare and terms.lateness_refusal(b, values)
-  if not refusal and (b.instrument.status ~= "trading" or b.expiring or b.agenda) then
+  local may_be_closed = b.instrument.status ~= "trading" or b.agenda
+  if not refusal and (may_be_closed or b.expiring or b.canceling) then
     refusal = placing.closed_refusal(b)
   end
   if refusal then
@@ -293,15 +298,16 @@ end
 -- place_order: takes an order on, trades it, queues the rest.
 -- Fields: account side order_type; quantity or quote_quantity; price time_in_force post_only
 -- client_order_id expire_time_ms display_quantity protection self_trade_prevention stp_group
--- stop_price trailing_offset validate_only valid_until_ms.
+-- stop_price trailing_offset session validate_only valid_until_ms.
 -- Reply: the order's terms, remaining_quantity status fills sequence timestamp_ms; with
 -- validate_only status fill_quantity sequence timestamp_ms.
 -- Rejects: FIELD_NOT_ALLOWED, DUPLICATE_CLIENT_ORDER_ID, TOO_LATE, INSTRUMENT_HALTED,
--- INSTRUMENT_CANCEL_ONLY, EXPIRING, TRIGGERS_PENDING, WOULD_TRIGGER, NO_LAST_PRICE,
+-- INSTRUMENT_CANCEL_ONLY, EXPIRING, CANCELING, TRIGGERS_PENDING, WOULD_TRIGGER, NO_LAST_PRICE,
 -- TOO_MANY_TRAILING_STOPS, INVALID_NUMBER, PRICE_OFF_TICK, PRICE_NOT_POSITIVE,
 -- QUANTITY_OFF_LOT, QUANTITY_TOO_SMALL, QUANTITY_TOO_LARGE, INVALID_DISPLAY_QUANTITY,
--- EXPIRE_TIME_PASSED, PRICE_OUT_OF_BAND, NOTIONAL_TOO_SMALL, TOO_MANY_OPEN_ORDERS,
--- POST_ONLY_WOULD_CROSS, LEVEL_QUANTITY_TOO_LARGE, TOO_MANY_FILLS, and those of the fields' forms.
+-- EXPIRE_TIME_PASSED, SESSION_NOT_ARMED, PRICE_OUT_OF_BAND, NOTIONAL_TOO_SMALL,
+-- TOO_MANY_OPEN_ORDERS, POST_ONLY_WOULD_CROSS, LEVEL_QUANTITY_TOO_LARGE, TOO_MANY_FILLS, and those
+-- of the fields' forms.
 function placing.place_order(b, values)
   local refusal = terms.combination_refusal(values)
   if refusal then

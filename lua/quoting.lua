@@ -22,6 +22,7 @@ quoting.schema = fields.schema({
   "post_only",
   "self_trade_prevention",
   "stp_group",
+  "session",
   "valid_until_ms",
 }, { "account", "quotes" }, 3)
 
@@ -92,6 +93,7 @@ local function place(b, values, quote)
   quote.account, quote.order_type, quote.rare = values.account, "limit", values.rare
   quote.post_only = values.post_only
   quote.self_trade_prevention, quote.stp_group = values.self_trade_prevention, values.stp_group
+  quote.session = values.session
   local o, fills = placing.check_terms(b, quote)
   if not o then
     return nil, fills
@@ -123,7 +125,7 @@ end
 -- far as the old ones go. A quote that is refused does not stop the others. What is sent again is
 -- done again, which leaves the same quotes: no reply is remembered.
 -- Fields: account quotes (JSON: a list of 0 to 100 objects of side price quantity client_order_id);
--- post_only self_trade_prevention stp_group valid_until_ms.
+-- post_only self_trade_prevention stp_group session valid_until_ms.
 -- Reply: account canceled_order_ids placed (each as place_order, or its refusal) sequence
 -- timestamp_ms.
 -- Rejects: INVALID_VALUE, TOO_LATE, BATCH_TOO_LARGE, and those of the fields' forms.

@@ -75,8 +75,12 @@ function states.is_uncrossing(b)
   return extended and extended.uncrossing ~= "" or false
 end
 
--- Reopens what a breaker has closed for a while, and goes on with an uncross.
+-- Reopens what a breaker has closed for a while, and goes on with an uncross; not before all is
+-- gone that is to expire or to be canceled by now.
 function states.carry_on(b)
+  if b.expiring or b.canceling then
+    return
+  end
   local record, extended = b.instrument, b.instrument.extended
   local reopen_time_ms = extended.reopen_time_ms + 0
   if reopen_time_ms > 0 and b.now_ms >= reopen_time_ms then

@@ -10,6 +10,7 @@ local matching = require("matching")
 local numbers = require("numbers")
 local reject = require("reject")
 local stops = require("stops")
+local timers = require("timers")
 
 local terms = {}
 
@@ -156,6 +157,15 @@ local function read_expiry(b, extras, text)
   return extras
 end
 
+-- An order is placed with a session only while the session's timer runs: so none outlives it.
+local function read_session(b, extras, o, text)
+  if not timers.time_ms(b, o.account, text) then
+    return reject.with("SESSION_NOT_ARMED", "the session has no timer: send cancel_all_after first")
+  end
+  extras.session = text
+  return extras
+end
+
 -- Adds the rare terms to a drafted order; nil and why not.
 function terms.read(b, o, values)
   local extras = o.extras or {}
@@ -172,6 +182,9 @@ function terms.read(b, o, values)
   end
   if read and values.expire_time_ms then
     read, refusal = read_expiry(b, extras, values.expire_time_ms)
+  end
+  if read and values.session then
+    read, refusal = read_session(b, extras, o, values.session)
   end
   if not read then
     return nil, refusal

@@ -94,6 +94,20 @@ local function check_indexes(walk, open)
   end
 end
 
+-- An order placed with a session must be found through it.
+local function check_session(walk, o)
+  local session_key = keys.session_orders(walk.record.key, o.account, o.extras.session)
+  local found = walk.sessions[session_key]
+  if not found then
+    found = { count = 0, is_set = check_type(walk, session_key, "set") }
+    walk.sessions[session_key] = found
+  end
+  found.count = found.count + 1
+  if found.is_set and redis.call("SISMEMBER", session_key, o.order_id) == 0 then
+    violate(walk, "SESSION_INDEX_MISMATCH", "order " .. o.order_id .. " is not its session's")
+  end
+end
+
 -- A trailing stop must be found by its reference.
 local function check_trailing(walk, o)
   if not o.extras.trailing_offset then
@@ -129,6 +143,9 @@ local function check_rare(walk, o)
   end
   if extras.display_quantity then
     walk.icebergs = walk.icebergs + 1
+  end
+  if extras.session then
+    check_session(walk, o)
   end
   if extras.waits == "dormant" then
     walk.dormant = walk.dormant + 1
@@ -244,7 +261,21 @@ local none_extended = {
   trailing_orders = 0,
   dormant_orders = 0,
   order_lists = 0,
+  timers = 0,
 }
+
+local function check_timers(walk)
+  local record = walk.record
+  local extended = record.extended or none_extended
+  if redis.call("ZCARD", keys.timers(record.key)) ~= extended.timers then
+    violate(walk, "TIMERS_MISMATCH", "timers is not the number of timers")
+  end
+  for session_key, found in pairs(walk.sessions) do
+    if found.is_set and redis.call("SCARD", session_key) ~= found.count then
+      violate(walk, "SESSION_INDEX_MISMATCH", "a session lists orders that are not open")
+    end
+  end
+end
 
 local function check_rare_counts(walk)
   for quotes_key, count in pairs(walk.quotes_by_key) do
@@ -333,6 +364,7 @@ local function check_types(walk, bids_key, asks_key)
       bids_key,
       asks_key,
       keys.expiries(book_key),
+      keys.timers(book_key),
       keys.stops_rising(book_key),
       keys.stops_falling(book_key),
       keys.dormant_orders(book_key),
@@ -386,6 +418,7 @@ function verify.json(record)
     orders_by_account = {},
     account_keys = {},
     quotes_by_key = {},
+    sessions = {},
     hash = redis.sha1hex(header(record)),
   }
   local bids = { name = "buy", key = keys.bids(record.key), sign = -1, levels = {} }
@@ -408,6 +441,7 @@ function verify.json(record)
   check_counts(walk)
   check_rare_counts(walk)
   check_lists(walk)
+  check_timers(walk)
   check_streams(walk)
   return result_json(walk)
 end

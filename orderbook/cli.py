@@ -80,6 +80,7 @@ client_order_id_option = option("--client-order-id", help="Makes the command saf
 valid_until_option = option(
     "--valid-until-ms", help="Refuse the command when it arrives later; milliseconds since 1970."
 )
+session_option = option("--session", help="Only orders placed with this session.")
 symbol_argument = click.argument("symbol")
 
 self_trade_prevention_choice = click.Choice(
@@ -623,6 +624,7 @@ _NEW_ORDER_OPTIONS = (
     option("--protection", help="Market orders: percent from the best price that they go at most."),
     option("--self-trade-prevention", type=self_trade_prevention_choice),
     option("--stp-group", help="Accounts that name the same group count as one trader."),
+    option("--session", help="Placed with this session, whose timer must be running."),
 )
 _HISTORY_PAGE_MAX = 1000
 # What `closed` and `trades` take.
@@ -681,6 +683,7 @@ def place_order(
 @option("--account", envvar="ORDERBOOK_ACCOUNT", required=True, help="Whose orders.")
 @option("--list-type", type=click.Choice(["oco", "oto", "bracket"]), required=True)
 @click.argument("orders", metavar="ORDERS")
+@option("--session", help="Placed with this session, whose timer must be running.")
 @valid_until_option
 @client_order_id_option
 @redis_url_option
@@ -761,6 +764,7 @@ def replace_order(
 @option("--post-only", is_flag=True, help="Never take: reject the quotes that would.")
 @option("--self-trade-prevention", type=self_trade_prevention_choice)
 @option("--stp-group", help="Accounts that name the same group count as one trader.")
+@option("--session", help="Placed with this session, whose timer must be running.")
 @valid_until_option
 @redis_url_option
 @json_option
@@ -825,6 +829,7 @@ def own_trades(as_json: bool, **fields: Any) -> None:
 @click.argument("symbols", nargs=-1, required=True)
 @option("--account", envvar="ORDERBOOK_ACCOUNT", required=True, help="Whose orders.")
 @option("--side", type=click.Choice(["buy", "sell"]), show_default="both")
+@session_option
 @valid_until_option
 @redis_url_option
 @json_option
@@ -865,12 +870,26 @@ def _all_canceled(before: Reply, reply: Reply) -> Reply:
     return joined
 
 
+@order.command("cancel-all-after")
+@symbol_argument
+@option("--account", envvar="ORDERBOOK_ACCOUNT", required=True, help="Whose orders.")
+@option("--timeout-ms", required=True, help="1000 to 86400000; 0 stops the timer.")
+@session_option
+@valid_until_option
+@redis_url_option
+@json_option
+def cancel_all_after(symbol: str, redis_url: str, as_json: bool, **fields: str | None) -> None:
+    """Cancel all of an account's open orders in a book unless this is repeated in time."""
+    _print_reply(_call("cancel_all_after", redis_url, symbol, **fields), as_json)
+
+
 @cli.command("tick")
 @click.argument("symbols", nargs=-1)
 @redis_url_option
 @json_option
 def tick_books(symbols: tuple[str, ...], redis_url: str, as_json: bool) -> None:
-    """Do what is due, in every book or in SYMBOLS: expire orders, run triggered ones.
+    """Do what is due, in every book or in SYMBOLS: expire orders, carry out timers, run triggered
+    orders.
 
     Hosts do so by themselves twice a second.
     """
@@ -880,23 +899,25 @@ def tick_books(symbols: tuple[str, ...], redis_url: str, as_json: bool) -> None:
         return [{"symbol": symbol, **await _tick_until_done(engine, symbol)} for symbol in names]
 
     rows = _with_engine(redis_url, work)
-    columns = ("symbol", "expired_count", "triggered_count", "pending", "sequence")
+    columns = ("symbol", *_TICK_COUNTS, "pending", "sequence")
     _print_rows(rows, columns, as_json)
     if any(row.get("status") == "rejected" for row in rows):
         raise click.exceptions.Exit(EXIT_REJECTED)
 
 
+_TICK_COUNTS = ("expired_count", "canceled_count", "triggered_count")
+
+
 async def _tick_until_done(engine: "Engine", symbol: str) -> Reply:
     """The last reply, with the counts of all."""
-    expired_count = triggered_count = 0
+    counts = dict.fromkeys(_TICK_COUNTS, 0)
     while True:
         reply = await engine.tick(symbol)
         if reply.get("status") == "rejected":
             return reply
-        expired_count += reply["expired_count"]
-        triggered_count += reply["triggered_count"]
+        for name in counts:
+            counts[name] += reply[name]
         if not reply["pending"]:
-            counts = {"expired_count": expired_count, "triggered_count": triggered_count}
             return {**reply, **counts}
 
 

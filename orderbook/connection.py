@@ -27,12 +27,15 @@ from aiohttp.abc import AbstractStreamWriter
 
 from orderbook.engine import Batcher, Engine, EngineError
 from orderbook.feed import Feed, Subscription, Wanted
+from orderbook.guard import Guard
 from orderbook.messages import Channel, RejectCode
 from orderbook.metrics import Metrics
 from orderbook.session import (
     CancelEverywhere,
+    CancelOnDisconnect,
     Close,
     Command,
+    Logout,
     Ping,
     Query,
     Reply,
@@ -43,6 +46,7 @@ from orderbook.session import (
     failure,
 )
 
+CLOSE_NORMAL = 1000
 CLOSE_IDLE = 1001
 CLOSE_TOO_LARGE = 1009
 CLOSE_DRAINING = 1012
@@ -60,7 +64,11 @@ _LENGTH_IN_HEADER_MAX = 125
 _LENGTH_IN_TWO_BYTES_MAX = 0xFFFF
 
 # What a draining host still does: risk can be taken off until the end.
-_REFUSED_WHEN_DRAINING = frozenset({"place_order", "amend_order", "replace_order", "mass_quote"})
+_REFUSED_WHEN_DRAINING = frozenset(
+    {"place_order", "place_order_list", "amend_order", "replace_order", "mass_quote"}
+)
+# What makes orders that may have to be canceled when the connection is lost.
+_PLACING = frozenset({"place_order", "place_order_list", "replace_order", "mass_quote"})
 
 
 @dataclass(frozen=True)
@@ -180,6 +188,8 @@ class Connection:
         self._books: dict[tuple[str, bytes], bytes] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._heard_at = self._loop.time()
+        # Made when cancel_on_disconnect is first asked for.
+        self._guard: Guard | None = None
 
     # ---- reading
 
@@ -237,6 +247,10 @@ class Connection:
                 await self._subscribe(outcome)
             case Unsubscribe():
                 self._unsubscribe(outcome)
+            case CancelOnDisconnect():
+                await self._cancel_on_disconnect(outcome)
+            case Logout():
+                await self._logout(outcome)
             case Ping():
                 reply = b'{"timestamp_ms":%d}' % (time.time_ns() // 1_000_000)
                 self._write(text_frame(answer(outcome.head, reply)))
@@ -290,6 +304,8 @@ class Connection:
         if self._backend.draining and command.method in _REFUSED_WHEN_DRAINING:
             self._fail(command.head, RejectCode.DRAINING, "the host takes no new orders")
             return
+        if self._guard is not None and self._guard.timeout_ms and command.method in _PLACING:
+            self._guard.before_order(command.symbol, batcher)
         self._in_flight += 1
         self._sent[command.symbol] = self._sent.get(command.symbol, 0) + 1
         batcher.submit(command.payload, partial(self._answered, command, time.perf_counter()))
@@ -368,6 +384,36 @@ class Connection:
         finally:
             self._queries_in_flight -= 1
             self._room.set()
+
+    # ---- cancel on disconnect
+
+    async def _cancel_on_disconnect(self, request: CancelOnDisconnect) -> None:
+        guard = self._guard or Guard(self._session.account)
+        refusal = await guard.set(request.timeout_ms)
+        if refusal is not None:
+            self._refuse(request.head, refusal)
+            return
+        self._guard = guard
+        self._session.mark_orders(guard.session if guard.timeout_ms else None)
+        result = {"session": guard.session, "timeout_ms": guard.timeout_ms}
+        self._write(text_frame(answer(request.head, msgspec.json.encode(result))))
+
+    async def _logout(self, request: Logout) -> None:
+        """Ends the connection when all it has sent is answered; its orders stay."""
+        refusal = await self._guard.set(0) if self._guard is not None else None
+        if refusal is not None:
+            self._refuse(request.head, refusal)
+            return
+        while self._in_flight or self._queries_in_flight:
+            self._room.clear()
+            await self._room.wait()
+        self._write(text_frame(answer(request.head, b"{}")))
+        self.close_soon(CLOSE_NORMAL, "logged out")
+
+    def _refuse(self, head: bytes, refusal: bytes) -> None:
+        frame = answer(head, refusal)
+        self._count_failure(frame[len(head) :])
+        self._write(text_frame(frame))
 
     # ---- subscriptions
 
@@ -525,6 +571,11 @@ class Connection:
     def abort(self) -> None:
         """Cuts the line."""
         self._transport.abort()
+        self._lose()
+
+    def _lose(self) -> None:
+        if self._guard is not None:
+            self._guard.lost()
 
     def _close_slow(self) -> None:
         if self._closing is None:
@@ -540,6 +591,7 @@ class Connection:
             self.abort()
 
     def _release(self) -> None:
+        self._lose()
         for subscription in self._subscriptions.values():
             self._end_subscription(subscription)
         self._subscriptions.clear()

@@ -412,7 +412,7 @@ class Engine:
         return _decode(await self.call("mass_quote", symbol, *arguments))
 
     async def cancel_all_orders(self, symbol: str | Sequence[str], **fields: Field) -> Reply:
-        """Fields: account; side valid_until_ms.
+        """Fields: account; session side valid_until_ms.
 
         Of several symbols the books of each segment are one atomic change. Their reply: account
         books canceled_count remaining_count timestamp_ms.
@@ -456,8 +456,13 @@ class Engine:
             "books": [{"symbol": symbols[0], **reply}],
         }
 
+    async def cancel_all_after(self, symbol: str, **fields: Field) -> Reply:
+        """Fields: account, timeout_ms (0 stops the timer); session, valid_until_ms."""
+        return _decode(await self.call("cancel_all_after", symbol, *_arguments(fields)))
+
     async def tick(self, symbol: str) -> Reply:
-        """Does what is due. Reply: expired_count triggered_count pending (call again) sequence."""
+        """Does what is due. Reply: expired_count canceled_count triggered_count pending (call
+        again) sequence."""
         return _decode(await self.call("tick", symbol))
 
     async def publish_book(self, symbol: str) -> Reply:

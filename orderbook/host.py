@@ -39,6 +39,7 @@ READY_LAG_S_MAX = 5.0
 # Together below the five seconds in which a host is to be gone.
 DRAIN_ANSWERS_TIMEOUT_S = 2.0
 DRAIN_CLOSE_TIMEOUT_S = 1.5
+DRAIN_CANCELS_TIMEOUT_S = 0.5
 DRAIN_HTTP_TIMEOUT_S = 0.5
 
 _ACCOUNT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
@@ -114,6 +115,10 @@ class Host:
             await asyncio.wait(closing, timeout=DRAIN_CLOSE_TIMEOUT_S)
         for connection in self._connections:
             connection.abort()
+        # What cancel_on_disconnect cancels; a timer in Redis does what is not done in time.
+        canceling = [asyncio.create_task(batcher.drained()) for batcher in self.batchers.values()]
+        if canceling:
+            await asyncio.wait(canceling, timeout=DRAIN_CANCELS_TIMEOUT_S)
         await self._cleanup.aclose()
 
     async def __aenter__(self) -> Self:

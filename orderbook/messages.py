@@ -69,7 +69,10 @@ class RejectCode(StrEnum):
     NOTIONAL_TOO_SMALL = "NOTIONAL_TOO_SMALL"
     TOO_MANY_OPEN_ORDERS = "TOO_MANY_OPEN_ORDERS"
     TOO_MANY_TRAILING_STOPS = "TOO_MANY_TRAILING_STOPS"
+    SESSION_NOT_ARMED = "SESSION_NOT_ARMED"
+    TOO_MANY_TIMERS = "TOO_MANY_TIMERS"
     EXPIRING = "EXPIRING"
+    CANCELING = "CANCELING"
     TRIGGERS_PENDING = "TRIGGERS_PENDING"
     INVALID_ORDER_LIST = "INVALID_ORDER_LIST"
     ORDER_NOT_ARMED = "ORDER_NOT_ARMED"
@@ -222,6 +225,10 @@ class MassQuote(Command):
     stp_group: OptionalText = UNSET
 
 
+class CancelAllAfter(Command):
+    timeout_ms: int | str
+
+
 class GetBook(Params):
     depth: OptionalCount = UNSET
 
@@ -310,7 +317,17 @@ class UnsubscribeParams(ChannelParams, kw_only=True):
     pass
 
 
+class CancelOnDisconnectParams(Struct, forbid_unknown_fields=True):
+    """Of the connection as a whole."""
+
+    timeout_ms: int | str
+
+
 class PingParams(Struct, forbid_unknown_fields=True):
+    pass
+
+
+class LogoutParams(Struct, forbid_unknown_fields=True):
     pass
 
 
@@ -331,6 +348,12 @@ class Ticked(Struct):
     """Whether tick is to be called again at once; read out of its reply."""
 
     pending: bool
+
+
+class CanceledAll(Struct):
+    """Whether cancel_all_orders is to be called again; read out of its reply."""
+
+    remaining_count: int
 
 
 class Page(Struct):

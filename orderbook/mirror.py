@@ -31,8 +31,10 @@ NUMBER_FLAGS = (
 )
 TEXT_FLAGS = (
     *("self_trade_prevention", "stp_group", "order_type", "time_in_force"),
-    *("trailing_offset", "protection", "waits"),
+    *("trailing_offset", "protection", "session", "waits"),
 )
+# Those that stand in a report as they do there.
+PLAIN_FLAGS = ("self_trade_prevention", "stp_group", "trailing_offset", "protection", "session")
 EXACT_MAX = 2**53 - 1
 MILLION = 10**6
 
@@ -64,6 +66,7 @@ class Report(Struct):
     protection: str = ""
     self_trade_prevention: str = ""
     stp_group: str = ""
+    session: str = ""
     order_list_id: str = ""
     armed: bool = True
     timestamp_ms: int = 0
@@ -355,7 +358,7 @@ class Mirror:
             flags["slice"] = self._lots(order.shown)
         if terms.expire_time_ms:
             flags["expire_time_ms"] = terms.expire_time_ms
-        for name in ("self_trade_prevention", "stp_group", "trailing_offset", "protection"):
+        for name in PLAIN_FLAGS:
             flags[name] = getattr(terms, name)
         if terms.order_type in STOP_TYPES:
             flags["order_type"] = terms.order_type

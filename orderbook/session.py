@@ -23,6 +23,8 @@ MALFORMED_FRAMES_MAX = 100
 CLOSE_CODE_ABUSE = 1008
 NAME_ECHOED_LENGTH_MAX = 64
 INTEGER_DIGITS_MAX = 20
+TIMEOUT_MIN_MS = 1000
+TIMEOUT_MAX_MS = 86_400_000
 
 _REJECTED = b'{"status":"rejected",'
 
@@ -85,7 +87,22 @@ class Unsubscribe:
 
 
 @dataclass(frozen=True, slots=True)
+class CancelOnDisconnect:
+    """Once it is turned on or off (0), tell the session by `mark_orders`."""
+
+    timeout_ms: int
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Logout:
+    """The client wants to go, and its orders to stay: answer, then close."""
+
     head: bytes
 
 
@@ -98,7 +115,18 @@ class Close:
     reason: str
 
 
-Outcome = Reply | Command | CancelEverywhere | Query | Subscribe | Unsubscribe | Ping | Close
+Outcome = (
+    Reply
+    | Command
+    | CancelEverywhere
+    | Query
+    | Subscribe
+    | Unsubscribe
+    | CancelOnDisconnect
+    | Ping
+    | Logout
+    | Close
+)
 
 
 def answer(head: bytes, reply: bytes) -> bytes:
@@ -124,6 +152,13 @@ class Session:
             method: f'{{"method":"{method}","account":"{account}"'.encode() for method in _COMMANDS
         }
         self._malformed_in_a_row = 0
+
+    def mark_orders(self, session: str | None) -> None:
+        """Orders carry this session from now on, or none."""
+        mark = f',"session":"{session}"' if session else ""
+        for method in _PLACING:
+            prefix = f'{{"method":"{method}","account":"{self.account}"{mark}'
+            self._prefixes[method] = prefix.encode()
 
     def receive(self, frame: bytes) -> Outcome:
         """What a text frame asks for."""
@@ -172,7 +207,9 @@ class Session:
         if isinstance(params, messages.UnsubscribeParams):
             symbols, variant = _symbols(params, head), _variant(params, head)
             return Unsubscribe(params.channel, symbols, variant, head)
-        return Ping(head)
+        if isinstance(params, messages.CancelOnDisconnectParams):
+            return CancelOnDisconnect(_timeout_ms(params, head), head)
+        return Logout(head) if isinstance(params, messages.LogoutParams) else Ping(head)
 
     def _for_book(
         self, method: str, head: bytes, params: messages.Params, raw_params: bytes
@@ -234,6 +271,7 @@ _COMMANDS: dict[str, type[Struct]] = {
     "cancel_all_orders": messages.CancelAllOrders,
     "replace_order": messages.ReplaceOrder,
     "mass_quote": messages.MassQuote,
+    "cancel_all_after": messages.CancelAllAfter,
 }
 _QUERIES: dict[str, type[Struct]] = {
     "get_book": messages.GetBook,
@@ -251,8 +289,12 @@ _QUERIES: dict[str, type[Struct]] = {
 _OWN: dict[str, type[Struct]] = {
     "subscribe": messages.SubscribeParams,
     "unsubscribe": messages.UnsubscribeParams,
+    "cancel_on_disconnect": messages.CancelOnDisconnectParams,
     "ping": messages.PingParams,
+    "logout": messages.LogoutParams,
 }
+# Commands whose orders carry the session of the connection.
+_PLACING = ("place_order", "place_order_list", "replace_order", "mass_quote")
 # Queries that are asked for the connection's own account.
 _ABOUT_ACCOUNT = frozenset({"get_order", "get_open_orders", "get_closed_orders", "get_own_trades"})
 _RESUMABLE = frozenset({Channel.TRADES, Channel.LEVEL2, Channel.LEVEL3, Channel.ORDERS})
@@ -384,6 +426,8 @@ def _tell_as_text(params: messages.Command) -> bool:
         for order in params.orders:
             _tell_expiry_as_text(order)
         params.orders, found = msgspec.json.encode(params.orders).decode(), True
+    if isinstance(params, messages.CancelAllAfter) and isinstance(params.timeout_ms, int):
+        params.timeout_ms, found = str(params.timeout_ms), True
     return found
 
 
@@ -405,6 +449,16 @@ def _with_quotes_as_text(params: messages.MassQuote) -> bytes:
     fields = _given(params)
     fields["quotes"] = msgspec.json.encode(params.quotes).decode()
     return msgspec.json.encode(fields)
+
+
+def _timeout_ms(params: messages.CancelOnDisconnectParams, head: bytes) -> int:
+    text = str(params.timeout_ms)
+    if _INTEGER.fullmatch(text.encode()) is not None:
+        timeout_ms = int(text)
+        if timeout_ms == 0 or TIMEOUT_MIN_MS <= timeout_ms <= TIMEOUT_MAX_MS:
+            return timeout_ms
+    message = "timeout_ms must be 0, or from 1000 to 86400000"
+    raise _RefusedError(head, RejectCode.INVALID_VALUE, message)
 
 
 def _check_duplicates(raw: bytes, marks_expected: int, head: bytes) -> None:

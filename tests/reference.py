@@ -47,6 +47,14 @@ status changes when the order that traded is done.
 *Expiry*: before anything else a call that may change the book lets expire what is due, also a
 limited number. Queries, define_instrument and begin_epoch expire nothing.
 
+*Timers* come next. One that has run out cancels the orders of its account, or those placed with its
+session, oldest first; then it is gone. A call carries out a limited number of timers, and cancels a
+limited number of orders by them: one that is not done stays due, and cannot be set anew. Setting
+one changes no book. An order takes a session only while that session has a timer.
+
+*As long as more is due to expire or to be canceled* than a call could do, nobody trades: no order
+is taken on or amended, nothing is triggered, reopened or uncrossed.
+
 *Amending* keeps the order's id and terms but for price and quantity. `quantity` is the new total,
 the filled part included, `remaining_quantity` what is to stay open. Where the price stays and the
 quantity shrinks the order keeps its priority. Otherwise it is taken out of its queue and comes in
@@ -73,13 +81,14 @@ which may be one of its own call.
 
 *A retry* is recognised by (account, client_order_id): the same content again gets the same reply
 again, word for word, before anything else is looked at but the shape of its fields; other content
-is refused. A cancel or amend that names its *order* by client_order_id has no id of its own: there
-only the order's last amend or cancel is recognised when repeated. validate_only is never repeated.
+is refused. (The session is the connection's, and no content.) A cancel or amend that names its
+*order* by client_order_id has no id of its own: there only the order's last amend or cancel is
+recognised when repeated. validate_only is never repeated.
 
-*Checks* come in the order: shape of the fields, retry, which order, valid_until_ms, what is still
-due (expiry, then triggered orders), status of the instrument, prices, quantities and times (where
-text that is no number is found out), whether a stop would trigger at once, price band, notional,
-open orders, post_only, number of fills, total of the level.
+*Checks* come in the order: shape of the fields, retry, which order, valid_until_ms, status of the
+instrument, what is still due (expiry, timers, triggered orders), prices, quantities and times
+(where text that is no number is found out), the session, whether a stop would trigger at once,
+price band, notional, open orders, post_only, number of fills, total of the level.
 
 Numbers are Decimals, exact by construction. The time is `now_ms`, which stands still unless it is
 set; every `timestamp_ms` here is 0, and a comparison ignores it. Every collection is searched from
@@ -111,6 +120,9 @@ QUOTES_PER_CALL_MAX = 2000
 REMAINING_COUNT_MAX = 10_000
 EXPIRED_MAX = 1000
 TRIGGERED_MAX = 1000
+TIMERS_FIRED_MAX = 1000
+CANCELED_BY_TIMERS_MAX = 1000
+TIMERS_MAX = 10_000
 TRAILING_STOPS_MAX = 1000
 DEPTH_MAX = 10_000
 DURATION_MS_MIN, DURATION_MS_MAX = 1000, 86_400_000
@@ -165,6 +177,7 @@ ENUMERATIONS = {
 PATTERNS = {
     "account": ACCOUNT,
     "stp_group": ACCOUNT,
+    "session": ACCOUNT,
     "client_order_id": CLIENT_ORDER_ID,
     "order_id": ORDER_ID,
     "cancel_order_id": ORDER_ID,
@@ -179,6 +192,7 @@ COUNTS = {
     "expire_time_ms": EXACT_MAX,
     "valid_until_ms": EXACT_MAX,
     "open_orders_max": 10_000_000,
+    "timeout_ms": DURATION_MS_MAX,
     "window_ms": DURATION_MS_MAX,
     "breaker_duration_ms": DURATION_MS_MAX,
     "events_length_max": 10_000_000,
@@ -186,7 +200,10 @@ COUNTS = {
     "book_length_max": 10_000_000,
 }
 # Values of such fields beside.
-ZEROS = {("depth", "full"), ("open_orders_max", "0"), ("breaker_duration_ms", "0")}
+ZEROS = {
+    *(("depth", "full"), ("open_orders_max", "0"), ("breaker_duration_ms", "0")),
+    ("timeout_ms", "0"),
+}
 PERCENT_DECIMALS_MAX = 4
 PERCENT_MAX = 100
 OFFSET_PERCENT_MAX = 50
@@ -207,11 +224,11 @@ FIELDS = {
         (
             "quantity", "quote_quantity", "price", "stop_price", "trailing_offset", "time_in_force",
             "expire_time_ms", "display_quantity", "post_only", "self_trade_prevention", "stp_group",
-            "protection", "validate_only", "valid_until_ms", "client_order_id",
+            "protection", "session", "validate_only", "valid_until_ms", "client_order_id",
         ),
     ),
     "place_order_list": (
-        ("account", "list_type", "orders"), ("client_order_id", "valid_until_ms"),
+        ("account", "list_type", "orders"), ("client_order_id", "session", "valid_until_ms"),
     ),
     "an order of a list": (
         ("side", "order_type"),
@@ -229,11 +246,12 @@ FIELDS = {
             "remaining_quantity", "valid_until_ms",
         ),
     ),
-    "cancel_all_orders": (("account",), ("side", "valid_until_ms")),
+    "cancel_all_orders": (("account",), ("session", "side", "valid_until_ms")),
     "mass_quote": (
         ("account", "quotes"),
-        ("post_only", "self_trade_prevention", "stp_group", "valid_until_ms"),
+        ("post_only", "self_trade_prevention", "stp_group", "session", "valid_until_ms"),
     ),
+    "cancel_all_after": (("account", "timeout_ms"), ("session", "valid_until_ms")),
     "tick": ((), ()),
     "begin_epoch": (("run_id",), ()),
     "get_book": ((), ("depth",)),
@@ -260,7 +278,7 @@ FIELDS["replace_order"] = (
 QUOTE_FIELDS = ({"side", "price", "quantity"}, {"client_order_id"})
 BATCH_METHODS = (
     *("place_order", "place_order_list", "cancel_order", "amend_order", "cancel_all_orders"),
-    *("replace_order", "mass_quote"),
+    *("replace_order", "mass_quote", "cancel_all_after"),
 )
 # The functions that first do what is due; execute does, too.
 DOES_WHAT_IS_DUE = (*BATCH_METHODS, "tick")
@@ -296,6 +314,7 @@ class Order:
     trailing_offset: str | None = None
     self_trade_prevention: str | None = None
     stp_group: str | None = None
+    session: str | None = None
     protection: Decimal | None = None
     # Whether it came by a mass quote.
     quote: bool = False
@@ -341,7 +360,10 @@ class Order:
         for name in ("price", "display_quantity", "quote_quantity", "stop_price", "protection"):
             if (number := getattr(self, name)) is not None:
                 terms[name] = text(number)
-        for name in ("expire_time_ms", "trailing_offset", "self_trade_prevention", "stp_group"):
+        for name in (
+            *("expire_time_ms", "trailing_offset", "self_trade_prevention", "stp_group"),
+            "session",
+        ):
             if (value := getattr(self, name)) is not None:
                 terms[name] = value
         if self.order_list_id is not None:
@@ -430,6 +452,9 @@ class Call:
     canceled: int = 0
     # Quotes asked for, which have a limit to the call, too.
     quotes: int = 0
+    # By timers; and whether more of them have run out than one call may carry out.
+    canceled_by_timers: int = 0
+    canceling: bool = False
     trades: list[Json] = field(default_factory=list)
     reports: dict[str, list[Json]] = field(default_factory=dict)
     topics: Json = field(default_factory=dict)
@@ -499,6 +524,8 @@ class ReferenceBook:
         self.reference_price: Decimal | None = None
         self.window_start_ms = 0
         self.reopen_ms = 0
+        # (account, session or None) -> when their orders are to be canceled.
+        self.timers: dict[tuple[str, str | None], int] = {}
         # (account, client_order_id) -> the command that had this id of its own.
         self.remembered: dict[tuple[str, str], Remembered] = {}
         # order_id -> the order's last amend or cancel.
@@ -650,6 +677,8 @@ class ReferenceBook:
 
     def _carry_on(self, call: Call) -> None:
         """Reopens what the breaker has closed for a while."""
+        if call.expiring or call.canceling:
+            return
         if self.reopen_ms and self.now_ms >= self.reopen_ms:
             self.reopen_ms = 0
             if self.instrument["status"] == "auction":
@@ -799,6 +828,7 @@ class ReferenceBook:
     def _do_what_is_due(self, call: Call) -> None:
         self._expire(call)
         if self.instrument:
+            self._fire_timers(call)
             self._carry_on(call)
             self._cascade(call)
 
@@ -815,6 +845,39 @@ class ReferenceBook:
             call.expired += 1
             remaining = text(order.remaining)
             call.report(order.account, "expired", **order.terms(), remaining_quantity=remaining)
+
+    def _fire_timers(self, call: Call) -> None:
+        due = [
+            (time_ms, f"{account} {session or ''}".rstrip(), account, session)
+            for (account, session), time_ms in self.timers.items()
+            if time_ms <= self.now_ms
+        ]
+        due.sort(key=lambda found: found[:2])
+        call.canceling = len(due) > TIMERS_FIRED_MAX
+        for _, _, account, session in due[:TIMERS_FIRED_MAX]:
+            reason = "cancel_all_after" if session is None else "disconnected"
+            count = CANCELED_BY_TIMERS_MAX - call.canceled_by_timers
+            whose = {"account": account, **({} if session is None else {"session": session})}
+            canceled, left = self._cancel_open(call, whose, count, reason)
+            call.canceled_by_timers += len(canceled)
+            if left:
+                call.canceling = True
+                return
+            del self.timers[account, session]
+
+    def _cancel_open(
+        self, call: Call, whose: Mapping[str, str], count: int, reason: str
+    ) -> tuple[list[Order], list[Order]]:
+        """Of the orders with these terms those that are canceled, the oldest, and those left."""
+        orders = [
+            order
+            for order in sorted(self.orders, key=lambda order: order.order_id)
+            if all(getattr(order, name) == value for name, value in whose.items())
+        ]
+        for order in orders[:count]:
+            self._end(order)
+            self._report_canceled(call, order, reason)
+        return orders[:count], orders[count:]
 
     def _cascade(self, call: Call) -> None:
         """Runs what the latest trades trigger, and what that triggers, in turn."""
@@ -837,6 +900,8 @@ class ReferenceBook:
             self.agenda.pop(0)
 
     def _may_trigger(self, call: Call) -> bool:
+        if call.expiring or call.canceling:
+            return False
         return self._is_trading() and call.triggered < TRIGGERED_MAX
 
     def _is_trading(self) -> bool:
@@ -924,9 +989,13 @@ class ReferenceBook:
     def _tick(self, call: Call, _: Mapping[str, str]) -> Json:
         reply = {
             "expired_count": call.expired,
+            "canceled_count": call.canceled_by_timers,
             "triggered_count": call.triggered,
             "pending": (
-                call.expiring or self.uncrossing or (bool(self.agenda) and self._is_trading())
+                call.expiring
+                or call.canceling
+                or self.uncrossing
+                or (bool(self.agenda) and self._is_trading())
             ),
         }
         return self._with_latest_sequence(call, reply)
@@ -994,10 +1063,13 @@ class ReferenceBook:
             trailing_offset=fields.get("trailing_offset"),
             self_trade_prevention=fields.get("self_trade_prevention"),
             stp_group=fields.get("stp_group"),
+            session=fields.get("session"),
             protection=Decimal(fields["protection"]) if "protection" in fields else None,
             waiting=fields["order_type"] in STOP_TYPES,
         )
         self._set_numbers(order, fields)
+        if order.session is not None and (order.account, order.session) not in self.timers:
+            raise RejectedError("SESSION_NOT_ARMED")
         return order
 
     def _set_numbers(self, order: Order, fields: Mapping[str, str]) -> None:
@@ -1247,6 +1319,8 @@ class ReferenceBook:
             raise RejectedError("UNCROSSING")
         if call.expiring:
             raise RejectedError("EXPIRING")
+        if call.canceling:
+            raise RejectedError("CANCELING")
         if self.agenda and self._is_trading():
             raise RejectedError("TRIGGERS_PENDING")
 
@@ -1742,18 +1816,11 @@ class ReferenceBook:
 
     def _cancel_all_orders(self, call: Call, fields: Mapping[str, str]) -> Json:
         self._check_in_time(fields)
-        mine = [
-            order
-            for order in self.orders
-            if order.account == fields["account"] and order.side == fields.get("side", order.side)
-        ]
-        mine.sort(key=lambda order: order.order_id)
+        names = fields.keys() & {"account", "session", "side"}
+        whose = {name: fields[name] for name in names}
         count = CANCELED_MAX - call.canceled
-        canceled, left = mine[:count], mine[count:]
+        canceled, left = self._cancel_open(call, whose, count, "cancel_all")
         call.canceled += len(canceled)
-        for order in canceled:
-            self._end(order)
-            self._report_canceled(call, order, "cancel_all")
         reply = {
             "account": fields["account"],
             "canceled_order_ids": [str(order.order_id) for order in canceled],
@@ -1761,6 +1828,21 @@ class ReferenceBook:
             "remaining_count": min(len(left), REMAINING_COUNT_MAX),
             "timestamp_ms": 0,
         }
+        return self._with_latest_sequence(call, reply)
+
+    def _cancel_all_after(self, call: Call, fields: Mapping[str, str]) -> Json:
+        self._check_in_time(fields)
+        whose = (fields["account"], fields.get("session"))
+        timeout_ms = int(fields["timeout_ms"])
+        if self.timers.get(whose, EXACT_MAX) <= self.now_ms:
+            raise RejectedError("CANCELING")
+        if timeout_ms and whose not in self.timers and len(self.timers) >= TIMERS_MAX:
+            raise RejectedError("TOO_MANY_TIMERS")
+        self.timers.pop(whose, None)
+        reply: Json = {name: fields[name] for name in ("account", "session") if name in fields}
+        reply |= {"timeout_ms": timeout_ms, "timestamp_ms": 0}
+        if timeout_ms:
+            self.timers[whose] = reply["cancel_time_ms"] = self.now_ms + timeout_ms
         return self._with_latest_sequence(call, reply)
 
     @staticmethod
@@ -2173,8 +2255,8 @@ def notional_number(value: str, instrument: Json) -> Decimal:
 
 
 def normal(fields: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The content of a command: its fields, in whatever order they came."""
-    return sorted(fields.items())
+    """The content of a command: its fields, in whatever order they came, but for the session."""
+    return sorted((name, value) for name, value in fields.items() if name != "session")
 
 
 def rejected(code: str, fields: Mapping[str, Any]) -> Json:
@@ -2239,7 +2321,7 @@ def check_shape(function: str, fields: Mapping[str, str]) -> None:
 def check_value(name: str, value: str) -> None:
     if name in COUNTS:
         fits = bool(ORDER_ID.fullmatch(value)) and int(value) <= COUNTS[name]
-        if name in {"window_ms", "breaker_duration_ms"}:
+        if name in {"window_ms", "breaker_duration_ms", "timeout_ms"}:
             fits = fits and int(value) >= DURATION_MS_MIN
         fits = fits or (name, value) in ZEROS
     elif name in ENUMERATIONS:
@@ -2304,7 +2386,8 @@ def read_list(fields: Mapping[str, str]) -> list[dict[str, str]]:
     for one in found:
         member = texts(one)
         check_shape("an order of a list", member)
-        members.append({**member, "account": fields["account"]})
+        lists_own = {name: fields[name] for name in ("account", "session") if name in fields}
+        members.append({**member, **lists_own})
     check_list(fields["list_type"], members)
     for member in members:
         member.setdefault("quantity", members[0].get("quantity", ""))

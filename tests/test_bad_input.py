@@ -59,6 +59,13 @@ def place_in_batch(book: Book, **changes: Any) -> Json:
     return reply
 
 
+# Text that is no timeout of a timer: 0, or from a second to a day.
+NO_TIMEOUTS = (
+    "", " ", "-1", "-0", "+1000", "00", "1", "999", "0999", "01000", "1000.0", "1e3", "0x3e8",
+    "86400001", "9" * 30, " 1000", "1000 ", "x", "١٠٠٠",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("field", ["price", "quantity"])
 def test_text_that_is_no_number_is_refused(busy: Book, field: str) -> None:
     for text in NO_NUMBERS:
@@ -140,6 +147,31 @@ def test_text_that_is_no_time_is_refused(busy: Book) -> None:
             ("cancel_all_orders", {}),
         ):
             assert_rejected(busy.ask(function, **late, **fields), "INVALID_VALUE")
+
+
+def test_text_that_is_no_timeout_is_refused(busy: Book) -> None:
+    for text in NO_TIMEOUTS:
+        fields = {"account": "alice", "timeout_ms": text}
+        assert_rejected(busy.ask("cancel_all_after", **fields), "INVALID_VALUE")
+        (reply,) = busy.execute({"method": "cancel_all_after", **fields})
+        assert_rejected(reply, "INVALID_VALUE")
+    number = {"method": "cancel_all_after", "account": "alice", "timeout_ms": 1000}
+    assert_rejected(busy.execute(number)[0], "WRONG_TYPE")
+
+
+def test_text_that_is_no_session_is_refused(busy: Book) -> None:
+    for text in (*NO_NAMES, "a:b"):
+        assert_rejected(place(busy, session=text), "INVALID_VALUE")
+        assert_rejected(place_in_batch(busy, session=text), "INVALID_VALUE")
+        for function in ("cancel_all_after", "cancel_all_orders"):
+            timeout = {"timeout_ms": "1000"} if function == "cancel_all_after" else {}
+            reply = busy.ask(function, account="alice", session=text, **timeout)
+            assert_rejected(reply, "INVALID_VALUE")
+
+
+def test_session_without_a_timer_is_refused(busy: Book) -> None:
+    assert_rejected(place(busy, session="s1"), "SESSION_NOT_ARMED")
+    assert_rejected(place_in_batch(busy, session="s1", validate_only="true"), "SESSION_NOT_ARMED")
 
 
 def test_numbers_off_the_grid_are_refused(busy: Book) -> None:
@@ -445,6 +477,7 @@ def test_unknown_symbol_is_refused(new_book: NewBook) -> None:
         ("get_trades", {}),
         ("get_instrument", {}),
         ("verify_book", {}),
+        ("cancel_all_after", {"account": "alice", "timeout_ms": "1000"}),
     ):
         assert_rejected(book.ask(function, **fields), "UNKNOWN_SYMBOL")
     order = json.dumps({"method": "place_order", **ORDER})
@@ -464,6 +497,7 @@ FUNCTIONS = {
     "mass_quote": ["account", "alice", "quotes", "[]"],
     "get_closed_orders": ["account", "alice"],
     "get_own_trades": ["account", "alice"],
+    "cancel_all_after": ["account", "alice", "timeout_ms", "1000"],
     "execute": [json.dumps({"method": "place_order", **ORDER})],
     "tick": [],
     "publish_book": [],

@@ -92,7 +92,7 @@ def test_help_of_every_command_names_its_environment_variables() -> None:
             yield command, path
 
     commands = list(walk(cli.cli, ()))
-    assert len(commands) == 25
+    assert len(commands) == 26
     for command, path in commands:
         # Wide enough for the longest name; in a narrow terminal it is folded.
         result = CliRunner().invoke(
@@ -403,6 +403,22 @@ def test_tick_does_what_is_due_in_every_book(orderbook: Orderbook) -> None:
     assert (row["symbol"], row["expired_count"], row["pending"]) == (SYMBOL, 0, False)
     assert "expired_count" in orderbook("tick").stdout
     assert orderbook("tick", "NONE").exit_code == cli.EXIT_REJECTED
+
+
+def test_timers_are_wound_up_and_stopped(orderbook: Orderbook) -> None:
+    define(orderbook)
+    timer = ("order", "cancel-all-after", SYMBOL, "--account", "alice")
+    assert "cancel_time_ms" in orderbook.json(*timer, "--timeout-ms", "60000")
+    assert "cancel_time_ms" not in orderbook.json(*timer, "--timeout-ms", "0")
+    session = ("--session", "s1")
+    assert orderbook.json(*timer, "--timeout-ms", "1000", *session)["session"] == "s1"
+    assert orderbook.json(*place("buy", "1", "1"), *session)["session"] == "s1"
+    orderbook.json(*place("buy", "1", "1"))
+    wait_until(lambda: orderbook.json("tick")[0]["canceled_count"] == 1, "the timer has run out")
+    assert orderbook(*timer, "--timeout-ms", "1").exit_code == cli.EXIT_REJECTED
+    cancel_all = ("order", "cancel-all", SYMBOL, "--account", "alice")
+    assert orderbook.json(*cancel_all, *session)["canceled_count"] == 0
+    assert orderbook.json(*cancel_all)["canceled_count"] == 1
 
 
 def test_rejected_command_says_why_and_returns_one(orderbook: Orderbook) -> None:

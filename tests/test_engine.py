@@ -97,6 +97,8 @@ async def test_every_function_has_a_method(exchange: Engine, symbol: str) -> Non
     assert (await exchange.get_instrument(symbol))["open_orders"] == 1
     assert (await exchange.publish_book(symbol))["published"] is True
     assert (await exchange.tick(symbol))["pending"] is False
+    timer = await exchange.cancel_all_after(symbol, account="alice", timeout_ms=60_000)
+    assert timer["cancel_time_ms"] == timer["timestamp_ms"] + 60_000
     assert (await exchange.begin_epoch(symbol))["epoch"] == 2
     assert (await exchange.verify_book(symbol))["verified"] is True
     assert (await exchange.library_version())["library"] == "orderbook"

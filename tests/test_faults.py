@@ -72,6 +72,8 @@ QUERIES = (
     "verify_book",
 )  # fmt: skip
 
+# What a command on timers alone writes first, in place of a stream.
+TIMERS = "timers"
 NOON_MS = 1_800_000_000_000
 
 Run = Callable[[Book], Any]
@@ -79,7 +81,8 @@ Run = Callable[[Book], Any]
 
 @dataclass(frozen=True)
 class Case:
-    """A command on a book that is prepared for it; `stream` gets its first write."""
+    """A command on a book that is prepared for it; `stream` gets its first write. A timer alone is
+    told to nobody: it is first counted in the book's own hash."""
 
     run: Run
     prepare: Run
@@ -123,6 +126,31 @@ def due_to_expire(book: Book) -> None:
     until = {"time_in_force": "gtd", "expire_time_ms": str(NOON_MS + 1000)}
     book.limit("erin", "buy", "5", "97", client_order_id="e0", **until)
     book.limit("alice", "sell", "5", "101", display_quantity="2", **until)
+    clock.set_clock(book.client, NOON_MS + 1000)
+
+
+def arm_timers(book: Book) -> None:
+    """Timers of an account and of a session, which are about to run out."""
+    clock.set_clock(book.client, NOON_MS)
+    populate(book)
+    book.ask("cancel_all_after", account="alice", timeout_ms="1000")
+    book.ask("cancel_all_after", account="erin", session="s1", timeout_ms="1000")
+    book.ask("cancel_all_after", account="zoe", timeout_ms="5000")
+    book.limit("erin", "buy", "5", "97", client_order_id="e0", session="s1")
+    book.limit("erin", "sell", "5", "103", display_quantity="2", session="s1")
+    clock.set_clock(book.client, NOON_MS + 999)
+
+
+def let_run_out(book: Book) -> None:
+    arm_timers(book)
+    clock.set_clock(book.client, NOON_MS + 1000)
+
+
+def let_run_out_in_vain(book: Book) -> None:
+    """A timer of an account without orders."""
+    arm_timers(book)
+    book.ask("cancel_all_orders", account="alice")
+    book.ask("cancel_all_orders", account="erin")
     clock.set_clock(book.client, NOON_MS + 1000)
 
 
@@ -272,6 +300,17 @@ def batch(book: Book) -> list[Json]:
     return [comparable(reply) for reply in replies]
 
 
+def arm_and_place(book: Book) -> list[Json]:
+    replies = book.execute(
+        {"method": "cancel_all_after", "account": "erin", "session": "s1", "timeout_ms": "5000"},
+        {
+            "method": "place_order", "account": "erin", "side": "buy", "order_type": "limit",
+            "quantity": "7", "price": "101", "session": "s1",
+        },
+    )  # fmt: skip
+    return [{**comparable(reply), "cancel_time_ms": 0} for reply in replies]
+
+
 OCO = json.dumps(
     [
         {"side": "sell", "order_type": "limit", "price": "103", "quantity": "2"},
@@ -322,6 +361,31 @@ CASES: Mapping[str, Case] = {
     "refuse_and_expire": Case(ask("cancel_order", order_id="77"), due_to_expire),
     "tick": Case(ask("tick"), populate, stream=None),
     "tick_and_expire": Case(ask("tick"), due_to_expire),
+    "cancel_all_after": Case(
+        ask("cancel_all_after", account="bob", timeout_ms="1000"), arm_timers, stream=TIMERS
+    ),
+    "cancel_all_after_of_session": Case(
+        ask("cancel_all_after", account="erin", session="s2", timeout_ms="1000"),
+        arm_timers,
+        stream=TIMERS,
+    ),
+    "stop_timer": Case(
+        ask("cancel_all_after", account="zoe", timeout_ms="0"), arm_timers, stream=TIMERS
+    ),
+    "arm_timer_and_fire": Case(
+        ask("cancel_all_after", account="alice", timeout_ms="1000"), let_run_out
+    ),
+    "place_with_session": Case(
+        order("erin", "buy", "12", price="102", session="s1", client_order_id="e1"), arm_timers
+    ),
+    "trade_with_session": Case(order("zoe", "sell", "20", price="97"), arm_timers),
+    "cancel_all_of_session": Case(
+        ask("cancel_all_orders", account="erin", session="s1"), arm_timers
+    ),
+    "tick_and_fire": Case(ask("tick"), let_run_out),
+    "tick_and_fire_in_vain": Case(ask("tick"), let_run_out_in_vain, stream=TIMERS),
+    "place_and_fire": Case(order("erin", "buy", "12", price="102"), let_run_out),
+    "execute_arm_and_place": Case(arm_and_place, populate),
     "place_stop": Case(
         order("erin", "buy", "3", order_type="stop", stop_price="105", client_order_id="e1"),
         populate,
@@ -413,6 +477,7 @@ WRITE_FUNCTIONS: Mapping[str, Run] = {
     "cancel_all_orders": ask("cancel_all_orders", account="bob"),
     "replace_order": replace("bob", "2", side="sell", price="104", quantity="1"),
     "mass_quote": ask("mass_quote", account="bob", quotes=QUOTES),
+    "cancel_all_after": ask("cancel_all_after", account="bob", timeout_ms="1000"),
     "execute": lambda book: book.execute({"method": "cancel_all_orders", "account": "bob"}),
 }
 
@@ -487,6 +552,9 @@ def test_reads_come_before_writes_and_the_stream_entry_first(
         assert not any(book_writes)
         return
     first = next(call for call in made if call.writes)
+    if case.stream == TIMERS:
+        assert (first.command, first.key) == ("HSET", book.key)
+        return
     assert (first.command, first.key) == ("XADD", book.stream_key(case.stream))
 
 
@@ -577,6 +645,23 @@ def test_half_written_publication_is_made_up_for_later(
         arm(book.client, 0)
         # The published book is a copy: the book itself is unharmed, and trades on.
         book.state_hash()
+        assert book.limit("zoe", "buy", "1", "50")["status"] == "open"
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].stream == TIMERS])
+def test_half_written_timer_is_named_and_the_book_trades_on(
+    prepared: Callable[[Case], Book], name: str
+) -> None:
+    case = CASES[name]
+    _, made = run_recorded(prepared(case), case)
+    first = next(i for i, call in enumerate(made) if call.writes)
+    for at in range(first + 2, len(made) + 1):
+        book = prepared(case)
+        arm(book.client, at)
+        with pytest.raises(ResponseError):
+            case.run(book)
+        arm(book.client, 0)
+        assert book.violations() == ["TIMERS_MISMATCH"]
         assert book.limit("zoe", "buy", "1", "50")["status"] == "open"
 
 

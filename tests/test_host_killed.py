@@ -294,3 +294,89 @@ async def test_a_host_ends_though_a_client_does_not_answer(server: Server) -> No
         assert host.status() == 0
         assert time.monotonic() - started < EXIT_TIMEOUT_S
         writer.close()
+
+
+# ---- cancel on disconnect
+
+CONNECTIONS = 100
+GUARD_TIMEOUT_MS = 3000
+# A tick of some host: each ticks every book twice a second, and what a busy machine adds.
+TICK_AND_SLACK_S = 1.5
+
+
+async def test_a_killed_hosts_connections_lose_their_orders_in_time_and_nobody_else(
+    server: Server,
+) -> None:
+    """Some of the accounts have a connection at the other host too, which keeps its orders; one
+    has wound up the dead man's switch itself."""
+    books = (SYMBOL, "K2")
+    with host_process(server) as doomed, host_process(server) as other:
+        async with engine_of(server) as engine, contextlib.AsyncExitStack() as clients:
+            await engine.define_instrument("K2", **RULES)
+            for number in range(CONNECTIONS):
+                client = await clients.enter_async_context(_client(doomed, f"a{number}"))
+                await client.ask("cancel_on_disconnect", timeout_ms=GUARD_TIMEOUT_MS)
+                await _rest_on(client, books)
+            # Those who did not ask for it, and those who are elsewhere.
+            plain = await clients.enter_async_context(_client(doomed, "plain"))
+            await _rest_on(plain, books)
+            for number in range(0, CONNECTIONS, 10):
+                client = await clients.enter_async_context(_client(other, f"a{number}"))
+                await client.ask("cancel_on_disconnect", timeout_ms=GUARD_TIMEOUT_MS)
+                await _rest_on(client, books)
+            kept = 1 + CONNECTIONS // 10
+            # Longer than a timeout: who lives is not canceled.
+            await asyncio.sleep(GUARD_TIMEOUT_MS / 1000 + 1)
+            switch = await clients.enter_async_context(_client(doomed, "switch"))
+            await _rest_on(switch, books)
+            for symbol in books:
+                await switch.ask("cancel_all_after", symbol=symbol, timeout_ms=GUARD_TIMEOUT_MS)
+            assert await _open_orders(engine, books) == [CONNECTIONS + 1 + kept] * 2
+            doomed.signal(signal.SIGKILL)
+            killed_at = time.monotonic()
+            await _until_open(engine, books, kept)
+            took_s = time.monotonic() - killed_at
+            assert took_s < GUARD_TIMEOUT_MS / 1000 + TICK_AND_SLACK_S
+            await asyncio.sleep(GUARD_TIMEOUT_MS / 1000)
+            assert await _open_orders(engine, books) == [kept, kept]
+            for symbol in books:
+                assert len(await _own(engine, symbol, "plain")) == 1
+                assert len(await _own(engine, symbol, "a0")) == 1
+                assert await _own(engine, symbol, "a1") == []
+                assert (await engine.verify_book(symbol))["verified"] is True
+                _check_reasons(server, symbol)
+
+
+@contextlib.asynccontextmanager
+async def _client(host: HostProcess, account: str) -> AsyncIterator[Client]:
+    async with connected(host.port, account) as client:
+        yield client
+
+
+async def _rest_on(client: Client, books: tuple[str, ...]) -> None:
+    for symbol in books:
+        assert (await client.limit(symbol, "buy", "1", "1"))["status"] == "open"
+
+
+async def _open_orders(engine: Engine, books: tuple[str, ...]) -> list[int]:
+    return [(await engine.get_instrument(symbol))["open_orders"] for symbol in books]
+
+
+async def _until_open(engine: Engine, books: tuple[str, ...], count: int) -> None:
+    async with asyncio.timeout(START_TIMEOUT_S):
+        # What changes is Redis'.
+        while await _open_orders(engine, books) != [count] * len(books):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def _own(engine: Engine, symbol: str, account: str) -> list[Json]:
+    reply = await engine.get_open_orders(symbol, account=account)
+    orders: list[Json] = reply["orders"]
+    return orders
+
+
+def _check_reasons(server: Server, symbol: str) -> None:
+    events = server.client.xrange(f"orderbook:{{main}}:{symbol}:events")
+    reports = [report for _, topics in events for report in _reports(topics)]
+    reasons = Counter(report["reason"] for report in reports if report["event"] == "canceled")
+    assert reasons == {"disconnected": CONNECTIONS, "cancel_all_after": 1}

@@ -21,6 +21,10 @@ A scenario is read top to bottom. `#` begins a comment. An unindented line says 
                                               each of the two is tried
     alice quotes buy 5 @ 99, sell 5 @ 101     a mass_quote; `quotes nothing` withdraws all.
                                               post_only, stp, group at its end are about all of it
+    alice cancels everything of s1            of what she placed with the session s1
+    alice arms 60                             cancel_all_after: her timer runs out in 60 seconds
+    alice arms 60 of s1                       the same for her session s1
+    alice disarms                             `of s1` likewise
     batch                                     the indented lines below are one `execute`
     1000 times alice buy 1 @ 90               the same over and over, each time accepted
 
@@ -32,6 +36,7 @@ Orders can be told more:
     bob buy 5 market protection 5%
     bob buy 5 @ 100 stp cancel_maker group g1
     bob buy 5 @ 100 validate_only
+    bob buy 5 @ 100 of s1                     placed with the session s1
     carol sell stop 5 at 98                   an order that waits for a trade at 98;
     carol sell stop_limit 5 at 98 @ 97.5      take_profit and take_profit_limit likewise
     carol sell trailing 5 by 2%
@@ -48,7 +53,9 @@ line says what comes of it:
     → canceled 1 2                            of `cancels everything`, and first of `quotes`
     → list 1                                  of an order list, then each of its orders;
     → 2 dormant 5 left                        one that is not armed yet
-    → 2 expired 0 triggered                   of tick, with ` pending` behind where more is due
+    → 2 expired 0 triggered                   of tick, with ` pending` behind where more is due,
+                                              and before that ` 3 canceled` where timers did so
+    → armed until 1560                        of a timer; or `→ disarmed`
     → the same reply again                    word for word what the same command got before
     trade 2 @ 100 with 1                      each fill, in order, and its maker's order_id
 
@@ -387,10 +394,8 @@ def _parse_timeless(line: str) -> Json:
         key = "cancel_order_id" if named.startswith("#") else "cancel_client_order_id"
         order = _parse_order(account, side, terms)
         return {**order, "method": "replace_order", key: named.removeprefix("#")}
-    if rest[:1] == ["everything"]:
-        assert verb == "cancels", line
-        fields = dict(zip(("side",), rest[1:], strict=False))
-        return {"method": "cancel_all_orders", "account": account, **fields}
+    if verb in {"arms", "disarms"} or rest[:1] == ["everything"]:
+        return _parse_about_all(account, verb, rest)
     named, *terms = rest
     command: Json = {"method": {"cancels": "cancel_order", "amends": "amend_order"}[verb]}
     command["account"] = account
@@ -413,6 +418,19 @@ def _parse_quotes(account: str, said: str) -> Json:
 
 
 QUOTE_FIELDS = ("side", "price", "quantity", "client_order_id")
+
+
+def _parse_about_all(account: str, verb: str, rest: list[str]) -> Json:
+    """A command about all orders of an account, or of one side or one of its sessions."""
+    command: Json = {"method": "cancel_all_orders", "account": account}
+    if verb != "cancels":
+        timeout_ms = str(round(float(rest[0]) * 1000)) if verb == "arms" else "0"
+        command = {"method": "cancel_all_after", "account": account, "timeout_ms": timeout_ms}
+    elif len(rest) % 2 == 0:
+        command["side"] = rest[1]
+    return command | ({"session": rest[-1]} if rest[-2:-1] == ["of"] else {})
+
+
 # A word of an order → the field that the next word is the value of.
 FIELDS = {
     "as": "client_order_id",
@@ -421,6 +439,7 @@ FIELDS = {
     "display": "display_quantity",
     "for": "quote_quantity",
     "group": "stp_group",
+    "of": "session",
     "stp": "self_trade_prevention",
 }
 LIST_TYPES = ("oco", "oto", "bracket")
@@ -459,8 +478,8 @@ def _parse_order(account: str, side: str, rest: list[str]) -> Json:
 
 def _parse_list(account: str, list_type: str, rest: list[str]) -> Json:
     fields: Json = {"method": "place_order_list", "account": account, "list_type": list_type}
-    if rest[0] == "as":
-        fields["client_order_id"], *rest = rest[1:]
+    while rest[0] in {"as", "of"}:
+        fields[FIELDS[rest[0]]], *rest = rest[1:]
     orders = []
     for part in " ".join(rest).split(";"):
         side, *terms = part.split()
@@ -498,11 +517,9 @@ def told(reply: Json) -> list[str]:
         return [f"→ rejected {reply['code']}"]
     if reply.get("status") == "valid":
         return [f"→ valid {reply['fill_quantity']} fill"]
-    if "canceled_order_ids" in reply:
-        return [" ".join(["→ canceled", *reply["canceled_order_ids"]])]
-    if "expired_count" in reply:
-        counts = f"→ {reply['expired_count']} expired {reply['triggered_count']} triggered"
-        return [counts + (" pending" if reply["pending"] else "")]
+    for name, teller in TOLD_BY_FIELD.items():
+        if name in reply:
+            return [teller(reply)]
     status = reply["status"] if reply.get("armed", True) else "dormant"
     order = f"→ {reply['order_id']} {status} {reply['remaining_quantity']} left"
     fills = [
@@ -511,6 +528,25 @@ def told(reply: Json) -> list[str]:
     ]
     return [order, *fills]
 
+
+def _told_tick(reply: Json) -> str:
+    counts = f"→ {reply['expired_count']} expired {reply['triggered_count']} triggered"
+    canceled = f" {reply['canceled_count']} canceled" if reply["canceled_count"] else ""
+    return counts + canceled + (" pending" if reply["pending"] else "")
+
+
+def _told_timer(reply: Json) -> str:
+    if "cancel_time_ms" not in reply:
+        return "→ disarmed"
+    return f"→ armed until {(reply['cancel_time_ms'] - BEGINNING_MS) / 1000:g}"
+
+
+# What a reply that is not about an order has alone → how it is told.
+TOLD_BY_FIELD = {
+    "canceled_order_ids": lambda reply: " ".join(["→ canceled", *reply["canceled_order_ids"]]),
+    "expired_count": _told_tick,
+    "timeout_ms": _told_timer,
+}
 
 TOLD_EVENTS = ("expired", "refreshed", "decremented", "triggered", "armed")
 # Reasons that the status of a reply tells already.

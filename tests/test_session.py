@@ -13,8 +13,10 @@ from orderbook.messages import Channel, RejectCode
 from orderbook.session import (
     MALFORMED_FRAMES_MAX,
     CancelEverywhere,
+    CancelOnDisconnect,
     Close,
     Command,
+    Logout,
     Outcome,
     Ping,
     Query,
@@ -148,6 +150,8 @@ TIMES = [
     ("amend_order", {"symbol": "X", "order_id": "3", "stop_price": "98"}, "valid_until_ms"),
     ("cancel_order", {"symbol": "X", "order_id": "3"}, "valid_until_ms"),
     ("cancel_all_orders", {"symbol": "X"}, "valid_until_ms"),
+    ("cancel_all_after", {"symbol": "X", "timeout_ms": 0}, "valid_until_ms"),
+    ("cancel_all_after", {"symbol": "X"}, "timeout_ms"),
 ]
 
 
@@ -341,6 +345,64 @@ def test_instruments_and_heartbeat_need_no_symbols() -> None:
     assert isinstance(receive(frame("subscribe", {"channel": "instruments"})), Subscribe)
     assert isinstance(receive(frame("subscribe", {"channel": "heartbeat"})), Subscribe)
     assert isinstance(receive(frame("unsubscribe", {"channel": "heartbeat"})), Unsubscribe)
+
+
+@pytest.mark.parametrize("timeout_ms", [0, 1000, 86_400_000, "0", "30000"])
+def test_cancel_on_disconnect_tells_its_timeout(timeout_ms: int | str) -> None:
+    outcome = receive(frame("cancel_on_disconnect", {"timeout_ms": timeout_ms}))
+    assert isinstance(outcome, CancelOnDisconnect)
+    assert outcome.timeout_ms == int(timeout_ms)
+
+
+@pytest.mark.parametrize(
+    "timeout_ms", [1, 999, 86_400_001, -1000, "", "x", "1e4", "01000", "1000.0", " 1000", "9" * 30]
+)
+def test_a_timeout_that_is_none_is_refused(timeout_ms: int | str) -> None:
+    data = frame("cancel_on_disconnect", {"timeout_ms": timeout_ms})
+    assert code(data) == RejectCode.INVALID_VALUE
+
+
+@pytest.mark.parametrize("timeout_ms", [1000.5, True, None, [], {}])
+def test_a_timeout_of_another_type_is_refused(timeout_ms: Any) -> None:
+    assert code(frame("cancel_on_disconnect", {"timeout_ms": timeout_ms})) == RejectCode.WRONG_TYPE
+    params = {"symbol": "X", "timeout_ms": timeout_ms}
+    assert code(frame("cancel_all_after", params)) == RejectCode.WRONG_TYPE
+
+
+def test_cancel_on_disconnect_needs_a_timeout_and_is_about_no_book() -> None:
+    assert code(frame("cancel_on_disconnect", {})) == RejectCode.MISSING_FIELD
+    params = {"timeout_ms": 1000, "symbol": "X"}
+    assert code(frame("cancel_on_disconnect", params)) == RejectCode.UNKNOWN_FIELD
+
+
+def test_orders_carry_the_session_while_they_are_marked() -> None:
+    session = Session("alice")
+
+    def payload(method: str, params: dict[str, str]) -> Any:
+        outcome = session.receive(frame(method, params))
+        assert isinstance(outcome, Command)
+        return json.loads(outcome.payload)
+
+    session.mark_orders("s1")
+    assert payload("place_order", LIMIT_ORDER)["session"] == "s1"
+    assert "session" not in payload("cancel_all_orders", {"symbol": "X"})
+    assert "session" not in payload("cancel_all_after", {"symbol": "X", "timeout_ms": "0"})
+    session.mark_orders(None)
+    assert "session" not in payload("place_order", LIMIT_ORDER)
+
+
+@pytest.mark.parametrize("method", ["place_order", "cancel_all_orders", "cancel_all_after"])
+def test_a_session_is_no_field_of_a_client(method: str) -> None:
+    params = {"symbol": "X", "session": "s1"}
+    if method == "place_order":
+        params |= LIMIT_ORDER
+    assert code(frame(method, params)) == RejectCode.UNKNOWN_FIELD
+
+
+def test_logout_takes_no_params() -> None:
+    assert isinstance(receive(frame("logout")), Logout)
+    assert isinstance(receive(frame("logout", {})), Logout)
+    assert code(frame("logout", {"now": True})) == RejectCode.UNKNOWN_FIELD
 
 
 def test_ping_takes_no_params_or_empty_ones() -> None:

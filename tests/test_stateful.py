@@ -83,9 +83,14 @@ prevention = _merged(
 )
 in_time = _sometimes(12, valid_until_ms=(-1, 0, 0, 1000))
 seldom = _merged(_sometimes(12, validate_only=("true", "true", "false")), in_time)
+in_session = _sometimes(4, session=("s1", "s1", "s2"))
 protection = _sometimes(3, protection=("0.4", "0.5", "1"))
 anything = _merged(
-    st.fixed_dictionaries({"account": accounts, "side": sides}), own_names, prevention, seldom
+    st.fixed_dictionaries({"account": accounts, "side": sides}),
+    own_names,
+    prevention,
+    seldom,
+    in_session,
 )
 amount = st.fixed_dictionaries({"quantity": quantities})
 money = st.fixed_dictionaries(
@@ -188,7 +193,7 @@ placed = [place, place, place, place, place_iceberg, place_iceberg, place_post_o
 placed += [place_market, place_market, place_by_quote]
 placed += [place_stop, place_stop, place_stop_limit, place_stop_limit, place_trailing_stop]
 placing = _method("place_order", st.one_of(placed))
-LIST_FIELDS = ("account", "validate_only", "valid_until_ms")
+LIST_FIELDS = ("account", "session", "validate_only", "valid_until_ms")
 
 
 def _member(order: st.SearchStrategy[Json], *without: str) -> st.SearchStrategy[Json]:
@@ -234,6 +239,7 @@ listing = st.one_of(
                     {"account": accounts, "list_type": st.just(list_type), "orders": orders}
                 ),
                 own_names,
+                in_session,
                 in_time,
             ),
         )
@@ -242,11 +248,9 @@ listing = st.one_of(
 )
 amending = _method("amend_order", _merged(naming, new_terms, in_time))
 canceling = _method("cancel_order", _merged(naming, in_time))
+whose = _merged(st.fixed_dictionaries({"account": accounts}), in_session)
 canceling_all = _method(
-    "cancel_all_orders",
-    _merged(
-        st.fixed_dictionaries({"account": accounts}), _sometimes(3, side=("buy", "sell")), in_time
-    ),
+    "cancel_all_orders", _merged(whose, _sometimes(3, side=("buy", "sell")), in_time)
 )
 replacing = _method(
     "replace_order",
@@ -263,9 +267,15 @@ quoting = _method(
     _merged(
         st.fixed_dictionaries({"account": accounts, "quotes": quotes}),
         prevention,
+        in_session,
         in_time,
         _sometimes(3, post_only=("true", "false")),
     ),
+)
+timeouts = st.sampled_from(("1000", "2000", "5000", "60000", "86400000", "0"))
+arming = _method(
+    "cancel_all_after",
+    _merged(whose, st.fixed_dictionaries({"timeout_ms": timeouts}), in_time),
 )
 commands = st.one_of(
     [placing] * 7
@@ -274,7 +284,8 @@ commands = st.one_of(
     + [replacing] * 3
     + [quoting] * 2
     + [canceling] * 2
-    + [canceling_all],
+    + [canceling_all]
+    + [arming] * 3,
 )
 
 # One change to a good command; None takes the field away.
@@ -307,6 +318,12 @@ spoilings = st.sampled_from(
         ("expire_time_ms", "1e13"),
         ("expire_time_ms", "1"),
         ("expire_time_ms", None),
+        ("session", "no spaces"),
+        ("session", "s3"),
+        ("timeout_ms", "999"),
+        ("timeout_ms", "86400001"),
+        ("timeout_ms", "01000"),
+        ("timeout_ms", None),
         ("valid_until_ms", "01"),
         ("valid_until_ms", "9007199254740992"),
         ("display_quantity", "0"),

@@ -1,0 +1,110 @@
+-- The timers of a book: when the open orders of an account, or of one of its sessions, are to be
+-- canceled. switch.lua tells what for.
+--
+-- In Redis they are one sorted set. The score is the time in milliseconds, the member says whose
+-- orders: `ACCOUNT` for all of an account's, `ACCOUNT SESSION` for those placed with this session.
+-- The instrument counts them (`timers`), so that a book without any never looks.
+--
+-- A timer is no part of what others can see of a book: setting one takes no sequence and no entry
+-- in the stream. It is written at the end of its call all the same, after everything that can fail.
+
+local instrument = require("instrument")
+local keys = require("keys")
+local numbers = require("numbers")
+
+local timers = {}
+
+timers.count_max = 10000
+
+local function member(account, session)
+  return session and account .. " " .. session or account
+end
+
+local function count(b)
+  local extended = b.instrument.extended
+  return extended and extended.timers or 0
+end
+
+-- The part of the working copy that is about timers: the times by member, false where there is
+-- none, and the members whose time this call sets.
+local function working_copy(b)
+  b.timers = b.timers or { times = {}, members = {} }
+  return b.timers
+end
+
+-- When the timer runs out, in milliseconds, or false where none is running.
+function timers.time_ms(b, account, session)
+  if count(b) == 0 then
+    return false
+  end
+  local times, name = working_copy(b).times, member(account, session)
+  if times[name] == nil then
+    local score = redis.call("ZSCORE", keys.timers(b.key), name)
+    times[name] = score and tonumber(score)
+  end
+  return times[name]
+end
+
+-- Whether no more timers can be set.
+function timers.are_full(b)
+  return count(b) >= timers.count_max
+end
+
+-- Sets a timer, or with false for its time takes it away.
+function timers.set(b, account, session, time_ms)
+  local before = timers.time_ms(b, account, session)
+  if before == time_ms then
+    return
+  end
+  local copy, name = working_copy(b), member(account, session)
+  local extended = instrument.extend(b.instrument)
+  extended.timers = extended.timers + (time_ms and 1 or 0) - (before and 1 or 0)
+  copy.times[name] = time_ms
+  copy.members[#copy.members + 1] = name
+end
+
+-- The timers that have run out, the earliest first, at most `limit`: a list of { account,
+-- session }, and whether there are more. For the beginning of a call.
+function timers.due(b, limit)
+  local times, list = working_copy(b).times, {}
+  local range = { "-inf", b.timestamp_ms, "WITHSCORES", "LIMIT", 0, limit + 1 }
+  local rows = redis.call("ZRANGEBYSCORE", keys.timers(b.key), unpack(range))
+  for i = 1, math.min(#rows, limit * 2), 2 do
+    local account, session = rows[i]:match("^(%S+) ?(%S*)$")
+    times[rows[i]] = tonumber(rows[i + 1])
+    list[#list + 1] = { account = account, session = session ~= "" and session or nil }
+  end
+  return list, #rows > limit * 2
+end
+
+-- Whether the call has set any timer.
+function timers.are_changed(b)
+  return #b.timers.members > 0
+end
+
+-- Writes the timers that the call has set. Their number goes first: a book that counts too many
+-- looks in vain, one that counts too few would never look.
+function timers.write(b)
+  local copy = b.timers
+  if not timers.are_changed(b) then
+    return
+  end
+  local set, gone = {}, {}
+  for _, name in ipairs(copy.members) do
+    if copy.times[name] then
+      set[#set + 1] = numbers.integer_text(copy.times[name])
+      set[#set + 1] = name
+    else
+      gone[#gone + 1] = name
+    end
+  end
+  redis.call("HSET", b.key, "extended", "1", "timers", numbers.integer_text(count(b)))
+  if #gone > 0 then
+    redis.call("ZREM", keys.timers(b.key), unpack(gone))
+  end
+  if #set > 0 then
+    redis.call("ZADD", keys.timers(b.key), unpack(set))
+  end
+end
+
+return timers

@@ -1,0 +1,139 @@
+"""Cancel on disconnect: the orders of a websocket do not outlive it.
+
+While it is on, the orders of the connection carry a session, and on every book with such orders a
+timer of this session runs in Redis (`cancel_all_after`). The host winds the timers up, long before
+they run out. When the connection is lost the host cancels the session's orders at once; and when
+the host is lost too, nobody winds up the timers, and the tick of any other host cancels.
+
+Everything goes through the books' batchers, in the order in which it is submitted: so a timer runs
+before the first order that needs it, and the orders that were on their way when the connection
+broke are canceled with the others.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from orderbook.engine import Batcher
+from orderbook.messages import CanceledAll
+
+# How often a timer is wound up in its time: one that is missed, or late, does no harm.
+WINDINGS_PER_TIMEOUT = 4
+# An order waits for no timer that was wound up within this part of its time.
+FRESH_PART_MAX = 0.5
+
+_REJECTED = b'{"status":"rejected"'
+
+_decode_canceled = msgspec.json.Decoder(CanceledAll).decode
+
+OnReply = Callable[[bytes], None]
+
+
+class Guard:
+    """The session of one connection, and its timer on each book on which it placed orders."""
+
+    def __init__(self, account: str) -> None:
+        self.session = secrets.token_hex(8)
+        # 0: off, and nothing happens when the connection ends.
+        self.timeout_ms = 0
+        self._loop = asyncio.get_running_loop()
+        self._whose = f'"account":"{account}","session":"{self.session}"'
+        self._batchers: dict[str, Batcher] = {}
+        self._wound_up_at: dict[str, float] = {}
+        self._on_their_way: set[str] = set()
+        self._winding: asyncio.TimerHandle | None = None
+        self._is_lost = False
+
+    async def set(self, timeout_ms: int) -> bytes | None:
+        """Turns it on, off, or to another timeout, for the orders that there are as well.
+
+        Returns when that is done, or with the refusal of a book that did not do it: then all is as
+        it was before.
+        """
+        before, self.timeout_ms = self.timeout_ms, timeout_ms
+        self._rest()
+        replies = await asyncio.gather(*(self._asked(symbol) for symbol in self._batchers))
+        refused = [reply for reply in replies if reply.startswith(_REJECTED)]
+        if self._is_lost:
+            return None
+        if refused:
+            self.timeout_ms = before
+            self._wind_up_all()
+        elif timeout_ms:
+            self._wind_up_later()
+        return refused[0] if refused else None
+
+    def before_order(self, symbol: str, batcher: Batcher) -> None:
+        """An order is about to be submitted: there must be a timer for it."""
+        self._batchers[symbol] = batcher
+        wound_up_at = self._wound_up_at.get(symbol)
+        fresh_s = self.timeout_ms / 1000 * FRESH_PART_MAX
+        if wound_up_at is None or self._loop.time() - wound_up_at > fresh_s:
+            self._wind_up(symbol)
+
+    def lost(self) -> None:
+        """The connection has ended without a farewell: its orders go.
+
+        The timers run on until they are gone, lest a book that cannot do it now keeps them.
+        """
+        self._is_lost = True
+        if self.timeout_ms:
+            self.timeout_ms = 0
+            self._rest()
+            for symbol in self._batchers:
+                self._cancel_all(symbol)
+
+    # ---- timers
+
+    def _wind_up(self, symbol: str, on_reply: OnReply | None = None) -> None:
+        """Submits the timer of a book with the timeout as it is; 0 stops it."""
+        self._wound_up_at[symbol] = self._loop.time()
+        self._on_their_way.add(symbol)
+        command = f'{{"method":"cancel_all_after",{self._whose},"timeout_ms":"{self.timeout_ms}"}}'
+        answered = partial(self._wound_up, symbol, on_reply)
+        self._batchers[symbol].submit(command.encode(), answered)
+
+    def _wound_up(self, symbol: str, on_reply: OnReply | None, reply: bytes) -> None:
+        self._on_their_way.discard(symbol)
+        if reply.startswith(_REJECTED):
+            # Whether it runs is not known: the next order, or winding, tries again.
+            self._wound_up_at.pop(symbol, None)
+        if on_reply is not None:
+            on_reply(reply)
+
+    async def _asked(self, symbol: str) -> bytes:
+        reply: asyncio.Future[bytes] = self._loop.create_future()
+        self._wind_up(symbol, reply.set_result)
+        return await reply
+
+    def _wind_up_all(self) -> None:
+        for symbol in self._batchers:
+            if symbol not in self._on_their_way:
+                self._wind_up(symbol)
+        if self.timeout_ms:
+            self._wind_up_later()
+
+    def _wind_up_later(self) -> None:
+        wait_s = self.timeout_ms / 1000 / WINDINGS_PER_TIMEOUT
+        self._winding = self._loop.call_later(wait_s, self._wind_up_all)
+
+    def _rest(self) -> None:
+        if self._winding is not None:
+            self._winding.cancel()
+
+    # ---- the end
+
+    def _cancel_all(self, symbol: str) -> None:
+        command = f'{{"method":"cancel_all_orders",{self._whose}}}'
+        self._batchers[symbol].submit(command.encode(), partial(self._canceled, symbol))
+
+    def _canceled(self, symbol: str, reply: bytes) -> None:
+        if reply.startswith(_REJECTED):
+            return
+        if _decode_canceled(reply).remaining_count:
+            self._cancel_all(symbol)
+        else:
+            self._wind_up(symbol)
