@@ -11,6 +11,7 @@ local reject = require("reject")
 local states = require("states")
 local stops = require("stops")
 local switch = require("switch")
+local writing = require("writing")
 
 local call = {}
 
@@ -49,7 +50,7 @@ end
 -- Writes the working copy, then replies; or gives the error that kept it from being written.
 function call.finish(b, reply)
   call.conclude(b)
-  local refused = book.write(b)
+  local refused = writing.write(b)
   if refused then
     return refused
   end

@@ -11,6 +11,7 @@ local events = require("events")
 local fields = require("fields")
 local keys = require("keys")
 local reject = require("reject")
+local writing = require("writing")
 
 local canceling = {}
 
@@ -56,7 +57,7 @@ local function finish_all(books, reply)
   local plans = {}
   for i, b in ipairs(books) do
     call.conclude(b)
-    local plan, refused = book.plan_write(b)
+    local plan, refused = writing.plan(b)
     refused = refused or (plan and events.events_refusal(b))
     if refused then
       return refused
@@ -64,7 +65,7 @@ local function finish_all(books, reply)
     plans[i] = plan or false
   end
   for i, b in ipairs(books) do
-    local refused = plans[i] and book.carry_out(b, plans[i])
+    local refused = plans[i] and writing.carry_out(b, plans[i])
     if refused then
       return refused
     end

@@ -31,6 +31,7 @@ local states = require("states")
 local statistics = require("statistics")
 local replacing = require("replacing")
 local switch = require("switch")
+local writing = require("writing")
 
 local commands = {}
 
@@ -181,7 +182,7 @@ local function define(key, values)
     call.begin(b)
   end
   record.sequence = b.call_sequence
-  local refused = book.write(b)
+  local refused = writing.write(b)
   if refused then
     return refused
   end

@@ -147,3 +147,42 @@ def test_level_total_stays_exact(book: Book) -> None:
     assert book.limit("alice", "buy", "1", "3", time_in_force="ioc")["status"] == "canceled"
     assert book.read("get_book")["bids"] == [["1", str(largest)]]
     book.state_hash()
+
+
+def test_an_auction_too_large_for_one_call_goes_on_at_its_price(fast_book: Book) -> None:
+    book, limit = fast_book, fills_max()
+    book.ask("define_instrument", status="auction")
+    rest(book, 2 * limit + 5)
+    book.limit("bob", "buy", str(2 * limit), "101")
+    book.limit("carol", "buy", "9", "100", client_order_id="late")
+    indicated = book.read("get_auction")
+    assert indicated["indicative_price"] == "100"
+    assert indicated["indicative_quantity"] == str(2 * limit + 5)
+    assert book.ask("define_instrument", status="trading")["status"] == "auction"
+    # The next call, whatever it is, goes on with the uncross before it does its own.
+    assert_rejected(book.limit("dave", "buy", "1", "1"), "UNCROSSING")
+    assert book.limit("dave", "buy", "1", "1")["status"] == "open"
+    assert book.read("get_instrument")["status"] == "trading"
+    trades = book.read("get_trades", limit="1000")["trades"]
+    assert {trade["price"] for trade in trades} == {"100"}
+    assert trades[-1]["trade_id"] == str(2 * limit + 5)
+    late = book.read("get_order", account="carol", client_order_id="late")
+    assert late["remaining_quantity"] == "4"
+    book.state_hash()
+
+
+def test_cancels_between_two_parts_of_an_uncross_leave_no_crossed_book(fast_book: Book) -> None:
+    book, limit = fast_book, fills_max()
+    book.ask("define_instrument", status="auction")
+    rest(book, limit + 5)
+    book.limit("erin", "sell", "3", "102")
+    book.limit("bob", "buy", str(limit), "101")
+    book.limit("carol", "buy", "9", "103", client_order_id="late")
+    book.ask("define_instrument", status="trading")
+    assert book.read("get_instrument")["status"] == "auction"
+    # Canceling is a call like any other: it goes on with the uncross before anything else.
+    book.ask("cancel_all_orders", account="alice")
+    assert book.read("get_instrument")["status"] == "trading"
+    bids, asks = (book.read("get_book")[side] for side in ("bids", "asks"))
+    assert not (bids and asks) or float(bids[0][0]) < float(asks[0][0])
+    book.state_hash()
