@@ -123,7 +123,7 @@ class Book:
 
     def contents(self) -> dict[bytes, Any]:
         """Everything that is stored for this book, byte for byte."""
-        return {key: content_of(self.client, key) for key in self.stored_keys()}
+        return contents_of(self.client, self.stored_keys())
 
 
 _DEFINITION = {"tick_size": TICK_SIZE, "lot_size": LOT_SIZE}
@@ -189,18 +189,26 @@ def comparable(reply: Json) -> Json:
     return timeless(without_message(reply))  # type: ignore[no-any-return]
 
 
-def content_of(client: Any, key: bytes) -> Any:
-    """What is stored at a key. Not its DUMP, which tells of a hash in what order it lies."""
-    kind = client.type(key).decode()
-    if kind == "hash":
-        return client.hgetall(key)
-    if kind == "set":
-        return sorted(client.smembers(key))
-    if kind == "zset":
-        return client.zrange(key, 0, -1, withscores=True)
-    if kind == "stream":
-        return client.xrange(key)
-    return kind, client.get(key)
+_READS: Mapping[str, tuple[str, ...]] = {
+    "hash": ("HGETALL",),
+    "set": ("SMEMBERS",),
+    "zset": ("ZRANGE", "0", "-1", "WITHSCORES"),
+    "stream": ("XRANGE", "-", "+"),
+    "string": ("GET",),
+}
+
+
+def contents_of(client: Any, keys: Sequence[bytes]) -> dict[bytes, Any]:
+    """What is stored at these keys. Not their DUMP, which tells of a hash in what order it lies."""
+    types = client.pipeline(transaction=False)
+    for key in keys:
+        types.type(key)
+    contents = client.pipeline(transaction=False)
+    for key, kind in zip(keys, types.execute(), strict=True):
+        command, *arguments = _READS[kind.decode()]
+        contents.execute_command(command, key, *arguments)
+    read = [sorted(v) if isinstance(v, set) else v for v in contents.execute()]
+    return dict(zip(keys, read, strict=True))
 
 
 def assert_rejected(reply: Json, codes: str | Sequence[str]) -> None:

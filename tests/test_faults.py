@@ -10,6 +10,7 @@ functions that note what is called and, once armed, let the Nth call fail. What 
   name, and nothing trades on it any more.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 import clock
-from books import Book, Json, comparable, content_of, decode, words
+from books import Book, Json, comparable, contents_of, decode, words
 from orderbook import library
 from processes import wait_until
 from servers import Server, load_library, running
@@ -523,6 +524,7 @@ def calls_made(client: Any) -> list[Made]:
     return made
 
 
+@functools.cache
 def is_write(client: Any, command: str) -> bool:
     (info,) = client.execute_command("COMMAND", "INFO", command).values()
     return "write" in info["flags"]
@@ -536,7 +538,7 @@ def run_recorded(book: Book, case: Case) -> tuple[Any, list[Made]]:
 
 
 def everything(client: Any) -> dict[bytes, Any]:
-    return {key: content_of(client, key) for key in client.keys("*")}
+    return contents_of(client, client.keys("*"))
 
 
 @pytest.mark.parametrize("name", CASES)
