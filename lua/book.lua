@@ -48,6 +48,9 @@ local chunk_first = 2
 local chunk_growth = 4
 local chunk_max = 512
 local arguments_max = 4000
+-- More elements than these are sorted in at once; more dead ones at the start of a list are dropped.
+local insertions_max = 16
+local dead_elements_max = 256
 
 local function new_side(book_key, side_key, sign)
   return {
@@ -148,6 +151,8 @@ function book.from(record)
     cancels_left = book.cancels_per_call_max,
     triggers_left = book.triggers_per_call_max,
     quotes_left = book.quotes_per_call_max,
+    trails_left = book.trails_per_call_max,
+    is_spent = false,
     events = events.new(),
   }
 end
@@ -161,6 +166,7 @@ book.accounts_per_call_max = 3500
 book.cancels_per_call_max = 1000
 book.account_orders_max = 10000
 book.triggers_per_call_max = 1000
+book.trails_per_call_max = 5000
 
 -- Redis' clock in milliseconds.
 function book.clock_ms()
@@ -168,11 +174,12 @@ function book.clock_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Sets the time of the call: everything a call does happens at one time. `b.timestamp_ms` and
+-- Sets the time of the call, the clock's where none is given: everything a call does happens at one
+-- time. `b.timestamp_ms` and
 -- `b.sequence_text` are text, `b.stamp` the end of every reply, `b.report_end` that of every report
 -- but the last of a message.
-function book.stamp(b)
-  b.now_ms = book.clock_ms()
+function book.stamp(b, now_ms)
+  b.now_ms = now_ms or book.clock_ms()
   b.timestamp_ms = numbers.integer_text(b.now_ms)
   b.sequence_text = numbers.integer_text(b.call_sequence)
   local time = ',"timestamp_ms":' .. b.timestamp_ms .. "}"
@@ -456,17 +463,54 @@ local function insert_by_rank(side, element)
   end
 end
 
+local function goes_before(left, right)
+  if left.rank ~= right.rank then
+    return left.rank < right.rank
+  end
+  return left.priority < right.priority
+end
+
+-- Takes many elements in at once, and drops those on the way that will never count again.
+local function merge_by_rank(side, elements)
+  table.sort(elements, goes_before)
+  local merged, index = {}, 1
+  for _, element in ipairs(side.added) do
+    if in_place(element) then
+      while elements[index] and elements[index].rank < element.rank do
+        merged[#merged + 1] = elements[index]
+        index = index + 1
+      end
+      merged[#merged + 1] = element
+    end
+  end
+  for i = index, #elements do
+    merged[#merged + 1] = elements[i]
+  end
+  side.added, side.added_head = merged, 1
+end
+
+-- Sorts in what was queued since somebody last asked for the queue.
+local function take_in_pending(side)
+  local elements = {}
+  for _, element in ipairs(side.pending) do
+    if in_place(element) then
+      elements[#elements + 1] = element
+    end
+  end
+  side.pending = {}
+  if #elements > insertions_max or side.added_head > dead_elements_max then
+    return merge_by_rank(side, elements)
+  end
+  for i = 1, #elements do
+    insert_by_rank(side, elements[i])
+  end
+end
+
 -- Takes in what waits to be sorted, and moves the start of both lists past elements that will
 -- never count again.
 local function settle(b, side)
-  local pending = side.pending
-  if #pending > 0 then
-    side.pending = {}
-    for i = 1, #pending do
-      if in_place(pending[i]) then
-        insert_by_rank(side, pending[i])
-      end
-    end
+  if side.pending[1] then
+    take_in_pending(side)
   end
   side.head = next_stored(b, side, side.head) or #side.members + 1
   side.added_head = next_added(side, side.added_head) or #side.added + 1
@@ -650,7 +694,8 @@ function book.trailing_stops_behind(b, side_name, price)
   local order_ids = redis.call("ZRANGEBYSCORE", trailing_key, from, to)
   book.prefetch_orders(b, order_ids)
   for order_id, o in pairs(b.trailing_touched or {}) do
-    if not o.extras.stored_waits then
+    local stored = o.extras.stored_waits
+    if not stored or stored == "dormant" then
       order_ids[#order_ids + 1] = order_id
     end
   end
@@ -696,8 +741,8 @@ end
 -- back, for `restore`.
 --
 -- What this call queued may still wait in `pending`, and settling drops from there whatever is not
--- in place by then. So such an order is settled first: in `added` an element stays for good, and
--- counts again as soon as its order is queued again. In the window of what Redis has it stays
+-- in place by then. So such an order is settled first: in `added` an element stays until more is
+-- queued, and counts again as soon as its order is queued again. In the window of what Redis has it stays
 -- anyway.
 function book.lift(b, o)
   local side = book.queue_side(b, order.queue_name(o))

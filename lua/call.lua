@@ -58,9 +58,9 @@ function call.finish(b, reply)
 end
 
 -- What a call does before its commands: the time is read and what is due is done. Returns how many
--- orders expired, and how many timers have canceled.
-function call.begin(b)
-  book.stamp(b)
+-- orders expired, and how many timers have canceled. Of several books one clock reading is given.
+function call.begin(b, now_ms)
+  book.stamp(b, now_ms)
   local extended = b.instrument.extended
   local expired = extended and book.expire(b) or {}
   for i = 1, #expired do
@@ -78,15 +78,20 @@ function call.begin(b)
   return #expired, canceled_count
 end
 
--- Runs one command and what its trades trigger: its reply.
-function call.run(b, values, method)
-  local reply, refusal = method.run(b, values)
+-- Carries out what a command has led to.
+function call.follow_up(b)
   if b.breaker then
     states.settle(b)
   end
   if b.agenda or b.notes then
     cascade.run(b)
   end
+end
+
+-- Runs one command and what its trades trigger: its reply.
+function call.run(b, values, method)
+  local reply, refusal = method.run(b, values)
+  call.follow_up(b)
   return reply or reject.json(refusal, values.client_order_id)
 end
 

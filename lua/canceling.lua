@@ -46,8 +46,9 @@ local function open_all(call_keys)
       return reject.with("UNKNOWN_SYMBOL", "there is no such instrument")
     end
   end
+  local now_ms = book.clock_ms()
   for _, b in ipairs(books) do
-    call.begin(b)
+    call.begin(b, now_ms)
   end
   return books
 end
@@ -84,6 +85,7 @@ local function cancel_in(books, values)
     if not reply then
       return nil, refusal
     end
+    call.follow_up(b)
     cancels_left = b.cancels_left
     canceled_count = canceled_count + counts.canceled
     remaining_count = remaining_count + counts.remaining

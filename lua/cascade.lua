@@ -5,8 +5,9 @@
 -- is due comes in one by one, as a taker with a new priority; the prices of his own trades go to
 -- the end of the agenda. So a cascade runs breadth first and ends, for every order triggers once.
 -- What an order list arms stands on the same agenda: nobody is shown a price from before he was
--- armed. A call carries out a limited number; the rest of the agenda is kept, and the next call or
--- tick goes on with it before anything else. Nothing triggers while the instrument does not trade,
+-- armed. A call carries out a limited number, and with it no more fills than one call may make; the
+-- rest of the agenda is kept, and the next call or tick goes on with it before anything else. Only
+-- what is too much for a call of its own is canceled. Nothing triggers while the instrument does not trade,
 -- nor while orders that are to expire or to be canceled by now are still there to be met.
 
 local book = require("book")
@@ -18,8 +19,14 @@ local stops = require("stops")
 
 local cascade = {}
 
--- A stop order enters the market.
+-- A stop order enters the market, unless its trades are more than what is left to this call.
 local function trigger(b, o)
+  local fills, refusal = placing.plan(b, o)
+  if not fills and placing.is_for_next_call(b, refusal) then
+    b.is_spent = true
+    return
+  end
+  b.triggers_left = b.triggers_left - 1
   book.dequeue(b, o)
   o.extras.waits = nil
   book.prioritize(b, o)
@@ -27,31 +34,43 @@ local function trigger(b, o)
   if o.extras.order_list_id then
     book.note(b, o, "triggered")
   end
-  placing.enter(b, o)
+  placing.enter(b, o, fills)
 end
 
 local function may_go_on(b)
   return b.triggers_left > 0
+    and not b.is_spent
     and #b.events.accounts < book.accounts_per_call_max
     and b.instrument.status == "trading"
     and not b.expiring
     and not b.canceling
 end
 
+-- Shows a price to those who wait: to one of them at a time.
+local function show(b, price)
+  if not stops.follow(b, price) then
+    b.is_spent = true
+    return
+  end
+  local o = stops.next_due(b, price)
+  if o then
+    return trigger(b, o)
+  end
+  b.agenda.first = b.agenda.first + 1
+end
+
 -- Carries out the first item of the agenda, or a part of it.
 local function carry_out(b)
   local agenda = b.agenda
   local item = agenda[agenda.first]
-  if type(item) == "table" then
+  if type(item) ~= "table" then
+    return show(b, item)
+  end
+  if lists.arm(b, item) then
     agenda.first = agenda.first + 1
-    return lists.arm(b, item)
+  else
+    b.is_spent = true
   end
-  local o = stops.next_triggered(b, item)
-  if o then
-    b.triggers_left = b.triggers_left - 1
-    return trigger(b, o)
-  end
-  agenda.first = agenda.first + 1
 end
 
 -- Carries out what the command before has led to, as far as one call may.

@@ -172,7 +172,7 @@ local function define(key, values)
     return instrument.json(record, record.sequence)
   end
   local b = book.from(record)
-  refusal = states.set(b, known and known.status, record.status)
+  refusal = known and states.set(b, known)
   if refusal then
     return reject.json(refusal)
   end
@@ -182,7 +182,7 @@ local function define(key, values)
     call.begin(b)
   end
   record.sequence = b.call_sequence
-  local refused = writing.write(b)
+  local refused = call.finish(b)
   if refused then
     return refused
   end

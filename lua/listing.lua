@@ -62,8 +62,8 @@ local function is_list_of(text, length)
   return not text:find("\0", 1, true)
 end
 
--- The fields of each order of the list, or nil and why not. No value has braces in it, so each
--- order's text is found by its own.
+-- The fields of each order of the list, or nil and why not. No good value has braces in it, so
+-- each order's text is found by its own.
 local function read_members(values)
   local length = list_lengths[values.list_type]
   if not is_list_of(values.orders, length) then
@@ -71,7 +71,10 @@ local function read_members(values)
   end
   local members = {}
   for text in values.orders:gmatch("%b{}") do
-    local object = cjson.decode(text)
+    local decoded, object = pcall(cjson.decode, text)
+    if not decoded then
+      return invalid_list("no value in orders has braces")
+    end
     if object.method ~= nil then
       return reject.with("UNKNOWN_FIELD", "unknown field method")
     end

@@ -46,58 +46,6 @@ local function cancel(b, o)
   events.canceled(b, o, "order_list")
 end
 
--- ---- arming
-
--- A stop order begins to wait for its price; where that has come already it enters at once.
-local function arm_stop(b, o)
-  local extras, last_price = o.extras, stops.last_price(b.instrument)
-  extras.waits = stops.direction(o.side, o.order_type)
-  if extras.trailing_offset then
-    stops.refer(b.instrument, o, last_price)
-  end
-  events.armed(b, o)
-  if not stops.is_due(extras.waits, extras.stop_price, last_price) then
-    return book.wait(b, o)
-  end
-  extras.waits = nil
-  events.triggered(b, o)
-  book.note(b, o, "triggered")
-  return placing.enter(b, o)
-end
-
-local function arm(b, o, lots)
-  book.dequeue(b, o)
-  o.extras.waits = nil
-  o.quantity, o.remaining, o.terms = lots, lots, false
-  book.prioritize(b, o)
-  if o.extras.order_type then
-    return arm_stop(b, o)
-  end
-  events.armed(b, o)
-  return placing.enter(b, o)
-end
-
--- Adds to an order that is armed. In the book it queues anew.
-local function grow(b, o, lots)
-  local waits = o.extras.waits
-  if waits then
-    book.change_waiting(b, o)
-  else
-    book.dequeue(b, o)
-    book.prioritize(b, o)
-  end
-  o.quantity, o.remaining, o.terms = o.quantity + lots, o.remaining + lots, false
-  events.amended(b, o)
-  if waits then
-    return
-  end
-  if book.level_overflows(b, o.side, o.price, o.remaining) then
-    book.close(b, o)
-    return events.canceled(b, o, "too_large")
-  end
-  book.enqueue(b, o)
-end
-
 -- The open orders of a list but for its entry.
 local function open_legs(b, list)
   local legs = {}
@@ -108,26 +56,6 @@ local function open_legs(b, list)
 end
 
 -- ---- what follows
-
--- Arms the legs of a list { list_id, filled } that stood on the agenda, with what its entry had
--- filled and they were not armed with before; or lets them grow by it.
-function lists.arm(b, item)
-  local text = book.order_list(b, item.list_id)
-  local list = text and parse(item.list_id, text)
-  if not list or item.filled == list.armed then
-    return
-  end
-  local lots, change = item.filled - list.armed, list.armed == 0 and arm or grow
-  list.armed = item.filled
-  if list.kind == "oto" then
-    book.keep_order_list(b, list.id, false)
-  else
-    lists.keep(b, list)
-  end
-  for _, leg in ipairs(open_legs(b, list)) do
-    change(b, leg, lots)
-  end
-end
 
 -- The entry has traded, or ended. What it has filled arms a bracket at once, an oto when it has
 -- ended; where it has ended without a fill there is nothing to arm.
@@ -178,6 +106,115 @@ function lists.settle(b)
     notes.first = notes.first + 1
     follow(b, note)
   end
+end
+
+-- ---- arming
+
+-- Whether an order enters the market as soon as it is armed: a limit order, and a stop order whose
+-- price has come already. A trailing stop begins at the last price, which is never its own.
+local function enters_at_once(b, o)
+  local extras = o.extras
+  if not extras.order_type then
+    return true
+  end
+  local waits = stops.direction(o.side, o.order_type)
+  return extras.stop_price and stops.is_due(waits, extras.stop_price, stops.last_price(b.instrument))
+end
+
+-- Plans the fills of a leg armed with so many lots. Changes nothing.
+local function plan_arming(b, o, lots)
+  local remaining = o.remaining
+  o.remaining = lots
+  local fills, refusal = placing.plan(b, o)
+  o.remaining = remaining
+  return fills, refusal
+end
+
+-- Whether legs would make more trades than what is left to this call.
+local function are_for_next_call(b, legs, lots)
+  for _, leg in ipairs(legs) do
+    if enters_at_once(b, leg) then
+      local fills, refusal = plan_arming(b, leg, lots)
+      if not fills and placing.is_for_next_call(b, refusal) then
+        return true
+      end
+    end
+  end
+  return false
+end
+
+-- An order of a list that waited for its entry becomes active with so many lots.
+local function arm(b, o, lots)
+  local extras, is_due = o.extras, enters_at_once(b, o)
+  book.dequeue(b, o)
+  extras.waits = extras.order_type and stops.direction(o.side, o.order_type)
+  o.quantity, o.remaining, o.terms = lots, lots, false
+  book.prioritize(b, o)
+  if extras.trailing_offset then
+    stops.refer(b.instrument, o, stops.last_price(b.instrument))
+  end
+  events.armed(b, o)
+  if not is_due then
+    return book.wait(b, o)
+  end
+  if extras.waits then
+    extras.waits = nil
+    events.triggered(b, o)
+    book.note(b, o, "triggered")
+  end
+  return placing.enter(b, o, (placing.plan(b, o)))
+end
+
+-- Adds to an order that is armed. In the book it queues anew.
+local function grow(b, o, lots)
+  local waits = o.extras.waits
+  if waits then
+    book.change_waiting(b, o)
+  else
+    book.dequeue(b, o)
+    book.prioritize(b, o)
+  end
+  o.quantity, o.remaining, o.terms = o.quantity + lots, o.remaining + lots, false
+  events.amended(b, o)
+  if waits then
+    return
+  end
+  if book.level_overflows(b, o.side, o.price, o.remaining) then
+    book.close(b, o)
+    return events.canceled(b, o, "too_large")
+  end
+  book.enqueue(b, o)
+end
+
+-- Arms the legs of a list { list_id, filled } that stood on the agenda, with what its entry had
+-- filled and they were not armed with before; or lets them grow by it. A leg that trades at once
+-- ends the other. Returns whether it could be done in this call: else nothing has changed.
+function lists.arm(b, item)
+  local text = book.order_list(b, item.list_id)
+  local list = text and parse(item.list_id, text)
+  if not list or item.filled == list.armed then
+    return true
+  end
+  local legs, lots, change = open_legs(b, list), item.filled - list.armed, grow
+  if list.armed == 0 then
+    if are_for_next_call(b, legs, lots) then
+      return false
+    end
+    change = arm
+  end
+  list.armed = item.filled
+  if list.kind == "oto" then
+    book.keep_order_list(b, list.id, false)
+  else
+    lists.keep(b, list)
+  end
+  for _, leg in ipairs(legs) do
+    if leg.queued then
+      change(b, leg, lots)
+      lists.settle(b)
+    end
+  end
+  return true
 end
 
 return lists

@@ -296,10 +296,25 @@ local function fill_json(trade, maker)
     .. '"}'
 end
 
--- Notes the price of a trade for those who wait for one.
 local function note_price(agenda, price)
   if agenda[#agenda] ~= price or agenda.first > #agenda then
     agenda[#agenda + 1] = price
+  end
+end
+
+-- Notes the prices of a taker's trades for those who wait for one. They go one way only, so whoever
+-- is due at one between is due at the first or at the last of them.
+local function note_prices(b, fills)
+  local first, last
+  for i = 1, #fills do
+    if not fills[i].prevented then
+      last = fills[i].maker.price
+      first = first or last
+    end
+  end
+  if first then
+    note_price(b.agenda, first)
+    note_price(b.agenda, last)
   end
 end
 
@@ -319,9 +334,6 @@ local function trade_with(b, taker, maker, lots)
   statistics.count(b, maker.price, lots)
   if b.breaker then
     states.show_trade(b, maker.price)
-  end
-  if b.agenda and b.instrument.extended.waiting_orders > 0 then
-    note_price(b.agenda, maker.price)
   end
   if taker.extras and taker.extras.order_list_id then
     book.note(b, taker, "traded")
@@ -375,6 +387,9 @@ function matching.trade(b, taker, fills)
     end
   end
   b.fills_left = b.fills_left - #fills
+  if b.agenda and b.instrument.extended.waiting_orders > 0 then
+    note_prices(b, fills)
+  end
   return "[" .. table.concat(texts, ",") .. "]"
 end
 

@@ -281,10 +281,15 @@ function placing.take_on(b, o, fills)
   return replies.order(b, o, placing.settle(b, o, fills), fills_json)
 end
 
--- An order that waited enters the market: it trades and queues like a new one. What cannot be done
--- whole is canceled.
-function placing.enter(b, o)
-  local fills = placing.plan(b, o)
+-- Whether a plan was refused because of what this call has done before it.
+function placing.is_for_next_call(b, refusal)
+  local has_begun = b.fills_left < book.fills_per_call_max or #b.events.accounts > 0
+  return refusal.code == "TOO_MANY_FILLS" and has_begun
+end
+
+-- An order that waited enters the market with its planned fills: it trades and queues like a new
+-- one. Where there is no plan it cannot be done whole, and is canceled.
+function placing.enter(b, o, fills)
   if not fills then
     book.close(b, o)
     return events.canceled(b, o, "too_large")

@@ -6,9 +6,11 @@
 local book = require("book")
 local events = require("events")
 local fields = require("fields")
+local instrument = require("instrument")
 local memory = require("memory")
 local placing = require("placing")
 local reject = require("reject")
+local states = require("states")
 local terms = require("terms")
 
 local quoting = {}
@@ -107,7 +109,8 @@ local function place(b, values, quote)
 end
 
 -- Places the quotes one after the other; their replies. Whether orders are taken now is asked
--- before the first: what the trades of one trigger comes after all of them.
+-- before the first: what the trades of one trigger comes after all of them. But where one trips the
+-- breaker the next finds the new status.
 local function place_all(b, values, quotes)
   local closed, placed = placing.closed_refusal(b), {}
   for i = 1, #quotes do
@@ -115,6 +118,10 @@ local function place_all(b, values, quotes)
     local reply, refusal
     if not closed then
       reply, refusal = place(b, values, quote)
+    end
+    if reply and b.breaker then
+      states.settle(b)
+      closed = instrument.status_refusal(b.instrument)
     end
     placed[i] = reply or reject.json(closed or refusal, quote.client_order_id)
   end

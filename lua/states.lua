@@ -97,10 +97,16 @@ function states.carry_on(b)
   end
 end
 
--- A refusal where an operator cannot set a status now, else nil; what the new one brings with it.
-function states.set(b, before, status)
-  local record = b.instrument
-  if not before or before == status then
+-- A refusal where an operator cannot set the status now that `known` rules become the book's, else
+-- nil; what the new one brings with it.
+function states.set(b, known)
+  local record, before = b.instrument, known.status
+  local status = record.status
+  -- The reference is in ticks.
+  if record.extended and record.tick_size ~= known.tick_size then
+    begin_window_anew(record.extended)
+  end
+  if before == status then
     return nil
   end
   if states.is_uncrossing(b) then

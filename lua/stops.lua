@@ -118,10 +118,14 @@ function stops.count_refusal(b, o)
   return nil
 end
 
--- Shows a trade price to the trailing stops of both sides.
+-- Shows a trade price to the trailing stops of both sides. Whether the call could move all of them.
 local function show_to_trailing(b, price)
   for _, side in ipairs(sides) do
     for _, o in ipairs(book.trailing_stops_behind(b, side, price)) do
+      if b.trails_left == 0 then
+        return false
+      end
+      b.trails_left = b.trails_left - 1
       book.dequeue(b, o)
       stops.refer(b.instrument, o, price)
       book.prioritize(b, o)
@@ -129,6 +133,7 @@ local function show_to_trailing(b, price)
       o.extras.trailed = true
     end
   end
+  return true
 end
 
 -- Reports the trailing stops that have followed the price in this call and still wait, oldest
@@ -149,7 +154,7 @@ function stops.tell_trailed(b)
 end
 
 -- The next order that a trade price triggers, or nil; rising ones come first.
-local function next_due(b, price)
+function stops.next_due(b, price)
   for _, waits in ipairs(directions) do
     local stop_price = book.best_price(b, waits)
     if stop_price and stops.is_due(waits, stop_price, price) then
@@ -159,14 +164,18 @@ local function next_due(b, price)
   return nil
 end
 
--- The next order that a price on the agenda triggers, or nil where it has been shown to all.
-function stops.next_triggered(b, price)
+-- Lets the trailing stops follow the price that stands first on the agenda. Whether all have: a
+-- call moves a limited number, and the next one goes on with the others.
+function stops.follow(b, price)
   local agenda = b.agenda
-  if agenda.shown ~= agenda.first and b.instrument.extended.trailing_orders > 0 then
-    show_to_trailing(b, price)
+  if agenda.shown == agenda.first or b.instrument.extended.trailing_orders == 0 then
+    return true
+  end
+  if not show_to_trailing(b, price) then
+    return false
   end
   agenda.shown = agenda.first
-  return next_due(b, price)
+  return true
 end
 
 return stops

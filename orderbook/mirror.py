@@ -126,6 +126,9 @@ class Order:
         return not self.waits and bool(self.terms.price)
 
 
+# After these an order may take.
+_ARRIVALS = {"accepted", "amended", "armed", "triggered"}
+
 # Where an order stands, as everybody may know it: side, price, shown, priority.
 Place = tuple[str, str, Decimal, int]
 
@@ -143,6 +146,9 @@ class Orders:
         self.last_order_id = 0
         # What has been changed since somebody last emptied this, and where it stood before.
         self.touched: dict[str, Place | None] = {}
+        # Who came in or was amended in the entry that is being heard. A taker that is not among
+        # them stood in the book: it trades in an auction.
+        self._arrived: set[str] = set()
         # What each report does.
         self._meanings: dict[str, Callable[[str, Report], None]] = {
             "accepted": self._accepted,
@@ -160,10 +166,13 @@ class Orders:
     def hear(self, message: bytes) -> None:
         """Applies an entry's reports to one account."""
         told = _decode_orders(message)
+        self._arrived.clear()
         for report in told.orders:
             order_id = report.order_id
             if order_id not in self.touched:
                 self.touched[order_id] = self.place(order_id)
+            if report.event in _ARRIVALS:
+                self._arrived.add(order_id)
             self._meanings[report.event](told.account, report)
 
     def place(self, order_id: str) -> Place | None:
@@ -232,7 +241,8 @@ class Orders:
         order.shown = remaining if order.waits else min(order.shown, remaining)
 
     def _trade(self, _: str, report: Report) -> None:
-        """A maker trades of what it shows; what a taker shows is decided when it has traded."""
+        """Who stands in the book trades of what it shows; what an arriving taker shows is decided
+        when it has traded."""
         order = self.orders.get(report.order_id)
         if order is None:
             # A market order by quote_quantity, of which from its first trade on nothing remains.
@@ -241,7 +251,7 @@ class Orders:
         if remaining == _ZERO:
             del self.orders[report.order_id]
             return
-        if report.role == "maker":
+        if report.role == "maker" or report.order_id not in self._arrived:
             order.shown -= Decimal(report.quantity)
         order.remaining = remaining
         order.shown = min(order.shown, remaining)

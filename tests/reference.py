@@ -28,10 +28,12 @@ is of the same trader (same account, or same group) they do not trade: one or bo
 both shrink by what the smaller one has, hidden lots too. For the limit of fills that is one, too.
 
 *Stops* wait outside the queues. After each command the prices of its trades are shown to them one
-after the other: references of trailing stops follow (which gives them new priorities), then who is
-due comes in as a taker, one by one: the ones that waited for a rise first, nearest stop first, then
-by priority. The prices of their trades go to the end of the line, the agenda. A call runs a limited
-number; the rest of the agenda is kept until the next call of an instrument that trades.
+after the other, of each taker's the first and the last: references of trailing stops follow (which
+gives them new priorities), then who is due comes in as a taker, one by one: the ones that waited
+for a rise first, nearest stop first, then by priority. The prices of their trades go to the end of
+the line, the agenda. A call runs a limited number, and moves a limited number of references; whose
+trades are more than is left to the call waits for the next one. The rest of the agenda is kept
+until the next call of an instrument that trades.
 
 *An order list* is settled after each command and after each triggered order, event by event: of an
 oco (and of the pair of a bracket) whoever trades or triggers ends the other orders, whoever is
@@ -120,6 +122,7 @@ QUOTES_PER_CALL_MAX = 2000
 REMAINING_COUNT_MAX = 10_000
 EXPIRED_MAX = 1000
 TRIGGERED_MAX = 1000
+TRAILED_MAX = 5000
 TIMERS_FIRED_MAX = 1000
 CANCELED_BY_TIMERS_MAX = 1000
 TIMERS_MAX = 10_000
@@ -443,6 +446,9 @@ class Call:
     fills: int = 0
     expired: int = 0
     triggered: int = 0
+    trailed: int = 0
+    # Whether the next on the agenda is more than is left to this call.
+    is_spent: bool = False
     # Whether more is due to expire than one call may do.
     expiring: bool = False
     # Whether the instrument's rules or status are others; whether a trade has tripped the breaker.
@@ -643,6 +649,8 @@ class ReferenceBook:
         check_limits(new)
         if new != self.instrument:
             self._check_new_status(before, new["status"])
+            if self.instrument and new["tick_size"] != self.instrument["tick_size"]:
+                self.reference_price = None
             self.instrument = new
             self._change_status(call, before)
         return self._described_at_the_end(call)
@@ -889,20 +897,38 @@ class ReferenceBook:
 
     def _carry_out(self, call: Call, item: "Decimal | Arming") -> None:
         if isinstance(item, Arming):
-            self.agenda.pop(0)
-            self._arm_list(call, item)
+            if self._arm_list(call, item):
+                self.agenda.pop(0)
+            else:
+                call.is_spent = True
             return
-        self._show_to_trailing(item)
+        if not self._show_to_trailing(call, item):
+            call.is_spent = True
+            return
         due = [order for order in self._waiting() if self._is_due(order, item)]
-        if due:
-            self._run_triggered(call, min(due, key=self._place_in_line))
-        else:
+        if not due:
             self.agenda.pop(0)
+            return
+        order = min(due, key=self._place_in_line)
+        if self._is_for_next_call(call, order):
+            call.is_spent = True
+            return
+        self._run_triggered(call, order)
 
     def _may_trigger(self, call: Call) -> bool:
-        if call.expiring or call.canceling:
+        if call.expiring or call.canceling or call.is_spent:
             return False
         return self._is_trading() and call.triggered < TRIGGERED_MAX
+
+    def _is_for_next_call(self, call: Call, order: Order) -> bool:
+        """Whether this call cannot carry out its trades only because of what it did before."""
+        if not call.fills and not call.reports:
+            return False
+        try:
+            self._check_match(call, order)
+        except RejectedError as error:
+            return error.code == "TOO_MANY_FILLS"
+        return False
 
     def _is_trading(self) -> bool:
         return bool(self.instrument["status"] == "trading")
@@ -910,14 +936,19 @@ class ReferenceBook:
     def _waiting(self) -> list[Order]:
         return [order for order in self.orders if order.waiting]
 
-    def _show_to_trailing(self, price: Decimal) -> None:
+    def _show_to_trailing(self, call: Call, price: Decimal) -> bool:
+        """Whether all that it concerns have followed."""
         for order in sorted(self._waiting(), key=lambda order: (order.side, order.priority)):
             best = (max if order.side == "sell" else min)(order.reference, price)
             if order.trailing_offset is not None and best != order.reference:
+                if call.trailed == TRAILED_MAX:
+                    return False
+                call.trailed += 1
                 order.reference = best
                 order.trailed = True
                 self.last_priority += 1
                 order.priority = self.last_priority
+        return True
 
     def _report_trailed(self, call: Call) -> None:
         for order in sorted(self.orders, key=lambda order: order.order_id):
@@ -1244,19 +1275,37 @@ class ReferenceBook:
             self.agenda.append(Arming(found.order_ids[0], entry.filled))
         return []
 
-    def _arm_list(self, call: Call, item: Arming) -> None:
+    def _arm_list(self, call: Call, item: Arming) -> bool:
+        """Whether it could be done in this call; a leg that trades at once ends the other."""
         found = self.lists.get(item.list_id)
         if found is None or item.filled == found.armed:
-            return
-        new, is_first, found.armed = item.filled - found.armed, not found.armed, item.filled
+            return True
+        new, is_first = item.filled - found.armed, not found.armed
         legs = [leg for leg in self._open_of(found) if leg.order_id != item.list_id]
+        if is_first and any(self._is_arming_for_next_call(call, leg, new) for leg in legs):
+            return False
+        found.armed = item.filled
+        if found.list_type == "oto":
+            del self.lists[item.list_id]
         for leg in legs:
+            if leg not in self.orders:
+                continue
             if is_first:
                 self._arm(call, leg, new)
             else:
                 self._grow(call, leg, new)
-        if found.list_type == "oto":
-            del self.lists[item.list_id]
+            self._settle_lists(call)
+        return True
+
+    def _is_arming_for_next_call(self, call: Call, leg: Order, quantity: Decimal) -> bool:
+        armed = copy.copy(leg)
+        armed.quantity = armed.remaining = quantity
+        last_price = self._last_price_on_tick()
+        assert last_price is not None, "the entry has traded"
+        armed.reference = last_price
+        if leg.order_type in STOP_TYPES and not self._is_due(armed, last_price):
+            return False
+        return self._is_for_next_call(call, armed)
 
     def _arm(self, call: Call, leg: Order, quantity: Decimal) -> None:
         leg.dormant = False
@@ -1450,6 +1499,9 @@ class ReferenceBook:
 
     def _match(self, call: Call, taker: Order, planned: Outcome) -> Json:
         outcome = planned if planned.end == "fok" else self._sweep(call, taker)
+        if outcome.fills and self._waiting():
+            # They go one way: what is due between is due at the first or at the last.
+            self.agenda += [Decimal(outcome.fills[end]["price"]) for end in (0, -1)]
         if outcome.end == "filled":
             status = "filled"
             self._note(taker, "ended")
@@ -1565,8 +1617,6 @@ class ReferenceBook:
         self.last_trade_id += 1
         self._show_to_breaker(call, price_of(maker))
         self.last_price = price_of(maker)
-        if self._waiting():
-            self.agenda.append(self.last_price)
         call.fills += 1
         fill = {
             "trade_id": str(self.last_trade_id),
@@ -1714,10 +1764,14 @@ class ReferenceBook:
             self._check_takes_orders(call)
         except RejectedError as error:
             closed = error.code
-        placed = [
-            rejected(closed, quote) if closed else self._quote(call, fields, quote)
-            for quote in quotes
-        ]
+        placed = []
+        for quote in quotes:
+            if closed is not None:
+                placed.append(rejected(closed, quote))
+                continue
+            placed.append(self._quote(call, fields, quote))
+            self._settle_breaker(call)
+            closed = STATUS_REJECTS.get(self.instrument["status"])
         reply = {
             "account": account,
             "canceled_order_ids": [str(order.order_id) for order in mine],

@@ -564,6 +564,8 @@ def test_a_malformed_order_list_is_refused_with_a_code(busy: Book) -> None:
         f"[{stop},{limit}]\0": "INVALID_ORDER_LIST",
         f"[[{stop}],[{limit}]]": "INVALID_ORDER_LIST",
         f'[{stop},"{{}}"]': "INVALID_ORDER_LIST",
+        '[{"a":"}{"},{"b":"x"}]': "INVALID_ORDER_LIST",
+        '[{"side":"buy","x":"}"},{"side":"sell"}]': "INVALID_ORDER_LIST",
         f'[{stop},{{"method":"x"}}]': "UNKNOWN_FIELD",
         f"[{stop},{limit.replace('side', 'Side')}]": "UNKNOWN_FIELD",
         f"[{stop},{limit.replace('}', ',,}')}]": "INVALID_ORDER_LIST",

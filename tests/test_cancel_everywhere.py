@@ -1,5 +1,6 @@
 """All orders canceled in several books: one call, each book its own sequence, all or none."""
 
+import json
 import random
 from typing import Any
 
@@ -58,6 +59,34 @@ def test_books_are_canceled_as_the_reference_says(new_book: NewBook) -> None:
         found = [(sequence, timeless(topics)) for sequence, topics in book.entries("events")]
         assert found == oracle.entries
         book.state_hash()
+
+
+def test_order_lists_are_settled_in_every_book(new_book: NewBook) -> None:
+    books = defined(new_book, 2)
+    legs: list[Json] = [
+        {"side": "buy", "order_type": "limit", "price": "99", "quantity": "5"},
+        {"side": "sell", "order_type": "limit", "price": "105"},
+        {"side": "sell", "order_type": "stop", "stop_price": "95"},
+    ]
+    for book in books:
+        book.ask(
+            "place_order_list", account="alice", list_type="bracket", orders=json.dumps(legs)
+        )
+    reply = cancel_all(books, account="alice", side="buy")
+    assert reply["canceled_count"] == 2
+    for book in books:
+        assert book.read("get_open_orders", account="alice")["orders"] == []
+        book.state_hash()
+
+
+def test_all_books_read_the_clock_once(new_book: NewBook, engine: str) -> None:
+    if engine == "fakeredis":
+        pytest.skip("counts no commands")
+    books = defined(new_book, 3)
+    client = books[0].client
+    client.execute_command("CONFIG", "RESETSTAT")
+    cancel_all(books, account="alice", valid_until_ms="9007199254740991")
+    assert client.info("commandstats")["cmdstat_time"]["calls"] == 1
 
 
 def test_keys_that_are_not_different_books_of_one_segment_are_refused(new_book: NewBook) -> None:
