@@ -118,7 +118,8 @@ local function enters_at_once(b, o)
     return true
   end
   local waits = stops.direction(o.side, o.order_type)
-  return extras.stop_price and stops.is_due(waits, extras.stop_price, stops.last_price(b.instrument))
+  return extras.stop_price
+    and stops.is_due(waits, extras.stop_price, stops.last_price(b.instrument))
 end
 
 -- Plans the fills of a leg armed with so many lots. Changes nothing.

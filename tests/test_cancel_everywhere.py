@@ -69,9 +69,7 @@ def test_order_lists_are_settled_in_every_book(new_book: NewBook) -> None:
         {"side": "sell", "order_type": "stop", "stop_price": "95"},
     ]
     for book in books:
-        book.ask(
-            "place_order_list", account="alice", list_type="bracket", orders=json.dumps(legs)
-        )
+        book.ask("place_order_list", account="alice", list_type="bracket", orders=json.dumps(legs))
     reply = cancel_all(books, account="alice", side="buy")
     assert reply["canceled_count"] == 2
     for book in books:
