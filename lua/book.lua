@@ -48,7 +48,7 @@ local chunk_first = 2
 local chunk_growth = 4
 local chunk_max = 512
 local arguments_max = 4000
--- More elements than these are sorted in at once; more dead ones at the start of a list are dropped.
+-- More elements than these are sorted in at once; more dead ones at a list's start are dropped.
 local insertions_max = 16
 local dead_elements_max = 256
 
@@ -491,10 +491,10 @@ end
 
 -- Sorts in what was queued since somebody last asked for the queue.
 local function take_in_pending(side)
-  local elements = {}
-  for _, element in ipairs(side.pending) do
-    if in_place(element) then
-      elements[#elements + 1] = element
+  local pending, elements = side.pending, {}
+  for i = 1, #pending do
+    if in_place(pending[i]) then
+      elements[#elements + 1] = pending[i]
     end
   end
   side.pending = {}
@@ -518,7 +518,7 @@ end
 
 -- The best price of a side in ticks, or nil where it is empty.
 function book.best_price(b, side_name)
-  local side = book.queue_side(b, side_name)
+  local side = b[side_name] or book.queue_side(b, side_name)
   if not side.best_known then
     settle(b, side)
     local rank = side.ranks[side.head]
@@ -649,12 +649,15 @@ function book.dequeue(b, o)
   if not o.touched then
     touch(b, o)
   end
-  if o.extras and o.extras.waits then
-    return leave_waiting(b, o)
+  local side, price, shown, extras = b[o.side], o.price, o.remaining, o.extras
+  if extras then
+    if extras.waits then
+      return leave_waiting(b, o)
+    end
+    shown = extras.slice or shown
   end
-  local side = b[o.side]
-  side.differences[o.price] = (side.differences[o.price] or 0) - order.shown(o)
-  leave(side, o, o.price)
+  side.differences[price] = (side.differences[price] or 0) - shown
+  leave(side, o, price)
 end
 
 -- Queues an order with its priority among those that wait like it, behind all others of its stop
@@ -742,8 +745,8 @@ end
 --
 -- What this call queued may still wait in `pending`, and settling drops from there whatever is not
 -- in place by then. So such an order is settled first: in `added` an element stays until more is
--- queued, and counts again as soon as its order is queued again. In the window of what Redis has it stays
--- anyway.
+-- queued, and counts again as soon as its order is queued again. In the window of what Redis has
+-- it stays anyway.
 function book.lift(b, o)
   local side = book.queue_side(b, order.queue_name(o))
   if o.priority ~= o.stored_priority then

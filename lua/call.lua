@@ -88,11 +88,19 @@ function call.follow_up(b)
   end
 end
 
--- Runs one command and what its trades trigger: its reply.
-function call.run(b, values, method)
-  local reply, refusal = method.run(b, values)
-  call.follow_up(b)
-  return reply or reject.json(refusal, values.client_order_id)
+-- Runs commands one after the other, and what the trades of each trigger; false in the list is one
+-- that was refused before. Adds the replies by their places.
+function call.run(b, list, replies)
+  for i = 1, #list do
+    local values = list[i]
+    if values then
+      local reply, refusal = values.method.run(b, values)
+      if b.agenda or b.notes or b.breaker then
+        call.follow_up(b)
+      end
+      replies[i] = reply or reject.json(refusal, values.client_order_id)
+    end
+  end
 end
 
 -- The instrument and the fields of a call that only reads, or nil and why not.

@@ -7,8 +7,9 @@
 -- What an order list arms stands on the same agenda: nobody is shown a price from before he was
 -- armed. A call carries out a limited number, and with it no more fills than one call may make; the
 -- rest of the agenda is kept, and the next call or tick goes on with it before anything else. Only
--- what is too much for a call of its own is canceled. Nothing triggers while the instrument does not trade,
--- nor while orders that are to expire or to be canceled by now are still there to be met.
+-- what is too much for a call of its own is canceled. Nothing triggers while the instrument does
+-- not trade, nor while orders that are to expire or to be canceled by now are still there to be
+-- met.
 
 local book = require("book")
 local events = require("events")

@@ -31,7 +31,6 @@ local states = require("states")
 local statistics = require("statistics")
 local replacing = require("replacing")
 local switch = require("switch")
-local writing = require("writing")
 
 local commands = {}
 
@@ -84,7 +83,10 @@ local function single(method)
     if not values then
       return call.finish(b, reject.json(malformed, fields.echo_argument(arguments)))
     end
-    return call.finish(b, call.run(b, values, method))
+    values.method = method
+    local replies = {}
+    call.run(b, { values }, replies)
+    return call.finish(b, replies[1])
   end
 end
 
@@ -116,12 +118,7 @@ local function execute(call_keys, arguments)
   local list, replies = batch.decode(arguments, methods)
   call.begin(b)
   batch.prefetch(b, list)
-  for i = 1, #list do
-    local values = list[i]
-    if values then
-      replies[i] = call.run(b, values, values.method)
-    end
-  end
+  call.run(b, list, replies)
   return call.finish(b, replies)
 end
 

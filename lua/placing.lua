@@ -110,17 +110,16 @@ end
 
 -- What becomes of the order after its trades: filled, resting, or canceled. Returns its status.
 function placing.settle(b, o, fills)
-  local by_quote = o.extras and o.extras.quote_units
-  if o.remaining == 0 and (not by_quote or fills.is_spent) then
-    book.close(b, o)
-    return "filled"
-  end
   local force, ended = o.time_in_force, fills.ended
-  if not ended and (force == "gtc" or force == "gtd") then
+  if o.remaining > 0 and not ended and (force == "gtc" or force == "gtd") then
     book.enqueue(b, o)
     return order.status(o)
   end
   book.close(b, o)
+  local by_quote = o.extras and o.extras.quote_units
+  if o.remaining == 0 and (not by_quote or fills.is_spent) then
+    return "filled"
+  end
   events.canceled(b, o, ended or force)
   return "canceled"
 end
@@ -142,7 +141,8 @@ end
 -- The fills of a new order, after the last rules that can refuse it: post_only, and the exactness
 -- of the level it would join. nil and why not.
 function placing.plan(b, o)
-  local never_takes = (o.extras and o.extras.post_only) or b.instrument.status == "post_only"
+  local extras = o.extras
+  local never_takes = (extras and extras.post_only) or b.instrument.status == "post_only"
   local refusal = never_takes and placing.post_only_refusal(b, o)
   if refusal then
     return nil, refusal
@@ -154,7 +154,7 @@ function placing.plan(b, o)
   if not fills then
     return nil, left
   end
-  if o.extras and o.extras.quote_units then
+  if extras and extras.quote_units then
     o.quantity = fills.bought or 0
     return fills
   end
@@ -255,9 +255,26 @@ function placing.check_terms(b, values)
   return o, fills
 end
 
+-- The same where neither the order nor the instrument has anything that few have: only its numbers
+-- and its fills are in question.
+local function check_plainly(b, values)
+  local o, invalid = placing.draft(b, values)
+  if not o then
+    return nil, invalid
+  end
+  local fills, refused = placing.plan(b, o)
+  if not fills then
+    return nil, refused
+  end
+  return o, fills
+end
+
 -- The same after every check but those of its client_order_id: it comes in time, and the instrument
 -- takes orders now.
 function placing.check(b, values)
+  if not values.rare and not b.instrument.extended and b.instrument.status == "trading" then
+    return check_plainly(b, values)
+  end
   local refusal = values.rare and terms.lateness_refusal(b, values)
   local may_be_closed = b.instrument.status ~= "trading" or b.agenda
   if not refusal and (may_be_closed or b.expiring or b.canceling) then
@@ -314,7 +331,7 @@ end
 -- TOO_MANY_OPEN_ORDERS, POST_ONLY_WOULD_CROSS, LEVEL_QUANTITY_TOO_LARGE, TOO_MANY_FILLS, and those
 -- of the fields' forms.
 function placing.place_order(b, values)
-  local refusal = terms.combination_refusal(values)
+  local refusal = not terms.is_common(values) and terms.combination_refusal(values)
   if refusal then
     return nil, refusal
   end

@@ -78,7 +78,7 @@ local function force_problem(values, kind, force)
 end
 
 -- Whether a command is of the kind that nearly all are, whose fields go together.
-local function is_common(values)
+function terms.is_common(values)
   return values.order_type == "limit"
     and not values.rare
     and not values.post_only
@@ -90,9 +90,6 @@ end
 -- A refusal where an order's fields do not go together, else nil. What is missing comes before what
 -- is too much.
 function terms.combination_refusal(values)
-  if is_common(values) then
-    return nil
-  end
   if values.protection and numbers.percent(values.protection) == 0 then
     return reject.new("INVALID_VALUE", "protection must be above zero")
   end
