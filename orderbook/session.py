@@ -293,6 +293,8 @@ _OWN: dict[str, type[Struct]] = {
     "ping": messages.PingParams,
     "logout": messages.LogoutParams,
 }
+# Every method a client may call.
+METHODS = (*_COMMANDS, *_QUERIES, *_OWN)
 # Commands whose orders carry the session of the connection.
 _PLACING = ("place_order", "place_order_list", "replace_order", "mass_quote")
 # Queries that are asked for the connection's own account.

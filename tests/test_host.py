@@ -385,6 +385,24 @@ async def test_books_come_at_most_every_half_second(alice: Client, symbol: str) 
     assert 3 <= len(alice.of("book")) <= 2 + elapsed_s / 0.5
 
 
+async def test_auction_is_asked_for_and_told_with_the_book(
+    host: Host, alice: Client, symbol: str
+) -> None:
+    assert await alice.refused("get_auction", symbol=symbol) == "NO_AUCTION"
+    await alice.subscribe("book", symbol)
+    await host.engine.define_instrument(symbol, status="auction")
+    await alice.limit(symbol, "sell", "3", "100")
+    await alice.limit(symbol, "buy", "5", "101")
+    outcome = await alice.ask("get_auction", symbol=symbol)
+    assert (outcome["indicative_quantity"], outcome["imbalance_side"]) == ("3", "buy")
+    await alice.until(lambda: alice.of("book")[-1].get("auction", {}).get("imbalance_side"), "it")
+    told = alice.of("book")[-1]["auction"]
+    assert told["indicative_price"] == outcome["indicative_price"]
+    await host.engine.define_instrument(symbol, status="trading")
+    await alice.until(lambda: "auction" not in alice.of("book")[-1], "the book after it")
+    assert (await alice.ask("get_trades", symbol=symbol))["trades"][0]["quantity"] == "3"
+
+
 async def test_ticker_and_candles_follow_the_trades(alice: Client, symbol: str) -> None:
     (ticker,) = await alice.subscribe("ticker", symbol)
     assert (ticker["type"], ticker["volume_24h"]) == ("snapshot", "0")

@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT
 from orderbook.engine import Engine
 from orderbook.messages import RejectCode
+from orderbook.session import METHODS
 
 LINE_LENGTH_MAX = 100
 FUNCTION_LINES_MAX = 70
@@ -181,6 +182,14 @@ def test_every_function_is_a_method_of_the_engine_and_a_heading() -> None:
     assert functions == headings
     for name in functions:
         assert callable(getattr(Engine, name, None)), f"Engine has no method {name}"
+
+
+def test_every_method_of_the_websocket_is_documented() -> None:
+    section = PROTOCOL.partition("## Websocket")[2].partition("\n## ")[0]
+    listed = section.partition("Methods: ")[2].partition("\n\n* ")[0]
+    own = set(re.findall(r"^\* `(\w+)`(?: `| →|$)", section, re.MULTILINE))
+    documented = set(re.findall(r"\b[a-z]+(?:_[a-z0-9]+)+\b", listed)) - {"timeout_ms"} | own
+    assert documented == set(METHODS)
 
 
 def documented_codes() -> set[str]:
