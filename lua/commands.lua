@@ -278,16 +278,12 @@ local function auction_member(record)
 end
 
 local function published_message(record, now_ms)
-  return string.format(
-    '{"channel":"book","symbol":"%s","type":"snapshot","sequence":%.0f,"epoch":%s,'
-      .. '"timestamp_ms":%.0f,%s%s}',
-    record.symbol,
-    record.sequence,
-    record.epoch,
-    now_ms,
-    depth.json(record, depth.published_levels),
-    auction_member(record)
-  )
+  local head = '{"channel":"book","symbol":"%s","type":"snapshot","sequence":%.0f,"epoch":%s,'
+    .. '"timestamp_ms":%.0f,'
+  local pieces = { head:format(record.symbol, record.sequence, record.epoch, now_ms) }
+  depth.add_json(pieces, record, depth.published_levels)
+  pieces[#pieces + 1] = auction_member(record) .. "}"
+  return table.concat(pieces)
 end
 
 local function update_head(record, channel)

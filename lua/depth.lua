@@ -1,9 +1,10 @@
 -- The book as others see it: levels, best first, and the checksum that lets a client prove it
 -- holds the same.
 --
--- Only orders are sorted in Redis, not levels. The levels' prices are found by stepping through a
--- side in chunks and jumping past every price already seen, so the cost is that of the levels
--- asked for, however many orders queue at each.
+-- Only orders are sorted in Redis, not levels. A few levels are found by stepping through a side's
+-- orders in chunks and jumping past every price already seen, so the cost is that of the levels
+-- asked for, however many orders queue at each. Where most levels of a side are asked for its
+-- totals are read whole and put in order here.
 
 local instrument = require("instrument")
 local keys = require("keys")
@@ -19,6 +20,12 @@ depth.published_levels = 10
 local orders_max = 10000
 local checksum_orders_max = 1000
 local orders_chunk = 500
+
+-- A side with at most so many times the levels asked for is read whole.
+local whole_side_factor = 4
+-- Where on average at most so many ticks lie between two levels, walking from tick to tick finds
+-- them in order sooner than sorting does.
+local gap_max = 8
 
 local chunk_first = 16
 local chunk_max = 512
@@ -47,25 +54,75 @@ local function best_scores(side_key, count)
   return scores
 end
 
--- [["100.25","1"],…] of one side as a list of { price text, quantity text }.
-local function side_levels(record, side_key, sign, count)
-  local prices, names = {}, {}
+-- Levels as texts, best first: { prices, quantities }. The best ones of a side, found by stepping
+-- from one to the next.
+local function stepped_levels(record, side_key, sign, count)
+  local ticks, names, levels = {}, {}, { prices = {}, quantities = {} }
   for i, score in ipairs(best_scores(side_key, count)) do
-    prices[i] = tonumber(score) * sign
-    names[i] = numbers.integer_text(prices[i])
+    ticks[i] = tonumber(score) * sign
+    names[i] = numbers.integer_text(ticks[i])
   end
-  local levels = {}
   for from = 1, #names, arguments_max do
     local to = math.min(from + arguments_max - 1, #names)
     local totals = redis.call("HMGET", keys.levels(side_key), unpack(names, from, to))
-    for i, total in ipairs(totals) do
-      levels[#levels + 1] = {
-        instrument.price_text(record, prices[from + i - 1]),
-        numbers.text(tonumber(total or 0), record.quantity_step),
-      }
+    for i = 1, #totals do
+      local n = from + i - 1
+      levels.prices[n] = instrument.price_text(record, ticks[n])
+      levels.quantities[n] = instrument.quantity_text(record, tonumber(totals[i] or 0))
     end
   end
   return levels
+end
+
+-- Where each level stands in the rows of a side's totals (price, lots, …), by its place: the price
+-- in ticks, negated for bids. And the places from the best to the worst.
+local function find_places(rows, sign)
+  local index_of, places, best, worst = {}, {}, math.huge, -math.huge
+  for i = 1, #rows, 2 do
+    local place = rows[i] * sign
+    index_of[place], places[(i + 1) / 2] = i, place
+    if place < best then
+      best = place
+    end
+    if place > worst then
+      worst = place
+    end
+  end
+  if worst - best > #places * gap_max then
+    table.sort(places)
+    return index_of, places
+  end
+  local n = 0
+  for place = best, worst do
+    if index_of[place] then
+      n = n + 1
+      places[n] = place
+    end
+  end
+  return index_of, places
+end
+
+-- The same of a side that is read whole.
+local function whole_levels(record, side_key, sign, count)
+  local rows = redis.call("HGETALL", keys.levels(side_key))
+  local index_of, places = find_places(rows, sign)
+  local prices, quantities = {}, {}
+  local is_unit_price, is_unit_quantity = record.price_step.is_unit, record.quantity_step.is_unit
+  for n = 1, math.min(#places, count) do
+    local i = index_of[places[n]]
+    local ticks, lots = rows[i], rows[i + 1]
+    prices[n] = is_unit_price and ticks or instrument.price_text(record, ticks + 0)
+    quantities[n] = is_unit_quantity and lots or instrument.quantity_text(record, lots + 0)
+  end
+  return { prices = prices, quantities = quantities }
+end
+
+-- The best levels of a side, at most count of them.
+local function side_levels(record, side_key, sign, count)
+  if redis.call("HLEN", keys.levels(side_key)) > count * whole_side_factor then
+    return stepped_levels(record, side_key, sign, count)
+  end
+  return whole_levels(record, side_key, sign, count)
 end
 
 -- The best bid and ask as JSON members, each with a comma before it.
@@ -75,21 +132,25 @@ function depth.best_members(record)
     { name = "best_bid", key = keys.bids(record.key), sign = -1 },
     { name = "best_ask", key = keys.asks(record.key), sign = 1 },
   }) do
-    local best = side_levels(record, side.key, side.sign, 1)[1]
-    if best then
-      text = text .. ',"' .. side.name .. '":"' .. best[1]
-      text = text .. '","' .. side.name .. '_quantity":"' .. best[2] .. '"'
+    local best = side_levels(record, side.key, side.sign, 1)
+    if best.prices[1] then
+      text = text .. ',"' .. side.name .. '":"' .. best.prices[1]
+      text = text .. '","' .. side.name .. '_quantity":"' .. best.quantities[1] .. '"'
     end
   end
   return text
 end
 
-local function levels_json(levels, count)
-  local rows = {}
-  for i = 1, math.min(#levels, count) do
-    rows[i] = '["' .. levels[i][1] .. '","' .. levels[i][2] .. '"]'
+-- Adds [["100.25","1"],…] to a list of pieces of text.
+local function add_levels_json(pieces, levels, count)
+  local prices, quantities, opening = levels.prices, levels.quantities, '[["'
+  local n = #pieces
+  for i = 1, math.min(#prices, count) do
+    pieces[n + 1], pieces[n + 2] = opening, prices[i]
+    pieces[n + 3], pieces[n + 4] = '","', quantities[i]
+    n, opening = n + 4, '"],["'
   end
-  return "[" .. table.concat(rows, ",") .. "]"
+  pieces[n + 1] = opening == '[["' and "[]" or '"]]'
 end
 
 -- The table of CRC-32 (reflected polynomial 0xEDB88320). Built on first use: no arithmetic on bits
@@ -131,26 +192,27 @@ end
 
 local function checksum_text(levels)
   local parts = {}
-  for i = 1, math.min(#levels, depth.published_levels) do
-    for column = 1, 2 do
-      parts[#parts + 1] = digits_of(levels[i][column])
-    end
+  for i = 1, math.min(#levels.prices, depth.published_levels) do
+    parts[#parts + 1] = digits_of(levels.prices[i])
+    parts[#parts + 1] = digits_of(levels.quantities[i])
   end
   return table.concat(parts)
 end
 
--- The common part of get_book's reply and of the published book: "bids":…,"asks":…,"checksum":…
--- The checksum is that of the published levels, however many are asked for.
-function depth.json(record, levels_count)
+-- Adds the common part of get_book's reply and of the published book to a list of pieces of text:
+-- "bids":…,"asks":…,"checksum":… The checksum is that of the published levels, however many are
+-- asked for. Pieces, because a full book is long, and every string that it passes through costs as
+-- much again.
+function depth.add_json(pieces, record, levels_count)
   local read_count = math.max(levels_count, depth.published_levels)
   local bids = side_levels(record, keys.bids(record.key), -1, read_count)
   local asks = side_levels(record, keys.asks(record.key), 1, read_count)
-  return string.format(
-    '"bids":%s,"asks":%s,"checksum":%.0f',
-    levels_json(bids, levels_count),
-    levels_json(asks, levels_count),
-    crc32(checksum_text(asks) .. checksum_text(bids))
-  )
+  pieces[#pieces + 1] = '"bids":'
+  add_levels_json(pieces, bids, levels_count)
+  pieces[#pieces + 1] = ',"asks":'
+  add_levels_json(pieces, asks, levels_count)
+  local checksum = crc32(checksum_text(asks) .. checksum_text(bids))
+  pieces[#pieces + 1] = ',"checksum":' .. numbers.integer_text(checksum)
 end
 
 -- ---- order by order
@@ -198,16 +260,18 @@ local function side_orders(record, side_key, levels_wanted)
   return side
 end
 
-local function orders_json(side, levels_count)
-  local rows = {}
+-- Adds [["100.25","1","17",41],…] to a list of pieces of text.
+local function add_orders_json(pieces, side, levels_count)
+  local opening, format = "[[", '"%s","%s","%s",%.0f'
   for i = 1, #side.orders do
     local o = side.orders[i]
     if o.level > levels_count then
       break
     end
-    rows[i] = string.format('["%s","%s","%s",%.0f]', o.price, o.quantity, o.order_id, o.priority)
+    pieces[#pieces + 1] = opening .. format:format(o.price, o.quantity, o.order_id, o.priority)
+    opening = "],["
   end
-  return "[" .. table.concat(rows, ",") .. "]"
+  pieces[#pieces + 1] = opening == "[[" and "[]" or "]]"
 end
 
 local function orders_checksum_text(side)
@@ -222,16 +286,19 @@ local function orders_checksum_text(side)
   return table.concat(parts)
 end
 
--- The common part of get_level3's reply: "bids":…,"asks":…,"more":…,"checksum":… The checksum is
--- that of the published levels, however many are asked for.
-function depth.orders_json(record, levels_count)
+-- Adds the common part of get_level3's reply to a list of pieces of text:
+-- "bids":…,"asks":…,"more":…,"checksum":… The checksum is that of the published levels, however
+-- many are asked for.
+function depth.add_orders_json(pieces, record, levels_count)
   local wanted = math.max(levels_count, depth.published_levels)
   local bids = side_orders(record, keys.bids(record.key), wanted)
   local asks = side_orders(record, keys.asks(record.key), wanted)
-  return string.format(
-    '"bids":%s,"asks":%s,"more":%s,"checksum":%.0f',
-    orders_json(bids, levels_count),
-    orders_json(asks, levels_count),
+  pieces[#pieces + 1] = '"bids":'
+  add_orders_json(pieces, bids, levels_count)
+  pieces[#pieces + 1] = ',"asks":'
+  add_orders_json(pieces, asks, levels_count)
+  pieces[#pieces + 1] = string.format(
+    ',"more":%s,"checksum":%.0f',
     tostring(bids.more or asks.more or false),
     crc32(orders_checksum_text(asks) .. orders_checksum_text(bids))
   )

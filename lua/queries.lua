@@ -24,8 +24,8 @@ queries.no_fields = fields.schema({}, {})
 
 local book_schema = fields.schema({ "depth" }, {})
 
--- A query of so many levels; `describe` gives what it tells of them.
-local function depth_query(call_keys, arguments, describe)
+-- A query of so many levels; `add_json` adds what it tells of them.
+local function depth_query(call_keys, arguments, add_json)
   local record, values = call.open_query(call_keys, arguments, book_schema)
   if not record then
     return reject.json(values)
@@ -35,20 +35,18 @@ local function depth_query(call_keys, arguments, describe)
   if levels > depth.levels_max then
     return reject.json(reject.new("INVALID_VALUE", "depth must be at most 10000"))
   end
-  return string.format(
-    '{"symbol":"%s","sequence":%.0f,"epoch":%s,%s}',
-    record.symbol,
-    record.sequence,
-    record.epoch,
-    describe(record, levels)
-  )
+  local head = '{"symbol":"%s","sequence":%.0f,"epoch":%s,'
+  local pieces = { head:format(record.symbol, record.sequence, record.epoch) }
+  add_json(pieces, record, levels)
+  pieces[#pieces + 1] = "}"
+  return table.concat(pieces)
 end
 
 -- get_book: the best levels of both sides.
 -- Fields: depth (1 to 10000 or full; 10). Reply: symbol sequence epoch bids asks checksum.
 -- Rejects: INVALID_VALUE.
 function queries.get_book(call_keys, arguments)
-  return depth_query(call_keys, arguments, depth.json)
+  return depth_query(call_keys, arguments, depth.add_json)
 end
 
 -- get_level3: the orders of the best levels of both sides, in queue order, as everybody may see
@@ -56,7 +54,7 @@ end
 -- Fields: depth (levels; 1 to 10000 or full; 10). Reply: symbol sequence epoch bids asks more
 -- checksum. Rejects: INVALID_VALUE.
 function queries.get_level3(call_keys, arguments)
-  return depth_query(call_keys, arguments, depth.orders_json)
+  return depth_query(call_keys, arguments, depth.add_orders_json)
 end
 
 -- get_order: one open order.
