@@ -40,10 +40,11 @@ fix:
 	stylua lua
 
 bench:
-	$(PYTHON) scripts/bench.py
+	$(PYTHON) scripts/bench.py all
 
+# The same, small and short: to see that everything runs.
 bench-quick:
-	$(PYTHON) scripts/bench.py --messages 20000 --rounds 2
+	$(PYTHON) scripts/bench.py all --quick
 
 challenge:
 	$(PYTHON) scripts/challenge.py normal.bin.xz

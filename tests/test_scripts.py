@@ -103,6 +103,33 @@ def test_the_benchmark_puts_another_revision_beside_todays_engine() -> None:
     assert ended.returncode == 2
 
 
+# What each part of the benchmark has a line about.
+LINES = {
+    "book": ("a message with", "memory per order", "get_book of 10", "sweep of", "get_book full"),
+    "host": ("orders acknowledged", "host CPU", "p99 from send", "p99 from order", "burst of"),
+    "fan-out": ("deliveries to", "memory per idle", "deliveries beside a stalled"),
+    "hosts": ("engine CPU per order with 2 hosts", "engine CPU per order with 5 books"),
+    "start": ("orderbook --help", "orderbook demo"),
+}
+
+
+@pytest.mark.parametrize("part", LINES)
+def test_a_part_of_the_benchmark_prints_its_lines(part: str, tmp_path: Path) -> None:
+    ended = start("bench.py", part, "--quick", "--json", f"--plot={tmp_path}")
+    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+    lines = msgspec.json.decode(ended.stdout, type=list[dict[str, Any]])
+    for beginning in LINES[part]:
+        assert any(line["name"].startswith(beginning) for line in lines), beginning
+    for line in lines:
+        assert set(line) == {"name", "figure", "unit", "ratio", "target", "pass"}
+        # Of what was lost there must be nothing, however slow the machine.
+        assert (line["figure"] == 0) == line["name"].endswith("doubled"), line
+        assert line["pass"] in {None, True, False}
+    drawn = {path.name for path in tmp_path.iterdir()}
+    plots = {"book": {"orders.png", "levels.png"}, "hosts": {"hosts.png", "books.png"}}
+    assert drawn == plots.get(part, set())
+
+
 def test_a_benchmark_of_somebodys_server_asks_before_it_erases() -> None:
     ended = start("bench.py", "--redis-url=redis://127.0.0.1:1", "--data=synthetic")
     assert ended.returncode == 2
