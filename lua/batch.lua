@@ -72,21 +72,26 @@ function batch.decode(texts, methods)
   return list, replies
 end
 
--- Reads in a few calls what the commands of a batch would ask for one by one: the orders they name
--- and the replies to their ids.
+-- Reads in a few calls what the commands of a batch would ask for one by one: the orders they name,
+-- by whatever id, and the replies to their ids.
 function batch.prefetch(b, list)
-  local order_ids, names = {}, {}
+  local order_ids, names, client_names = {}, {}, {}
   for i = 1, #list do
     local values = list[i]
     if values then
       order_ids[#order_ids + 1] = values.order_id or values.cancel_order_id
-      if values.client_order_id and values.account then
+      local client_order_id, account = values.client_order_id, values.account
+      if client_order_id and account then
         names[#names + 1] = memory.memo_name(values.method.name, values)
+        client_names[#client_names + 1] = book.client_name(account, client_order_id)
       end
     end
   end
+  if client_names[1] then
+    book.prefetch_client_orders(b, client_names, order_ids)
+    memory.prefetch(b, names)
+  end
   book.prefetch_orders(b, order_ids)
-  memory.prefetch(b, names)
 end
 
 return batch

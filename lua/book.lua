@@ -242,9 +242,23 @@ function book.prefetch_orders(b, order_ids)
   end
 end
 
+-- Under which name an order stands in the hash of client_order_ids.
+function book.client_name(account, client_order_id)
+  return account .. " " .. client_order_id
+end
+
+-- Reads in one call which open orders have these names, and adds their ids to a list.
+function book.prefetch_client_orders(b, names, order_ids)
+  local found = redis.call("HMGET", keys.client_orders(b.key), unpack(names))
+  for i = 1, #found do
+    b.client_orders[names[i]] = found[i]
+    order_ids[#order_ids + 1] = found[i] or nil
+  end
+end
+
 -- The id of the account's open order of this client_order_id, or nil.
 function book.client_order(b, account, client_order_id)
-  local name = account .. " " .. client_order_id
+  local name = book.client_name(account, client_order_id)
   local order_id = b.client_orders[name]
   if order_id == nil then
     order_id = redis.call("HGET", keys.client_orders(b.key), name)
@@ -614,7 +628,7 @@ function book.admit(b, o)
   o.order_id, o.priority, o.timestamp_ms = order_id, record.last_priority, b.timestamp_ms
   b.orders[order_id] = o
   if o.client_order_id then
-    b.client_orders[o.account .. " " .. o.client_order_id] = order_id
+    b.client_orders[book.client_name(o.account, o.client_order_id)] = order_id
   end
 end
 

@@ -135,9 +135,6 @@ end
 
 -- Reads the replies to these names in two calls.
 function memory.prefetch(b, names)
-  if #names == 0 then
-    return
-  end
   local current = redis.call("HMGET", keys.replies(b.key), unpack(names))
   local previous = redis.call("HMGET", keys.replies_previous(b.key), unpack(names))
   for i, name in ipairs(names) do

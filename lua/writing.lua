@@ -133,7 +133,7 @@ local function plan_index_write(b, plan, o)
   end
   local clients_key = keys.client_orders(b.key)
   local names = arguments_for(plan, o.queued and "HSET" or "HDEL", clients_key)
-  names[#names + 1] = o.account .. " " .. o.client_order_id
+  names[#names + 1] = book.client_name(o.account, o.client_order_id)
   if o.queued then
     names[#names + 1] = o.order_id
   end

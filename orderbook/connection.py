@@ -163,6 +163,14 @@ class Socket(web.WebSocketResponse):
 class Connection:
     """A connected client."""
 
+    # There may be ten thousand of them.
+    __slots__ = (
+        *("__weakref__", "_answered_count", "_backend", "_books", "_closing", "_ended", "_guard"),
+        *("_has_ended", "_heard_at", "_in_flight", "_limits", "_loop", "_out"),
+        *("_out_bytes", "_queries_in_flight", "_queries_waiting", "_room", "_sent", "_session"),
+        *("_socket", "_subscriptions", "_tasks", "_transport", "_writer"),
+    )
+
     def __init__(
         self, backend: Backend, socket: Socket, transport: asyncio.Transport, session: Session
     ) -> None:
@@ -176,17 +184,19 @@ class Connection:
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._closing: asyncio.Task[None] | None = None
-        self._ended = asyncio.Event()
+        # Futures, not events: most connections never wait for either, and an event is large.
+        self._ended: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._has_ended = False
         self._in_flight = 0
         self._queries_in_flight = 0
-        self._room = asyncio.Event()
         self._sent: dict[str, int] = {}
         self._answered_count: dict[str, int] = {}
         self._queries_waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
         # Channel, symbol and variant of each.
         self._subscriptions: dict[tuple[Channel, str | None, str], Subscription | None] = {}
         self._books: dict[tuple[str, bytes], bytes] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] | None = None
         self._heard_at = self._loop.time()
         # Made when cancel_on_disconnect is first asked for.
         self._guard: Guard | None = None
@@ -205,7 +215,9 @@ class Connection:
             self._release()
             # With our own close frame out and answered there is nothing more to be said.
             self._transport.close()
-            self._ended.set()
+            self._has_ended = True
+            if self._ended is not None and not self._ended.done():
+                self._ended.set_result(None)
 
     async def _read(self) -> None:
         while True:
@@ -276,8 +288,7 @@ class Connection:
     async def _wait_for_room(self) -> None:
         """Reads no further until answers are out: to the client this looks like a slow network."""
         while self._has_enough_in_flight():
-            self._room.clear()
-            await self._room.wait()
+            await self._some_answer()
         if self._backlog() <= self._limits.stream_buffer_bytes_max:
             return
         try:
@@ -286,6 +297,17 @@ class Connection:
         except TimeoutError:
             self._close_slow()
         self._backend.large_buffers.discard(self)
+
+    async def _some_answer(self) -> None:
+        """Waits for the next answer to be written; only the reader does."""
+        self._room = self._loop.create_future()
+        await self._room
+
+    def _tell_answered(self) -> None:
+        if self._room is not None:
+            if not self._room.done():
+                self._room.set_result(None)
+            self._room = None
 
     # ---- commands and queries
 
@@ -312,7 +334,7 @@ class Connection:
 
     def _answered(self, command: Command, received_at: float, reply: bytes) -> None:
         self._in_flight -= 1
-        self._room.set()
+        self._tell_answered()
         self._write(text_frame(answer(command.head, reply)))
         metrics = self._backend.metrics
         metrics.count_reply(command.method, reply)
@@ -383,7 +405,7 @@ class Connection:
             self._fail(query.head, error.code, str(error))
         finally:
             self._queries_in_flight -= 1
-            self._room.set()
+            self._tell_answered()
 
     # ---- cancel on disconnect
 
@@ -405,8 +427,7 @@ class Connection:
             self._refuse(request.head, refusal)
             return
         while self._in_flight or self._queries_in_flight:
-            self._room.clear()
-            await self._room.wait()
+            await self._some_answer()
         self._write(text_frame(answer(request.head, b"{}")))
         self.close_soon(CLOSE_NORMAL, "logged out")
 
@@ -582,10 +603,15 @@ class Connection:
             self._backend.metrics.slow_clients_closed.inc()
             self.close_soon(CLOSE_SLOW, "slow: reconnect and resume from your sequence")
 
+    async def _end(self) -> None:
+        if not self._has_ended:
+            self._ended = self._loop.create_future()
+            await self._ended
+
     async def _wait_for_end(self) -> None:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._ended.wait()
+                await self._end()
         except TimeoutError:
             # It does not even read why: without this its socket would stay for as long as it likes.
             self.abort()
@@ -595,11 +621,13 @@ class Connection:
         for subscription in self._subscriptions.values():
             self._end_subscription(subscription)
         self._subscriptions.clear()
-        for task in self._tasks:
+        for task in self._tasks or ():
             task.cancel()
         self._backend.large_buffers.discard(self)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._tasks is None:
+            self._tasks = set()
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -122,6 +122,11 @@ class Subscription:
     task: asyncio.Task[None] | None = None
     parts: dict[str, "Subscription"] = field(default_factory=dict)
 
+    def joined(self, task: asyncio.Task[None]) -> None:
+        """Lets go of a task that has done its work: it is most of what a subscription weighs."""
+        if self.task is task:
+            self.task = None
+
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
@@ -337,6 +342,7 @@ class Feed:
         self, subscription: Subscription, cursor: int | None, lost_after: int | None = None
     ) -> None:
         subscription.task = self._spawn(self._join(subscription, cursor, lost_after))
+        subscription.task.add_done_callback(subscription.joined)
 
     def _detach(self, book: _Book, subscription: Subscription) -> None:
         subscribers = book.topics.get(subscription.wanted.topic)

@@ -145,20 +145,20 @@ def failure(head: bytes, code: RejectCode, message: str) -> bytes:
 class Session:
     """The client of one connection, acting for one account."""
 
+    __slots__ = ("_malformed_in_a_row", "_mark", "_prefixes", "account")
+
     def __init__(self, account: str) -> None:
         # The account's characters need no escaping: the host has checked them.
         self.account = account
-        self._prefixes = {
-            method: f'{{"method":"{method}","account":"{account}"'.encode() for method in _COMMANDS
-        }
+        self._mark = ""
+        # How commands begin, by method; made when needed, for most connections only listen.
+        self._prefixes: dict[str, bytes] = {}
         self._malformed_in_a_row = 0
 
     def mark_orders(self, session: str | None) -> None:
         """Orders carry this session from now on, or none."""
-        mark = f',"session":"{session}"' if session else ""
-        for method in _PLACING:
-            prefix = f'{{"method":"{method}","account":"{self.account}"{mark}'
-            self._prefixes[method] = prefix.encode()
+        self._mark = f',"session":"{session}"' if session else ""
+        self._prefixes.clear()
 
     def receive(self, frame: bytes) -> Outcome:
         """What a text frame asks for."""
@@ -230,8 +230,14 @@ class Session:
         if isinstance(params, messages.MassQuote):
             body = _with_quotes_as_text(params)
         separator = b"," if len(body) > len(b"{}") else b""
-        payload = self._prefixes[method] + separator + body[1:]
-        return Command(method, symbol, payload, head)
+        prefix = self._prefixes.get(method) or self._make_prefix(method)
+        return Command(method, symbol, prefix + separator + body[1:], head)
+
+    def _make_prefix(self, method: str) -> bytes:
+        mark = self._mark if method in _PLACING else ""
+        prefix = f'{{"method":"{method}","account":"{self.account}"{mark}'.encode()
+        self._prefixes[method] = prefix
+        return prefix
 
     def _everywhere(
         self, head: bytes, params: messages.CancelAllOrders, raw_params: bytes
