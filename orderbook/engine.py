@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 from redis.asyncio import Redis
@@ -575,6 +575,13 @@ def _arguments(fields: Mapping[str, Field]) -> list[str]:
 OnReply = Callable[[bytes], None]
 
 
+class _Call(NamedTuple):
+    """Commands that are being run."""
+
+    batch: list[tuple[bytes, OnReply]]
+    replies: asyncio.Task[list[bytes]]
+
+
 class Batcher:
     """One book's commands: what arrives while a call is in flight goes into the next call.
 
@@ -613,14 +620,29 @@ class Batcher:
             await asyncio.shield(self._task)
 
     async def _run(self) -> None:
+        """One call at a time. The next one is on its way before the answers to the last are given
+        out, so that the server works meanwhile."""
         try:
-            while self._queue:
-                batch = self._next_batch()
-                replies = await self._execute([command for command, _ in batch])
+            call = self._begin_call()
+            while call is not None:
+                replies = await call.replies
+                batch = call.batch
+                call = self._begin_call()
+                # It is written when the loop turns.
+                await asyncio.sleep(0)
                 for (_, on_reply), reply in zip(batch, replies, strict=True):
                     self._answer(on_reply, reply)
+                call = call or self._begin_call()
         finally:
             self._task = None
+
+    def _begin_call(self) -> "_Call | None":
+        """A call with the commands that wait, or None where none does."""
+        if not self._queue:
+            return None
+        batch = self._next_batch()
+        commands = [command for command, _ in batch]
+        return _Call(batch, asyncio.create_task(self._execute(commands)))
 
     def _next_batch(self) -> list[tuple[bytes, OnReply]]:
         """As many of the commands that wait as one call may have, at least one."""

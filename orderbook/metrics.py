@@ -1,10 +1,20 @@
 """The host's numbers for Prometheus, in a registry of their own.
 
+What is counted with every command is counted in plain numbers and told when somebody asks: a
+counter of the library takes a lock each time, for threads that a host does not have.
+
 Labels are methods, codes and channels: sets that we fix. Never an account, an order or anything
 else that a client chooses, or one client could fill the memory of everybody's monitoring.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from bisect import bisect_left
+from collections import Counter as Tally
+from collections.abc import Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from orderbook.messages import RejectCode
 
@@ -16,7 +26,29 @@ _CODES = frozenset(RejectCode)
 _REJECTED_CODE_AT = len(b'{"status":"rejected","code":"')
 
 
-class Metrics:
+class Latencies:
+    """A histogram of seconds, in LATENCY_BUCKETS_S."""
+
+    def __init__(self, name: str, documentation: str) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._counts = [0] * (len(LATENCY_BUCKETS_S) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
+        self._sum_s += seconds
+
+    def told(self) -> Metric:
+        """As Prometheus has it: each bucket counts those before it, too."""
+        bounds = [*map(str, LATENCY_BUCKETS_S), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        return HistogramMetricFamily(
+            self._name, self._documentation, buckets=buckets, sum_value=self._sum_s
+        )
+
+
+class Metrics(Collector):
     """What one host process counts and measures."""
 
     def __init__(self) -> None:
@@ -25,30 +57,15 @@ class Metrics:
         self.connections = Gauge(
             "orderbook_connections", "Open websocket connections.", registry=registry
         )
-        self.commands = Counter(
-            "orderbook_commands", "Commands answered.", ["method"], registry=registry
+        self.call_seconds = Latencies(
+            "orderbook_call_seconds", "Time of one execute call to Redis."
         )
-        self.rejects = Counter(
-            "orderbook_rejects", "Requests refused, by code.", ["code"], registry=registry
+        self.acknowledgement_seconds = Latencies(
+            "orderbook_acknowledgement_seconds", "Time from a command's arrival to its answer."
         )
-        self.call_seconds = Histogram(
-            "orderbook_call_seconds",
-            "Time of one execute call to Redis.",
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
-        )
-        self.acknowledgement_seconds = Histogram(
-            "orderbook_acknowledgement_seconds",
-            "Time from a command's arrival to its answer.",
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
-        )
-        self.messages_sent = Counter(
-            "orderbook_messages_sent",
-            "Messages given to subscribers, by channel.",
-            ["channel"],
-            registry=registry,
-        )
+        self._commands: Tally[str] = Tally()
+        self._rejects: Tally[str] = Tally()
+        self._messages_sent: Tally[str] = Tally()
         self.books_conflated = Counter(
             "orderbook_books_conflated",
             "Books left out because the client had not read an earlier one.",
@@ -65,21 +82,39 @@ class Metrics:
             registry=registry,
         )
 
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """What is counted in plain numbers, as Prometheus asks for it."""
+        yield _family("orderbook_commands", "Commands answered.", "method", self._commands)
+        yield _family("orderbook_rejects", "Requests refused, by code.", "code", self._rejects)
+        sent = "Messages given to subscribers, by channel."
+        yield _family("orderbook_messages_sent", sent, "channel", self._messages_sent)
+        yield self.call_seconds.told()
+        yield self.acknowledgement_seconds.told()
+
     def count_sent(self, channel: str, count: int) -> None:
         """Counts messages given to subscribers."""
-        self.messages_sent.labels(channel).inc(count)
+        self._messages_sent[channel] += count
 
     def count_reply(self, method: str, reply: bytes) -> None:
         """Counts a command's answer, and its code when it was refused."""
-        self.commands.labels(method).inc()
+        self._commands[method] += 1
         if reply.startswith(b'{"status":"rejected"'):
             end = reply.find(b'"', _REJECTED_CODE_AT)
             self.count_reject(reply[_REJECTED_CODE_AT:end].decode())
 
     def count_reject(self, code: str) -> None:
         """Counts a refusal. A code that is not ours would come from a newer library."""
-        self.rejects.labels(code if code in _CODES else "OTHER").inc()
+        self._rejects[code if code in _CODES else "OTHER"] += 1
 
     def text(self) -> bytes:
         """Everything in the Prometheus text format."""
         return generate_latest(self._registry)
+
+
+def _family(name: str, documentation: str, label: str, tally: Tally[str]) -> Metric:
+    family = CounterMetricFamily(name, documentation, labels=[label])
+    for value, count in tally.items():
+        family.add_metric([value], count)
+    return family
