@@ -75,12 +75,12 @@ local function stepped_levels(record, side_key, sign, count)
 end
 
 -- Where each level stands in the rows of a side's totals (price, lots, …), by its place: the price
--- in ticks, negated for bids. And the places from the best to the worst.
+-- in ticks, negated for bids. And the best and the worst place.
 local function find_places(rows, sign)
-  local index_of, places, best, worst = {}, {}, math.huge, -math.huge
+  local index_of, best, worst = {}, math.huge, -math.huge
   for i = 1, #rows, 2 do
     local place = rows[i] * sign
-    index_of[place], places[(i + 1) / 2] = i, place
+    index_of[place] = i
     if place < best then
       best = place
     end
@@ -88,28 +88,43 @@ local function find_places(rows, sign)
       worst = place
     end
   end
-  if worst - best > #places * gap_max then
-    table.sort(places)
-    return index_of, places
-  end
-  local n = 0
-  for place = best, worst do
-    if index_of[place] then
-      n = n + 1
-      places[n] = place
+  return index_of, best, worst
+end
+
+-- The indexes of a side's levels in the rows of its totals, best first.
+local function indexes_in_order(rows, sign)
+  local index_of, best, worst = find_places(rows, sign)
+  local indexes, n = {}, 0
+  if worst - best <= #rows / 2 * gap_max then
+    for place = best, worst do
+      local index = index_of[place]
+      if index then
+        n = n + 1
+        indexes[n] = index
+      end
     end
+    return indexes
   end
-  return index_of, places
+  local places = {}
+  for place in pairs(index_of) do
+    n = n + 1
+    places[n] = place
+  end
+  table.sort(places)
+  for i = 1, n do
+    indexes[i] = index_of[places[i]]
+  end
+  return indexes
 end
 
 -- The same of a side that is read whole.
 local function whole_levels(record, side_key, sign, count)
   local rows = redis.call("HGETALL", keys.levels(side_key))
-  local index_of, places = find_places(rows, sign)
+  local indexes = indexes_in_order(rows, sign)
   local prices, quantities = {}, {}
   local is_unit_price, is_unit_quantity = record.price_step.is_unit, record.quantity_step.is_unit
-  for n = 1, math.min(#places, count) do
-    local i = index_of[places[n]]
+  for n = 1, math.min(#indexes, count) do
+    local i = indexes[n]
     local ticks, lots = rows[i], rows[i + 1]
     prices[n] = is_unit_price and ticks or instrument.price_text(record, ticks + 0)
     quantities[n] = is_unit_quantity and lots or instrument.quantity_text(record, lots + 0)

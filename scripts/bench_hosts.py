@@ -2,9 +2,10 @@
 
 The idea: a batch is one stream entry, however many hosts read it, so hosts should cost the server
 little more than the bytes they read. The same flow, in batches, goes into one book while one host
-follows it, and while all do (every host has a subscriber to each public channel of every book);
-then into as many books as there are, spread over all of them. The figure is the server's CPU per
-order, everything included: reading streams, ticks, half-second books.
+follows it, and while many do (every host has a subscriber to each public channel of the book);
+then, on another server, into few and into many books, spread over all of them, all followed by one
+host. The figure is the server's CPU per order, everything included: reading streams, ticks,
+half-second books.
 """
 
 import contextlib
@@ -102,22 +103,38 @@ def _following(url: str, host_count: int, symbols: Sequence[str]) -> Iterator[No
 
 def measure(scale: Scale, plots: Path | None) -> list[Figure]:
     """Every line of the part."""
-    with open_server(None) as url, contextlib.closing(Connection(url)) as connection:
-        street = Street(connection, scale.books[-1])
-        street.run(scale.messages, 1)
-        by_hosts: dict[int, list[float]] = {count: [] for count in scale.hosts}
-        by_books: dict[int, list[float]] = {count: [] for count in scale.books}
-        for _ in range(scale.rounds):
-            for count in scale.hosts:
-                with _following(url, count, street.symbols(1)):
-                    by_hosts[count].append(street.run(scale.messages, 1))
-            with _following(url, 1, street.symbols(scale.books[-1])):
-                for count in scale.books:
-                    by_books[count].append(street.run(scale.messages, count))
+    by_hosts = _with_hosts(scale)
+    by_books = _with_books(scale)
     if plots is not None:
         _draw(plots / "hosts.png", "hosts", by_hosts)
         _draw(plots / "books.png", "books", by_books)
     return [_grown("hosts", by_hosts, HOSTS_TARGET), _grown("books", by_books, BOOKS_TARGET)]
+
+
+def _with_hosts(scale: Scale) -> dict[int, list[float]]:
+    """The costs of each round, by the number of hosts that follow one book."""
+    costs_us: dict[int, list[float]] = {count: [] for count in scale.hosts}
+    with open_server(None) as url, contextlib.closing(Connection(url)) as connection:
+        street = Street(connection, 1)
+        street.run(scale.messages, 1)
+        for _ in range(scale.rounds):
+            for count, found in costs_us.items():
+                with _following(url, count, street.symbols(1)):
+                    found.append(street.run(scale.messages, 1))
+    return costs_us
+
+
+def _with_books(scale: Scale) -> dict[int, list[float]]:
+    """The same by the number of books that the flow is spread over, all followed by one host."""
+    costs_us: dict[int, list[float]] = {count: [] for count in scale.books}
+    with open_server(None) as url, contextlib.closing(Connection(url)) as connection:
+        street = Street(connection, scale.books[-1])
+        street.run(scale.messages, scale.books[-1])
+        with _following(url, 1, street.symbols(scale.books[-1])):
+            for _ in range(scale.rounds):
+                for count, found in costs_us.items():
+                    found.append(street.run(scale.messages, count))
+    return costs_us
 
 
 def _draw(path: Path, what: str, costs_us: dict[int, list[float]]) -> None:

@@ -41,6 +41,10 @@ class Host:
         """SIGKILL: no draining, no closing of sockets by the host."""
         os.kill(self._process.pid, signal.SIGKILL)
 
+    def terminate(self) -> None:
+        """Asks the host to drain and end, and does not wait."""
+        self._process.terminate()
+
     def stop(self) -> None:
         self._process.stop()
 
@@ -56,6 +60,9 @@ def start_hosts(redis_url: str, count: int) -> Iterator[list[Host]]:
         for host in hosts:
             host.wait_until_ready()
         yield hosts
+        # All are told before the first is waited for: they drain at the same time.
+        for host in hosts:
+            host.terminate()
 
 
 class BareHost:
