@@ -138,10 +138,15 @@ local function choice_lengths(name)
   for i = 1, #values do
     lengths[values[i]] = #name + #values[i] + 6
   end
-  if values[1] == "true" then
-    lengths[true], lengths[false] = #name + 8, #name + 9
-  end
   return lengths
+end
+
+-- The same with a JSON boolean, where the field may be one.
+local function boolean_length(lengths, value)
+  if type(value) ~= "boolean" or not lengths["true"] then
+    return nil
+  end
+  return lengths[tostring(value)] - 2
 end
 
 -- A schema: which fields a command takes and which it cannot do without, in the order they are
@@ -245,12 +250,13 @@ function fields.plain_length(object, schema, count)
       if length_of then
         local length = length_of[value]
         if not length then
-          return nil
+          length = boolean_length(length_of, value)
+          if not length then
+            return nil
+          end
+          object[names[i]] = tostring(value)
         end
         total = total + length
-        if value == true or value == false then
-          object[names[i]] = value and "true" or "false"
-        end
       else
         local form = forms_of[i]
         if type_of(value) ~= "string" or (form and not form(value)) then
@@ -296,7 +302,7 @@ end
 -- A value as text, where the field may be a JSON boolean.
 local function without_boolean(schema, name, value)
   local choice = schema.choices[name]
-  if type(value) == "boolean" and choice and choice[value] then
+  if type(value) == "boolean" and choice and choice["true"] then
     return tostring(value)
   end
   return value

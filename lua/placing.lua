@@ -164,7 +164,9 @@ function placing.plan(b, o)
   if o.time_in_force == "fok" then
     return matching.no_fills
   end
-  refusal = not fills.ended and rest_refusal(b, o, left)
+  local is_small = left <= b.lots_safe and b.instrument.largest_order_lots <= b.lots_safe
+  local is_sure_to_fit = fills.ended or (is_small and not extras)
+  refusal = not is_sure_to_fit and rest_refusal(b, o, left)
   if refusal then
     return nil, refusal
   end
@@ -272,9 +274,6 @@ end
 -- The same after every check but those of its client_order_id: it comes in time, and the instrument
 -- takes orders now.
 function placing.check(b, values)
-  if not values.rare and not b.instrument.extended and b.instrument.status == "trading" then
-    return check_plainly(b, values)
-  end
   local refusal = values.rare and terms.lateness_refusal(b, values)
   local may_be_closed = b.instrument.status ~= "trading" or b.agenda
   if not refusal and (may_be_closed or b.expiring or b.canceling) then
@@ -331,7 +330,8 @@ end
 -- TOO_MANY_OPEN_ORDERS, POST_ONLY_WOULD_CROSS, LEVEL_QUANTITY_TOO_LARGE, TOO_MANY_FILLS, and those
 -- of the fields' forms.
 function placing.place_order(b, values)
-  local refusal = not terms.is_common(values) and terms.combination_refusal(values)
+  local is_common, record = terms.is_common(values), b.instrument
+  local refusal = not is_common and terms.combination_refusal(values)
   if refusal then
     return nil, refusal
   end
@@ -342,7 +342,8 @@ function placing.place_order(b, values)
       return again, refusal
     end
   end
-  local o, fills = placing.check(b, values)
+  local is_plain = is_common and not record.extended and record.status == "trading"
+  local o, fills = (is_plain and check_plainly or placing.check)(b, values)
   if not o then
     return nil, fills
   end
