@@ -79,7 +79,9 @@ PARTS = {
     show_default=True,
     help="engine: rounds that count.",
 )
-@click.option("--profile", is_flag=True, help="engine: also count the library's redis.call.")
+@click.option(
+    "--profile", is_flag=True, help="engine: also the calls, time and bytes of a message."
+)
 @click.option("--against", metavar="REVISION", help="engine: also the library of a revision.")
 @click.option(
     "--erase", is_flag=True, help="Needed with --redis-url: every round empties that server."
@@ -130,7 +132,7 @@ def main(  # noqa: PLR0913, PLR0917 - click passes every option by itself
             rounds=rounds,
             batch=BATCH,
             lines=bench_engine.measure_engine(bench, cases, rounds),
-            profile=bench.profile(bench_engine.engine_in_batches(cases)) if profile else [],
+            profiles=bench_engine.profiles(bench, cases) if profile else [],
         )
         book.connection.call("FUNCTION", "DELETE", "orderbook_bench")
     if as_json:

@@ -171,7 +171,7 @@ def _with_orders(laboratory: Laboratory, scale: Scale, plots: Path | None) -> li
     medians = {count: statistics.median(found) for count, found in costs_us.items()}
     if plots is not None:
         curve = Curve("resting orders", "server CPU, µs/message", medians)
-        draw(plots / "orders.png", "Cost of a message", curve)
+        draw(plots / "orders.svg", "Cost of a message", curve)
     cost = Figure(
         f"a message with {large:,} resting orders, to one with {small:,}",
         medians[large],
@@ -216,7 +216,7 @@ def _full(laboratory: Laboratory, rounds: int, plots: Path | None) -> Figure:
         found_s = [laboratory.seconds_of_depth(book, "full") for _ in range(3 * rounds)]
         medians_ms[levels] = statistics.median(found_s) * 1e3
     if plots is not None:
-        draw(plots / "levels.png", "get_book, full", Curve("levels", "ms", medians_ms))
+        draw(plots / "levels.svg", "get_book, full", Curve("levels", "ms", medians_ms))
     most = FULL_LEVELS[-1]
     return at_most(
         Figure(f"get_book full of {most:,} levels", medians_ms[most], "ms"), FULL_TARGET_MS

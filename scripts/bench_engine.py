@@ -139,6 +139,18 @@ class CommandUse(msgspec.Struct):
     us_per_message: float
 
 
+class Profile(msgspec.Struct):
+    """What one message costs, on the average of a flow: time inside FCALL, what the library calls,
+    and bytes: of the command, of its reply, and of what the event stream keeps of it."""
+
+    kind: str
+    fcall_us: float
+    command_bytes: float
+    reply_bytes: float
+    event_bytes: float
+    calls: list[CommandUse]
+
+
 class Report(msgspec.Struct, omit_defaults=True):
     """What --json prints."""
 
@@ -148,7 +160,7 @@ class Report(msgspec.Struct, omit_defaults=True):
     rounds: int
     batch: int
     lines: list[Line]
-    profile: list[CommandUse] = []
+    profiles: list[Profile] = []
 
 
 class Bench:
@@ -220,24 +232,28 @@ class Bench:
             messages_per_second=case.message_count / seconds,
         )
 
-    def profile(self, case: Case) -> list[CommandUse]:
-        """The Redis commands that the library called in one round, the costliest first."""
+    def profile(self, case: Case) -> Profile:
+        """One round of the engine, looked at closely."""
         self._connection.call("FLUSHALL", "SYNC")
         case.prepare()
         self._connection.call("CONFIG", "RESETSTAT")
+        before, count = self._traffic(), case.message_count
         _drive(self._connection, case.writes)
-        outside = {"fcall", "info", "config|resetstat"}
-        uses = [
-            CommandUse(
-                command=command,
-                calls_per_message=round(calls / case.message_count, 3),
-                us_per_call=round(spent_us / calls, 3),
-                us_per_message=round(spent_us / case.message_count, 3),
-            )
-            for command, (calls, spent_us) in self._statistics().items()
-            if command not in outside
-        ]
-        return sorted(uses, key=lambda use: -use.us_per_message)
+        after, statistics = self._traffic(), self._statistics()
+        kept = self._connection.call("MEMORY", "USAGE", f"{self._book.key}:events", "SAMPLES", 0)
+        return Profile(
+            kind=case.kind,
+            fcall_us=round(statistics["fcall"][1] / count, 3),
+            command_bytes=round((after[0] - before[0]) / count, 1),
+            reply_bytes=round((after[1] - before[1]) / count, 1),
+            event_bytes=round(kept / count, 1),
+            calls=_uses(statistics, count),
+        )
+
+    def _traffic(self) -> tuple[int, int]:
+        """Bytes that the server has received and sent."""
+        facts = self._info("stats")
+        return int(facts["total_net_input_bytes"]), int(facts["total_net_output_bytes"])
 
     def server_name(self) -> str:
         facts = self._info("server")
@@ -262,6 +278,22 @@ class Bench:
         text = self._connection.call("INFO", section).decode()
         lines = (line.partition(":") for line in text.splitlines() if ":" in line)
         return {name: value for name, _, value in lines}
+
+
+def _uses(statistics: dict[str, tuple[int, float]], count: int) -> list[CommandUse]:
+    """The Redis commands that the library called, the costliest first."""
+    outside = {"fcall", "info", "config|resetstat"}
+    uses = [
+        CommandUse(
+            command=command,
+            calls_per_message=round(calls / count, 3),
+            us_per_call=round(spent_us / calls, 3),
+            us_per_message=round(spent_us / count, 3),
+        )
+        for command, (calls, spent_us) in statistics.items()
+        if command not in outside
+    ]
+    return sorted(uses, key=lambda use: -use.us_per_message)
 
 
 def _nothing() -> None:
@@ -421,19 +453,23 @@ def print_report(report: Report) -> None:
             _shown(line.messages_per_second, 0),
         )
     console.print(table)
-    if report.profile:
-        console.print(_profile_table(report.profile))
+    for profile in report.profiles:
+        console.print(_profile_table(profile))
 
 
-def _profile_table(profile: list[CommandUse]) -> Table:
-    table = Table(title=f"redis.call per message, engine in batches of {BATCH}")
+def _profile_table(profile: Profile) -> Table:
+    table = Table(
+        title=f"one message, {title('engine', profile.kind)}",
+        caption=f"{profile.fcall_us:.1f} us in FCALL; bytes: command {profile.command_bytes:.0f}, "
+        f"reply {profile.reply_bytes:.0f}, kept in the event stream {profile.event_bytes:.0f}",
+    )
     for heading in ("command", "calls/message", "us/call", "us/message"):
         table.add_column(heading, justify="left" if heading == "command" else "right")
-    for use in profile:
+    for use in profile.calls:
         figures = (use.calls_per_message, use.us_per_call, use.us_per_message)
         table.add_row(use.command, *(f"{figure:.2f}" for figure in figures))
-    calls = sum(use.calls_per_message for use in profile)
-    spent = sum(use.us_per_message for use in profile)
+    calls = sum(use.calls_per_message for use in profile.calls)
+    spent = sum(use.us_per_message for use in profile.calls)
     table.add_row("all", f"{calls:.2f}", "", f"{spent:.2f}")
     return table
 
@@ -449,9 +485,9 @@ def _shown(spread: Spread, digits: int) -> str:
     return f"{middle} ({least} to {greatest})"
 
 
-def engine_in_batches(cases: list[Case]) -> Case:
-    """The case that is profiled."""
-    return next(case for case in cases if (case.name, case.kind) == ("engine", "batch"))
+def profiles(bench: Bench, cases: list[Case]) -> list[Profile]:
+    """The engine's singles and batches, looked at closely."""
+    return [bench.profile(case) for case in cases if case.name == "engine"]
 
 
 def measure(scale: Scale, _: Path | None) -> list[Figure]:

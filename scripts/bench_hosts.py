@@ -106,8 +106,8 @@ def measure(scale: Scale, plots: Path | None) -> list[Figure]:
     by_hosts = _with_hosts(scale)
     by_books = _with_books(scale)
     if plots is not None:
-        _draw(plots / "hosts.png", "hosts", by_hosts)
-        _draw(plots / "books.png", "books", by_books)
+        _draw(plots / "hosts.svg", "hosts", by_hosts)
+        _draw(plots / "books.svg", "books", by_books)
     return [_grown("hosts", by_hosts, HOSTS_TARGET), _grown("books", by_books, BOOKS_TARGET)]
 
 

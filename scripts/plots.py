@@ -15,7 +15,7 @@ class Curve:
 
 
 def draw(path: Path, title: str, curve: Curve) -> None:
-    """Writes a picture; the horizontal axis is logarithmic, the vertical one begins at zero."""
+    """Writes a picture (SVG); the horizontal axis is logarithmic, the vertical one begins at zero."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow, and only plots need it
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -27,4 +27,5 @@ def draw(path: Path, title: str, curve: Curve) -> None:
     axes.set_xlabel(curve.x_name)
     axes.set_ylabel(curve.y_name)
     axes.grid(visible=True, alpha=0.3)
-    figure.savefig(path)
+    # Without a date: the same figures make the same file.
+    figure.savefig(path, metadata={"Date": None})

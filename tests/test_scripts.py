@@ -90,7 +90,10 @@ def test_the_benchmark_prints_noop_floor_and_engine_with_ratios() -> None:
     assert lines["floor, batches of 64"]["ratio"] == 1.0
     assert lines["engine, batches of 64"]["ratio"] > 0
     assert lines["engine, batches of 64"]["pass"] in {True, False}
-    assert any(use["command"] == "xadd" for use in report["profile"])
+    assert [profile["kind"] for profile in report["profiles"]] == ["single", "batch"]
+    for profile in report["profiles"]:
+        assert any(use["command"] == "xadd" for use in profile["calls"])
+        assert min(profile[f"{what}_bytes"] for what in ("command", "reply", "event")) > 0
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="another revision needs a repository")
@@ -126,7 +129,7 @@ def test_a_part_of_the_benchmark_prints_its_lines(part: str, tmp_path: Path) -> 
         assert (line["figure"] == 0) == line["name"].endswith("doubled"), line
         assert line["pass"] in {None, True, False}
     drawn = {path.name for path in tmp_path.iterdir()}
-    plots = {"book": {"orders.png", "levels.png"}, "hosts": {"hosts.png", "books.png"}}
+    plots = {"book": {"orders.svg", "levels.svg"}, "hosts": {"hosts.svg", "books.svg"}}
     assert drawn == plots.get(part, set())
 
 
