@@ -16,9 +16,9 @@ import io
 import random
 import statistics
 import subprocess
-import tarfile
 import tempfile
 import time
+import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -421,7 +421,7 @@ def library_of(revision: str) -> str:
     """The library as it was at a revision of the repository that this script is in."""
     root = Path(__file__).resolve().parent.parent
     archived = subprocess.run(
-        ("git", "-C", str(root), "archive", "--format=tar", revision, "lua"),
+        ("git", "-C", str(root), "archive", "--format=zip", revision, "lua"),
         capture_output=True,
         check=False,
     )
@@ -429,8 +429,8 @@ def library_of(revision: str) -> str:
         raise click.UsageError(f"no library at revision {revision}: {archived.stderr.decode()}")
     with contextlib.ExitStack() as cleanup:
         directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
-        tar = cleanup.enter_context(tarfile.open(fileobj=io.BytesIO(archived.stdout)))
-        tar.extractall(directory, filter="data")
+        files = cleanup.enter_context(zipfile.ZipFile(io.BytesIO(archived.stdout)))
+        files.extractall(directory)
         return library.bundle(directory / "lua").text
 
 
