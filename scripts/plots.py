@@ -15,7 +15,7 @@ class Curve:
 
 
 def draw(path: Path, title: str, curve: Curve) -> None:
-    """Writes a picture (SVG); the horizontal axis is logarithmic, the vertical one begins at zero."""
+    """Writes a picture (SVG). The horizontal axis is logarithmic, the vertical begins at zero."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow, and only plots need it
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
