@@ -233,13 +233,15 @@ def _delivered(
 
 
 def _stalled(stage: Stage, audience: Audience, scale: Scale) -> Figure:
-    """The same with one more subscriber, who reads nothing."""
+    """The same with one more subscriber, who reads nothing: before, beside and after it."""
     without, beside = [], []
     for _ in range(scale.rounds):
-        without.append(stage.play(audience, scale.listeners, scale.messages)[0])
+        before = stage.play(audience, scale.listeners, scale.messages)[0]
         sleeper = stage.audience(1)
         beside.append(stage.play(audience, scale.listeners, scale.messages)[0])
         sleeper.close()
+        after = stage.play(audience, scale.listeners, scale.messages)[0]
+        without.append((before + after) / 2)
     figure = Figure(
         "deliveries beside a stalled subscriber, to without it",
         statistics.median(beside),
