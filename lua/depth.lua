@@ -54,10 +54,19 @@ local function best_scores(side_key, count)
   return scores
 end
 
--- Levels as texts, best first: { prices, quantities }. The best ones of a side, found by stepping
--- from one to the next.
+-- Levels are pieces of JSON, four to a level: what goes before the price, the price, what goes
+-- between, the quantity. A full book has tens of thousands, which are put together once.
+local pieces_per_level = 4
+
+local function add_level(levels, price, quantity)
+  local n = #levels
+  levels[n + 1], levels[n + 2] = n == 0 and '[["' or '"],["', price
+  levels[n + 3], levels[n + 4] = '","', quantity
+end
+
+-- The best levels of a side, found by stepping from one to the next.
 local function stepped_levels(record, side_key, sign, count)
-  local ticks, names, levels = {}, {}, { prices = {}, quantities = {} }
+  local ticks, names, levels = {}, {}, {}
   for i, score in ipairs(best_scores(side_key, count)) do
     ticks[i] = tonumber(score) * sign
     names[i] = numbers.integer_text(ticks[i])
@@ -66,9 +75,8 @@ local function stepped_levels(record, side_key, sign, count)
     local to = math.min(from + arguments_max - 1, #names)
     local totals = redis.call("HMGET", keys.levels(side_key), unpack(names, from, to))
     for i = 1, #totals do
-      local n = from + i - 1
-      levels.prices[n] = instrument.price_text(record, ticks[n])
-      levels.quantities[n] = instrument.quantity_text(record, tonumber(totals[i] or 0))
+      local quantity = instrument.quantity_text(record, tonumber(totals[i] or 0))
+      add_level(levels, instrument.price_text(record, ticks[from + i - 1]), quantity)
     end
   end
   return levels
@@ -121,15 +129,18 @@ end
 local function whole_levels(record, side_key, sign, count)
   local rows = redis.call("HGETALL", keys.levels(side_key))
   local indexes = indexes_in_order(rows, sign)
-  local prices, quantities = {}, {}
   local is_unit_price, is_unit_quantity = record.price_step.is_unit, record.quantity_step.is_unit
-  for n = 1, math.min(#indexes, count) do
-    local i = indexes[n]
+  local levels, n, opening = {}, 0, '[["'
+  for place = 1, math.min(#indexes, count) do
+    local i = indexes[place]
     local ticks, lots = rows[i], rows[i + 1]
-    prices[n] = is_unit_price and ticks or instrument.price_text(record, ticks + 0)
-    quantities[n] = is_unit_quantity and lots or instrument.quantity_text(record, lots + 0)
+    levels[n + 1] = opening
+    levels[n + 2] = is_unit_price and ticks or instrument.price_text(record, ticks + 0)
+    levels[n + 3] = '","'
+    levels[n + 4] = is_unit_quantity and lots or instrument.quantity_text(record, lots + 0)
+    n, opening = n + pieces_per_level, '"],["'
   end
-  return { prices = prices, quantities = quantities }
+  return levels
 end
 
 -- The best levels of a side, at most count of them.
@@ -148,9 +159,9 @@ function depth.best_members(record)
     { name = "best_ask", key = keys.asks(record.key), sign = 1 },
   }) do
     local best = side_levels(record, side.key, side.sign, 1)
-    if best.prices[1] then
-      text = text .. ',"' .. side.name .. '":"' .. best.prices[1]
-      text = text .. '","' .. side.name .. '_quantity":"' .. best.quantities[1] .. '"'
+    if best[1] then
+      text = text .. ',"' .. side.name .. '":"' .. best[2]
+      text = text .. '","' .. side.name .. '_quantity":"' .. best[4] .. '"'
     end
   end
   return text
@@ -158,14 +169,9 @@ end
 
 -- Adds [["100.25","1"],…] to a list of pieces of text.
 local function add_levels_json(pieces, levels, count)
-  local prices, quantities, opening = levels.prices, levels.quantities, '[["'
-  local n = #pieces
-  for i = 1, math.min(#prices, count) do
-    pieces[n + 1], pieces[n + 2] = opening, prices[i]
-    pieces[n + 3], pieces[n + 4] = '","', quantities[i]
-    n, opening = n + 4, '"],["'
-  end
-  pieces[n + 1] = opening == '[["' and "[]" or '"]]'
+  local shown = math.min(#levels, count * pieces_per_level)
+  pieces[#pieces + 1] = table.concat(levels, "", 1, shown)
+  pieces[#pieces + 1] = shown > 0 and '"]]' or "[]"
 end
 
 -- The table of CRC-32 (reflected polynomial 0xEDB88320). Built on first use: no arithmetic on bits
@@ -207,9 +213,10 @@ end
 
 local function checksum_text(levels)
   local parts = {}
-  for i = 1, math.min(#levels.prices, depth.published_levels) do
-    parts[#parts + 1] = digits_of(levels.prices[i])
-    parts[#parts + 1] = digits_of(levels.quantities[i])
+  local length = math.min(#levels, depth.published_levels * pieces_per_level)
+  for i = pieces_per_level, length, pieces_per_level do
+    parts[#parts + 1] = digits_of(levels[i - 2])
+    parts[#parts + 1] = digits_of(levels[i])
   end
   return table.concat(parts)
 end
