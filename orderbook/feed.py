@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 # Below the socket timeout, so that a quiet stream is not taken for a broken connection.
 READ_BLOCK_MS = 1000
+# After a reading so long a pause, so that what comes close together is read at once: every reading
+# costs the server, with every host.
+GATHER_INTERVAL_S = 0.001
 READ_ENTRIES_MAX = 256
 HISTORY_ENTRIES_MAX = 128
 # What the reader remembers of each book, to let subscriptions join without asking Redis.
@@ -651,7 +654,8 @@ class Feed:
                     group.to_attach.update(book for book in group.books.values() if book.defined)
                     while True:
                         await self._attach_waiting(group)
-                        await self._read_once(group, connection)
+                        if await self._read_once(group, connection):
+                            await asyncio.sleep(GATHER_INTERVAL_S)
                         backoff_s = BACKOFF_FIRST_S
             except _TROUBLE as error:
                 logger.warning("the streams cannot be read: %s", error)
@@ -715,13 +719,14 @@ class Feed:
         name = book.key + stream
         return await self._engine.read_stream(book.symbol, "XREVRANGE", name, "+", "-", "COUNT", 1)
 
-    async def _read_once(self, group: _Group, connection: AbstractConnection) -> None:
+    async def _read_once(self, group: _Group, connection: AbstractConnection) -> bool:
+        """Waits for entries and relays them; whether any came."""
         books = group.attached()
         if not books:
             # Nothing to read; a defined book that cannot be read yet is tried again.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(group.changed.wait(), CHECK_INTERVAL_S)
-            return
+            return False
         streams = {}
         for book in books:
             streams[f"{book.key}:events".encode()] = book
@@ -731,10 +736,12 @@ class Feed:
             *("XREAD", "COUNT", READ_ENTRIES_MAX, "BLOCK", READ_BLOCK_MS, "STREAMS"),
             *(*streams, *ids),
         )
-        for name, entries in await connection.read_response() or ():
+        answered = await connection.read_response() or ()
+        for name, entries in answered:
             relay = self._relay_book if name.endswith(b":book") else self._relay_events
             for entry_id, fields in entries:
                 relay(streams[name], entry_id, fields)
+        return bool(answered)
 
     def _relay_events(self, book: _Book, entry_id: bytes, fields: list[bytes]) -> None:
         sequence = _sequence(entry_id)

@@ -42,7 +42,7 @@ class Scale:
     rounds: int
 
 
-FULL = Scale(2_000, 200, 5)
+FULL = Scale(2_000, 400, 7)
 QUICK = Scale(200, 40, 1)
 
 
