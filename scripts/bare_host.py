@@ -62,7 +62,8 @@ class BareHost:
             times, _, payload = message.data.partition(b"\n")
             for _ in range(int(times)):
                 for listener in self._listeners:
-                    await listener.send_frame(payload, WSMsgType.TEXT)
+                    with contextlib.suppress(ConnectionError):
+                        await listener.send_frame(payload, WSMsgType.TEXT)
         return socket
 
 
