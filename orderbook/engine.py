@@ -47,7 +47,7 @@ KEYS_PER_CALL_MAX = 100
 BATCHER_QUEUE_LENGTH_MAX = 65_536
 
 # Redis refuses these before it runs anything, and another server or a later time may accept.
-_REFUSED_FOR_NOW = ("MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS", "NOPERM", "NOAUTH", "DAMAGED")
+_REFUSED_FOR_NOW = ("MISCONF", "MASTERDOWN", "NOREPLICAS", "NOPERM", "NOAUTH")
 _LOST = (RedisConnectionError, RedisTimeoutError, OSError)
 _CANCELS = frozenset({"cancel_order", "cancel_all_orders"})
 
@@ -295,23 +295,22 @@ class Engine:
             except BusyLoadingError as error:
                 raise _unavailable(error) from error
             except ResponseError as error:
-                raise await self._refused(error, connection) from error
+                raise _refused(error, node) from error
             except _LOST as error:
-                await self._forget_idle_connections()
+                node.distrust()
                 raise _lost(error, arguments) from error
 
     @asynccontextmanager
     async def _connection(self, node: Node) -> AsyncIterator[AbstractConnection]:
-        pool = node.client.connection_pool
         try:
-            connection: AbstractConnection = await pool.get_connection()  # type: ignore[no-untyped-call]
+            connection = await node.take()
         except (RedisError, OSError) as error:
             await self._refresh_quietly()
             raise _unavailable(error) from error
         try:
             yield connection
         finally:
-            await pool.release(connection)
+            await node.give_back(connection)
 
     async def _before(self, connection: AbstractConnection, node: Node, key: str) -> None:
         """Begins the epoch where it is due. The command itself is not sent when this fails."""
@@ -321,30 +320,10 @@ class Engine:
             # begin_epoch runs when memory is full; only an older server's library would not.
             return
         except ResponseError as error:
-            raise await self._refused(error, connection) from error
+            raise _refused(error, node) from error
         except _LOST as error:
-            await self._forget_idle_connections()
+            node.distrust()
             raise _unavailable(error) from error
-
-    async def _refused(self, error: ResponseError, connection: AbstractConnection) -> Exception:
-        """What a server's refusal means; it has run nothing."""
-        text = str(error)
-        if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
-            return EngineError(RejectCode.OUT_OF_MEMORY, "the server's memory is full")
-        if isinstance(error, MovedError):
-            return _MovedError(text)
-        if "unction not found" in text:
-            return _FunctionMissingError("the server has no library orderbook")
-        refused_for_now = isinstance(error, (ReadOnlyError, ClusterDownError, TryAgainError))
-        if refused_for_now or text.startswith(_REFUSED_FOR_NOW):
-            # It may not be the primary any more: the next call looks again.
-            await connection.disconnect()
-            await self._forget_idle_connections()
-        return EngineError(RejectCode.UNAVAILABLE, library.bundle().explain(text))
-
-    async def _forget_idle_connections(self) -> None:
-        for node in self._topology.nodes():
-            await node.client.connection_pool.disconnect(inuse_connections=False)
 
     async def _refresh_quietly(self) -> None:
         try:
@@ -538,11 +517,28 @@ def _unavailable(error: BaseException) -> EngineError:
     return EngineError(RejectCode.UNAVAILABLE, f"the server is not available: {error}")
 
 
+def _refused(error: ResponseError, node: Node) -> Exception:
+    """What a server's refusal means; it has run nothing."""
+    text = str(error)
+    if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
+        return EngineError(RejectCode.OUT_OF_MEMORY, "the server's memory is full")
+    if isinstance(error, MovedError):
+        return _MovedError(text)
+    if "unction not found" in text:
+        return _FunctionMissingError("the server has no library orderbook")
+    refused_for_now = isinstance(error, (ReadOnlyError, ClusterDownError, TryAgainError))
+    if refused_for_now or text.startswith(_REFUSED_FOR_NOW):
+        # It may not be the primary any more: the next call looks again.
+        node.distrust()
+    return EngineError(RejectCode.UNAVAILABLE, library.bundle().explain(text))
+
+
 def _lost(error: BaseException, arguments: Sequence[object]) -> EngineError:
     """The connection broke after a command went out."""
     # Behind Sentinel redis-py reports a demoted primary's refusal as a broken connection.
     if isinstance(error.__context__, ReadOnlyError) or arguments[0] != "FCALL":
         return _unavailable(error)
+    logger.warning("the reply of %s was lost: %r", arguments[1], error)
     message = "the reply was lost: ask again with the same client_order_id"
     return EngineError(RejectCode.OUTCOME_UNKNOWN, message)
 

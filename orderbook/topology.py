@@ -4,11 +4,16 @@ A node is one primary with a connection pool of its own. Every fresh connection 
 server for its run_id: so a restart or a failover is known before the first command reaches the new
 server, and the engine can begin a new epoch there. redis-py never retries by itself here: a command
 whose reply was lost may have run, and only its sender can know whether to send it again.
+
+When something is wrong with a node, its connections are no longer trusted: whoever takes one next
+opens it anew, at whatever address is then the right one. Nobody else may close it, for an idle
+connection can be taken at any moment, and then it carries a command.
 """
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from weakref import WeakSet
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
@@ -31,13 +36,37 @@ class Node:
     def __init__(self) -> None:
         self.client: Redis
         self.run_id: str | None = None
+        self._trusted: WeakSet[AbstractConnection] = WeakSet()
 
     def options(self) -> dict[str, Any]:
         """Connection settings for the client of this node."""
         return {**_OPTIONS, "redis_connect_func": self._greet, "retry": Retry(NoBackoff(), 0)}
 
+    async def take(self) -> AbstractConnection:
+        """A connection for one command after another. Raises what redis-py raises."""
+        pool = self.client.connection_pool
+        connection: AbstractConnection = await pool.get_connection()  # type: ignore[no-untyped-call]
+        if connection in self._trusted:
+            return connection
+        try:
+            await connection.disconnect()
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await self.give_back(connection)
+            raise
+        return connection
+
+    async def give_back(self, connection: AbstractConnection) -> None:
+        """What was taken is anybody's again."""
+        await self.client.connection_pool.release(connection)
+
+    def distrust(self) -> None:
+        """From here on every connection is opened anew before it carries its next command."""
+        self._trusted.clear()
+
     async def _greet(self, connection: AbstractConnection) -> None:
         await connection.on_connect()
+        self._trusted.add(connection)
         try:
             await connection.send_command("INFO", "server")
             reply = await connection.read_response()
@@ -93,8 +122,8 @@ class SingleTopology:
         return [self._node]
 
     async def refresh(self) -> None:
-        """Drops idle connections: the next one resolves the name, or asks Sentinel, anew."""
-        await self._node.client.connection_pool.disconnect(inuse_connections=False)
+        """The next connection resolves the name, or asks Sentinel, anew."""
+        self._node.distrust()
 
     async def close(self) -> None:
         await self._node.close()

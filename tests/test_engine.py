@@ -480,6 +480,50 @@ async def test_every_command_is_answered_when_the_server_is_away() -> None:
             assert len(replies) == 2 * BATCH_LENGTH_MAX
 
 
+async def _orders_beside_refusals(engine: Engine, refused: str) -> None:
+    """No order of another book may lose its reply while `refused` cannot be called."""
+    symbol = new_symbol()
+    await engine.define_instrument(symbol, **RULES)
+    batcher = Batcher(engine, symbol)
+    replies: list[bytes] = []
+
+    async def call_what_is_refused() -> None:
+        while len(replies) < 20_000:
+            refusal = await failure(engine.place_order(refused, **LIMIT))
+            assert refusal.code == "UNAVAILABLE"
+            await asyncio.sleep(0.001)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(4):
+            tasks.create_task(call_what_is_refused())
+        for _ in range(10_000):
+            batcher.submit(place(), replies.append)
+            batcher.submit(place(), replies.append)
+            await asyncio.sleep(0)
+        await batcher.drained()
+    assert {json.loads(reply)["status"] for reply in replies} == {"open"}
+
+
+async def test_a_damaged_book_costs_other_books_no_reply() -> None:
+    async with own_server() as (server, engine):
+        server.client.xadd("orderbook:{main}:X:events", {"trades": "x"}, id="99-0")
+        await _orders_beside_refusals(engine, "X")
+
+
+async def test_a_forbidden_book_costs_other_books_no_reply() -> None:
+    """This refusal makes the client connect anew, for its rights may have changed."""
+    async with own_server() as (server, _):
+        server.client.acl_setuser(
+            "clerk",
+            enabled=True,
+            nopass=True,
+            commands=["+@all"],
+            keys=["orderbook:{main}:H*", "orderbook:instruments"],
+        )
+        async with connected(server.url.replace("redis://", "redis://clerk:any@")) as engine:
+            await _orders_beside_refusals(engine, "X")
+
+
 async def test_a_failing_callback_costs_the_others_nothing(exchange: Engine, symbol: str) -> None:
     batcher = Batcher(exchange, symbol)
     replies: list[bytes] = []
