@@ -82,13 +82,14 @@ local function stepped_levels(record, side_key, sign, count)
   return levels
 end
 
--- Where each level stands in the rows of a side's totals (price, lots, …), by its place: the price
--- in ticks, negated for bids. And the best and the worst place.
-local function find_places(rows, sign)
-  local index_of, best, worst = {}, math.huge, -math.huge
+-- The places of a side's levels in the order of the rows of its totals (price, lots, …): prices in
+-- ticks, negated for bids. And the best and the worst place.
+local function read_places(rows, sign)
+  local places, n, best, worst = {}, 0, math.huge, -math.huge
   for i = 1, #rows, 2 do
     local place = rows[i] * sign
-    index_of[place] = i
+    n = n + 1
+    places[n] = place
     if place < best then
       best = place
     end
@@ -96,31 +97,30 @@ local function find_places(rows, sign)
       worst = place
     end
   end
-  return index_of, best, worst
+  return places, best, worst
 end
 
--- The indexes of a side's levels in the rows of its totals, best first.
+-- The indexes of a side's levels in those rows, best first; false where there is no level.
 local function indexes_in_order(rows, sign)
-  local index_of, best, worst = find_places(rows, sign)
-  local indexes, n = {}, 0
-  if worst - best <= #rows / 2 * gap_max then
-    for place = best, worst do
-      local index = index_of[place]
-      if index then
-        n = n + 1
-        indexes[n] = index
-      end
+  local places, best, worst = read_places(rows, sign)
+  local indexes = {}
+  if worst - best <= #places * gap_max then
+    -- Filled from its beginning on, a table of Lua is an array; otherwise it would be a hash.
+    for i = 1, worst - best + 1 do
+      indexes[i] = false
+    end
+    for n = 1, #places do
+      indexes[places[n] - best + 1] = n * 2 - 1
     end
     return indexes
   end
-  local places = {}
-  for place in pairs(index_of) do
-    n = n + 1
-    places[n] = place
+  local index_of = {}
+  for n = 1, #places do
+    index_of[places[n]] = n * 2 - 1
   end
   table.sort(places)
-  for i = 1, n do
-    indexes[i] = index_of[places[i]]
+  for n = 1, #places do
+    indexes[n] = index_of[places[n]]
   end
   return indexes
 end
@@ -130,15 +130,18 @@ local function whole_levels(record, side_key, sign, count)
   local rows = redis.call("HGETALL", keys.levels(side_key))
   local indexes = indexes_in_order(rows, sign)
   local is_unit_price, is_unit_quantity = record.price_step.is_unit, record.quantity_step.is_unit
-  local levels, n, opening = {}, 0, '[["'
-  for place = 1, math.min(#indexes, count) do
+  local levels, n, opening, n_max = {}, 0, '[["', count * pieces_per_level
+  for place = 1, #indexes do
     local i = indexes[place]
-    local ticks, lots = rows[i], rows[i + 1]
-    levels[n + 1] = opening
-    levels[n + 2] = is_unit_price and ticks or instrument.price_text(record, ticks + 0)
-    levels[n + 3] = '","'
-    levels[n + 4] = is_unit_quantity and lots or instrument.quantity_text(record, lots + 0)
-    n, opening = n + pieces_per_level, '"],["'
+    if i and n < n_max then
+      local ticks, lots = rows[i], rows[i + 1]
+      levels[n + 1] = opening
+      levels[n + 2] = is_unit_price and ticks or instrument.price_text(record, ticks + 0)
+      levels[n + 3] = '","'
+      n = n + 4
+      levels[n] = is_unit_quantity and lots or instrument.quantity_text(record, lots + 0)
+      opening = '"],["'
+    end
   end
   return levels
 end
