@@ -12,13 +12,11 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import msgspec
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
@@ -35,6 +33,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from orderbook import library, topology
 from orderbook.messages import RejectCode
 from orderbook.topology import Node, Topology
+from orderbook.wire import RedisReply, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +51,6 @@ _LOST = (RedisConnectionError, RedisTimeoutError, OSError)
 _CANCELS = frozenset({"cancel_order", "cancel_all_orders"})
 
 Reply = dict[str, Any]
-# Bytes, integers and lists of them, as the Redis command has it.
-RedisReply = Any
 Field = str | int | bool | None
 
 
@@ -137,9 +134,10 @@ class Engine:
         """The key of a book; one that is not known yet would be in the default segment."""
         return f"orderbook:{{{self._segments.get(symbol, SEGMENT_DEFAULT)}}}:{symbol}"
 
-    def stream_client(self, symbol: str) -> Redis:
-        """The client from which a book's streams are read: the replica where one was given."""
-        return self._readers.node(self.book_key(symbol)).client
+    async def open_reader(self, symbol: str) -> Wire:
+        """A wire of the caller's own to where a book's streams are read: the replica where one was
+        given. Raises what redis-py raises."""
+        return await self._readers.node(self.book_key(symbol)).open_wire()
 
     async def read_stream(self, symbol: str, *arguments: str | bytes | int) -> RedisReply:
         """One Redis command where a book's streams are read. Raises EngineError."""
@@ -169,7 +167,8 @@ class Engine:
         await self.ping()
         instruments = await self.instruments()
         for symbol in instruments:
-            if self._epoch_is_due(symbol, self._topology.node(self.book_key(symbol))):
+            wire = await self._wire(self._node(self.book_key(symbol)))
+            if self._epoch_is_due(symbol, wire):
                 await self._try_to_begin_epoch(symbol)
         return instruments
 
@@ -180,15 +179,13 @@ class Engine:
             # A damaged book stands still; the others must not.
             logger.warning("no new epoch for %s: %s", symbol, error)
 
-    def _epoch_is_due(self, symbol: str, node: Node) -> bool:
-        return node.run_id is not None and self._run_ids.get(symbol) != node.run_id
+    def _epoch_is_due(self, symbol: str, wire: Wire) -> bool:
+        return wire.run_id is not None and self._run_ids.get(symbol) != wire.run_id
 
     async def begin_epoch(self, symbol: str) -> Reply:
         """Reports the run_id of the book's server. Reply: epoch, sequence."""
-        key = self.book_key(symbol)
-        node = self._topology.node(key)
-        await self._on_node(node, ("PING",))
-        run_id = node.run_id
+        wire = await self._wire(self._node(self.book_key(symbol)))
+        run_id = wire.run_id
         if run_id is None:
             raise EngineError(RejectCode.UNAVAILABLE, "the server does not tell its run_id")
         reply = _decode(await self.call("begin_epoch", symbol, "run_id", run_id))
@@ -196,14 +193,14 @@ class Engine:
             self._run_ids[symbol] = run_id
         return reply
 
-    async def _report_epoch(self, connection: AbstractConnection, node: Node, key: str) -> None:
-        """The same on a connection that is about to carry a command."""
+    async def _report_epoch(self, wire: Wire, key: str) -> None:
+        """The same on a wire that is about to carry a command."""
         symbol = key.rpartition(":")[2]
-        if not self._reports_epochs or not self._epoch_is_due(symbol, node):
+        if not self._reports_epochs or not self._epoch_is_due(symbol, wire):
             return
-        run_id = node.run_id or ""
-        await connection.send_command("FCALL", "begin_epoch", 1, key, "run_id", run_id)
-        if b'"epoch"' in await connection.read_response():
+        run_id = wire.run_id or ""
+        reply = await wire.call("FCALL", "begin_epoch", 1, key, "run_id", run_id)
+        if b'"epoch"' in reply:
             self._run_ids[symbol] = run_id
 
     # ---- raw calls
@@ -286,43 +283,35 @@ class Engine:
     async def _on_node(
         self, node: Node, arguments: Sequence[str | bytes | int], key: str | None = None
     ) -> RedisReply:
-        async with self._connection(node) as connection:
-            if key is not None and arguments[0] == "FCALL" and arguments[1] != "begin_epoch":
-                await self._before(connection, node, key)
-            try:
-                await connection.send_command(*arguments)
-                return await connection.read_response()
-            except BusyLoadingError as error:
-                raise _unavailable(error) from error
-            except ResponseError as error:
-                raise _refused(error, node) from error
-            except _LOST as error:
-                node.distrust()
-                raise _lost(error, arguments) from error
-
-    @asynccontextmanager
-    async def _connection(self, node: Node) -> AsyncIterator[AbstractConnection]:
+        wire = await self._wire(node)
+        if key is not None and arguments[0] == "FCALL" and arguments[1] != "begin_epoch":
+            await self._before(wire, node, key)
         try:
-            connection = await node.take()
+            return await wire.call(*arguments)
+        except BusyLoadingError as error:
+            raise _unavailable(error) from error
+        except ResponseError as error:
+            raise _refused(error, node) from error
+        except _LOST as error:
+            raise _lost(error, arguments) from error
+
+    async def _wire(self, node: Node) -> Wire:
+        try:
+            return await node.wire()
         except (RedisError, OSError) as error:
             await self._refresh_quietly()
             raise _unavailable(error) from error
-        try:
-            yield connection
-        finally:
-            await node.give_back(connection)
 
-    async def _before(self, connection: AbstractConnection, node: Node, key: str) -> None:
+    async def _before(self, wire: Wire, node: Node, key: str) -> None:
         """Begins the epoch where it is due. The command itself is not sent when this fails."""
         try:
-            await self._report_epoch(connection, node, key)
+            await self._report_epoch(wire, key)
         except OutOfMemoryError:
             # begin_epoch runs when memory is full; only an older server's library would not.
             return
         except ResponseError as error:
             raise _refused(error, node) from error
         except _LOST as error:
-            node.distrust()
             raise _unavailable(error) from error
 
     async def _refresh_quietly(self) -> None:

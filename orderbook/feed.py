@@ -27,13 +27,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
-from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from orderbook.engine import Engine, EngineError, RedisReply
+from orderbook.engine import Engine, EngineError
 from orderbook.levels import View, view_of
 from orderbook.messages import Channel, Page, Position, PublishWait, RejectCode, Ticked
+from orderbook.wire import RedisReply, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -282,7 +281,7 @@ class Feed:
         while self._tasks:
             for task in self._tasks:
                 task.cancel()
-            # Until Python 3.12, wait_for inside redis-py can swallow a cancellation: ask again.
+            # Until Python 3.12, wait_for where redis-py connects can swallow a cancellation.
             await asyncio.wait(self._tasks, timeout=STOP_RETRY_S)
 
     async def knows(self, symbol: str) -> bool:
@@ -650,11 +649,11 @@ class Feed:
         backoff_s = BACKOFF_FIRST_S
         while True:
             try:
-                async with self._connection(group) as connection:
+                async with self._wire(group) as wire:
                     group.to_attach.update(book for book in group.books.values() if book.defined)
                     while True:
                         await self._attach_waiting(group)
-                        if await self._read_once(group, connection):
+                        if await self._read_once(group, wire):
                             await asyncio.sleep(GATHER_INTERVAL_S)
                         backoff_s = BACKOFF_FIRST_S
             except _TROUBLE as error:
@@ -666,23 +665,17 @@ class Feed:
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
 
     @contextlib.asynccontextmanager
-    async def _connection(self, group: _Group) -> AsyncIterator[AbstractConnection]:
-        """A connection of the group's own, so that waiting for entries blocks nobody else."""
-        pool = self._client(group).connection_pool
-        connection: AbstractConnection = await pool.get_connection()  # type: ignore[no-untyped-call]
+    async def _wire(self, group: _Group) -> AsyncIterator[Wire]:
+        """A wire of the group's own, so that waiting for entries blocks nobody else."""
+        wire = await self._engine.open_reader(next(iter(group.books)))
         try:
-            await connection.send_command("CLIENT", "ID")
-            group.connection_id = await connection.read_response()
-            yield connection
+            group.connection_id = await wire.call("CLIENT", "ID")
+            yield wire
         finally:
             group.connection_id = None
             for book in group.books.values():
                 book.attached.clear()
-            await connection.disconnect()
-            await pool.release(connection)
-
-    def _client(self, group: _Group) -> Redis:
-        return self._engine.stream_client(next(iter(group.books)))
+            wire.close()
 
     async def _attach_waiting(self, group: _Group) -> None:
         group.changed.clear()
@@ -719,7 +712,7 @@ class Feed:
         name = book.key + stream
         return await self._engine.read_stream(book.symbol, "XREVRANGE", name, "+", "-", "COUNT", 1)
 
-    async def _read_once(self, group: _Group, connection: AbstractConnection) -> bool:
+    async def _read_once(self, group: _Group, wire: Wire) -> bool:
         """Waits for entries and relays them; whether any came."""
         books = group.attached()
         if not books:
@@ -732,11 +725,8 @@ class Feed:
             streams[f"{book.key}:events".encode()] = book
             streams[f"{book.key}:book".encode()] = book
         ids = [name for book in books for name in (b"%d-0" % book.position, book.book_id)]
-        await connection.send_command(
-            *("XREAD", "COUNT", READ_ENTRIES_MAX, "BLOCK", READ_BLOCK_MS, "STREAMS"),
-            *(*streams, *ids),
-        )
-        answered = await connection.read_response() or ()
+        waiting = ("XREAD", "COUNT", READ_ENTRIES_MAX, "BLOCK", READ_BLOCK_MS, "STREAMS")
+        answered = await wire.call(*waiting, *streams, *ids) or ()
         for name, entries in answered:
             relay = self._relay_book if name.endswith(b":book") else self._relay_events
             for entry_id, fields in entries:

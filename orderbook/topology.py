@@ -1,19 +1,18 @@
 """Where the primaries are: one server, a Sentinel service or a cluster behind one small interface.
 
-A node is one primary with a connection pool of its own. Every fresh connection first asks the
-server for its run_id: so a restart or a failover is known before the first command reaches the new
-server, and the engine can begin a new epoch there. redis-py never retries by itself here: a command
-whose reply was lost may have run, and only its sender can know whether to send it again.
+A node is one primary, with one wire that carries all commands to it. Every fresh wire first asks
+the server for its run_id: so a restart or a failover is known before the first command reaches the
+new server, and the engine can begin a new epoch there. Nothing is retried here: a command whose
+reply was lost may have run, and only its sender can know whether to send it again.
 
-When something is wrong with a node, its connections are no longer trusted: whoever takes one next
-opens it anew, at whatever address is then the right one. Nobody else may close it, for an idle
-connection can be taken at any moment, and then it carries a command.
+When something is wrong with a node its wire is retired: what is on its way is still answered, and
+the next command opens another one, at whatever address is then the right one.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
-from weakref import WeakSet
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
@@ -23,62 +22,81 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-SOCKET_TIMEOUT_S = 5.0
+from orderbook.wire import SOCKET_TIMEOUT_S, Wire
+
 CONNECT_TIMEOUT_S = 2.0
 REDIS_PORT_DEFAULT = 6379
 SENTINEL_PORT_DEFAULT = 26379
-CONNECTIONS_PER_NODE_MAX = 512
+# Beside the wires, for what is rarely asked: loading the library, health checks.
+CONNECTIONS_PER_NODE_MAX = 64
 
 
 class Node:
-    """One primary: a client of its own and the run_id its newest connection saw."""
+    """One primary: a wire for commands, and a client of redis-py for what is rarely asked."""
 
     def __init__(self) -> None:
         self.client: Redis
-        self.run_id: str | None = None
-        self._trusted: WeakSet[AbstractConnection] = WeakSet()
+        self._wire: Wire | None = None
+        self._opening: asyncio.Task[Wire] | None = None
 
     def options(self) -> dict[str, Any]:
         """Connection settings for the client of this node."""
-        return {**_OPTIONS, "redis_connect_func": self._greet, "retry": Retry(NoBackoff(), 0)}
+        return {**_OPTIONS, "retry": Retry(NoBackoff(), 0)}
 
-    async def take(self) -> AbstractConnection:
-        """A connection for one command after another. Raises what redis-py raises."""
+    async def wire(self) -> Wire:
+        """The wire that all share. Raises what redis-py raises where no server can be reached."""
+        if self._wire is not None and self._wire.is_open:
+            return self._wire
+        if self._opening is None:
+            self._opening = asyncio.create_task(self.open_wire())
+            self._opening.add_done_callback(self._opened)
+        # Others may wait for the same one.
+        return await asyncio.shield(self._opening)
+
+    def _opened(self, opening: asyncio.Task[Wire]) -> None:
+        self._opening = None
+        if not opening.cancelled() and opening.exception() is None:
+            self._wire = opening.result()
+
+    async def open_wire(self) -> Wire:
+        """A wire of the caller's own, to be closed by it: for commands that wait at the server."""
         pool = self.client.connection_pool
-        connection: AbstractConnection = await pool.get_connection()  # type: ignore[no-untyped-call]
-        if connection in self._trusted:
-            return connection
+        connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
         try:
-            await connection.disconnect()
             await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
-            await self.give_back(connection)
+            await connection.disconnect(nowait=True)
             raise
-        return connection
-
-    async def give_back(self, connection: AbstractConnection) -> None:
-        """What was taken is anybody's again."""
-        await self.client.connection_pool.release(connection)
-
-    def distrust(self) -> None:
-        """From here on every connection is opened anew before it carries its next command."""
-        self._trusted.clear()
-
-    async def _greet(self, connection: AbstractConnection) -> None:
-        await connection.on_connect()
-        self._trusted.add(connection)
+        wire = Wire(connection)
         try:
-            await connection.send_command("INFO", "server")
-            reply = await connection.read_response()
+            wire.run_id = _run_id(await wire.call("INFO", "server"))
         except ResponseError:
             # INFO may be forbidden to us; epochs are then somebody else's to begin.
-            return
-        for line in reply.decode().splitlines():
-            if line.startswith("run_id:"):
-                self.run_id = line.removeprefix("run_id:")
+            pass
+        except BaseException:
+            wire.close()
+            raise
+        return wire
+
+    def distrust(self) -> None:
+        """From here on commands go out on another wire."""
+        if self._wire is not None:
+            self._wire.retire()
 
     async def close(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._wire is not None:
+            self._wire.close()
+            await self._wire.wait_closed()
         await self.client.aclose()
+
+
+def _run_id(information: bytes) -> str | None:
+    for line in information.decode().splitlines():
+        if line.startswith("run_id:"):
+            return line.removeprefix("run_id:")
+    return None
 
 
 _OPTIONS: Mapping[str, Any] = {

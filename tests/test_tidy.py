@@ -40,7 +40,7 @@ HOST_CODES = {
 # Which modules may know a library; the demo's traders are websocket clients, and host and command
 # line catch what redis raises.
 MAY_IMPORT = {
-    "redis": {"engine", "topology", "feed", "library", "host", "cli"},
+    "redis": {"engine", "topology", "wire", "feed", "library", "host", "cli"},
     "aiohttp": {"host", "connection", "demo"},
 }
 
