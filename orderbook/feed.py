@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 READ_BLOCK_MS = 1000
 # After a reading so long a pause, so that what comes close together is read at once: every reading
 # costs the server, with every host.
-GATHER_INTERVAL_S = 0.001
+GATHER_INTERVAL_S = 0.002
 READ_ENTRIES_MAX = 256
 HISTORY_ENTRIES_MAX = 128
 # What the reader remembers of each book, to let subscriptions join without asking Redis.
