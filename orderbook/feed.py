@@ -676,6 +676,7 @@ class Feed:
             for book in group.books.values():
                 book.attached.clear()
             wire.close()
+            await wire.wait_closed()
 
     async def _attach_waiting(self, group: _Group) -> None:
         group.changed.clear()
