@@ -20,8 +20,12 @@ local stops = require("stops")
 
 local cascade = {}
 
--- A stop order enters the market, unless its trades are more than what is left to this call.
+-- A stop order enters the market, unless its trades are more than what is left to this call. The
+-- other orders of its list end before.
 local function trigger(b, o)
+  if o.extras.order_list_id then
+    lists.end_others(b, o)
+  end
   local fills, refusal = placing.plan(b, o)
   if not fills and placing.is_for_next_call(b, refusal) then
     b.is_spent = true
@@ -32,9 +36,6 @@ local function trigger(b, o)
   o.extras.waits = nil
   book.prioritize(b, o)
   events.triggered(b, o)
-  if o.extras.order_list_id then
-    book.note(b, o, "triggered")
-  end
   placing.enter(b, o, fills)
 end
 

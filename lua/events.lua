@@ -239,7 +239,8 @@ local function trade_report(b, o, trade, role)
   pieces[n + 7] = trade.terms
   pieces[n + 8] = '","remaining_quantity":"'
   pieces[n + 9] = instrument.quantity_text(b.instrument, o.remaining)
-  if o.remaining > 0 then
+  -- A taker by quote_quantity that cannot spend it all is canceled with nothing left.
+  if o.remaining > 0 or (o.extras and o.extras.is_unspent) then
     pieces[n + 10] = '","status":"partially_filled"'
     pieces[n + 11] = b.report_end
     return

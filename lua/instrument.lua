@@ -289,6 +289,7 @@ end
 function instrument.json(record, sequence)
   local last_price = record.last_price and ',"last_price":"' .. record.last_price .. '"' or ""
   local extended = record.extended or extended_defaults()
+  local reopens = extended.reopen_time_ms ~= "0"
   local rules = string.format(
     ',"self_trade_prevention":"%s","protection":"%s","price_band":"%s","min_notional":"%s",'
       .. '"open_orders_max":%s,"limit_percent":"%s","window_ms":%s,"breaker_status":"%s",'
@@ -305,7 +306,7 @@ function instrument.json(record, sequence)
   )
   return string.format(
     '{"symbol":"%s","segment":"%s","tick_size":"%s","lot_size":"%s","min_quantity":"%s",'
-      .. '"max_quantity":"%s","status":"%s","events_length_max":%s,"trades_length_max":%s,'
+      .. '"max_quantity":"%s","status":"%s"%s,"events_length_max":%s,"trades_length_max":%s,'
       .. '"book_length_max":%s%s,"open_orders":%.0f%s,"sequence":%.0f,"epoch":%s}',
     record.symbol,
     record.segment,
@@ -314,6 +315,7 @@ function instrument.json(record, sequence)
     numbers.text(record.quantity_min, record.quantity_step),
     numbers.text(record.quantity_max, record.quantity_step),
     record.status,
+    reopens and ',"reopen_time_ms":' .. extended.reopen_time_ms or "",
     record.events_length_max,
     record.trades_length_max,
     record.book_length_max,
@@ -427,6 +429,10 @@ local function apply_rest(record, values)
     record[name] = text or record[name]
   end
   record.status = values.status or record.status
+  if values.status and record.extended then
+    -- What an operator says stands until he says otherwise.
+    record.extended.reopen_time_ms = "0"
+  end
   return true
 end
 

@@ -12,10 +12,12 @@
 -- lots its orders were armed with. It ends when nothing can follow from it any more. What happens
 -- to its orders is noted while a command runs, and settled after it: so a list never changes a book
 -- that is being traded through. Who is to be armed stands on the agenda (cascade.lua) behind the
--- prices of the trades before.
+-- prices of the trades before; who is armed already grows before they are shown, for his order
+-- protects all of what is filled.
 
 local book = require("book")
 local events = require("events")
+local matching = require("matching")
 local numbers = require("numbers")
 local placing = require("placing")
 local stops = require("stops")
@@ -57,8 +59,56 @@ end
 
 -- ---- what follows
 
--- The entry has traded, or ended. What it has filled arms a bracket at once, an oto when it has
--- ended; where it has ended without a fill there is nothing to arm.
+-- Adds to an order that is armed. In the book it queues anew.
+local function grow(b, o, lots)
+  local waits = o.extras.waits
+  if waits then
+    book.change_waiting(b, o)
+  else
+    book.dequeue(b, o)
+    book.prioritize(b, o)
+  end
+  o.quantity, o.remaining, o.terms = o.quantity + lots, o.remaining + lots, false
+  events.amended(b, o)
+  if waits then
+    return
+  end
+  if book.level_overflows(b, o.side, o.price, o.remaining) then
+    book.close(b, o)
+    return events.canceled(b, o, "too_large")
+  end
+  book.enqueue(b, o)
+end
+
+-- Lets the armed legs of a bracket grow to all that its entry has filled.
+local function grow_legs(b, list, filled)
+  local lots = filled - list.armed
+  if lots == 0 then
+    return
+  end
+  list.armed = filled
+  lists.keep(b, list)
+  for _, leg in ipairs(open_legs(b, list)) do
+    grow(b, leg, lots)
+  end
+end
+
+-- Puts a list on the agenda to be armed with so much. Where it stands there already, its entry has
+-- filled more meanwhile.
+local function ask_to_arm(b, list, filled)
+  local agenda = b.agenda
+  for i = agenda.first, #agenda do
+    if type(agenda[i]) == "table" and agenda[i].list_id == list.id then
+      agenda[i].filled = filled
+      return
+    end
+  end
+  agenda[#agenda + 1] = { list_id = list.id, filled = filled }
+end
+
+-- The entry has traded, or ended. What it has filled arms a bracket at its first fill, an oto when
+-- it has ended; where it has ended without a fill there is nothing to arm. Legs that are armed grow
+-- before anybody is shown the prices of the trades.
 local function follow_entry(b, list, entry)
   local filled = entry.quantity - entry.remaining
   local has_ended = not book.order(b, entry.order_id)
@@ -67,8 +117,10 @@ local function follow_entry(b, list, entry)
     for _, leg in ipairs(open_legs(b, list)) do
       cancel(b, leg)
     end
+  elseif list.armed > 0 then
+    grow_legs(b, list, filled)
   elseif filled > 0 and (has_ended or list.kind == "bracket") then
-    b.agenda[#b.agenda + 1] = { list_id = list.id, filled = filled }
+    ask_to_arm(b, list, filled)
   end
 end
 
@@ -106,6 +158,13 @@ function lists.settle(b)
     notes.first = notes.first + 1
     follow(b, note)
   end
+end
+
+-- An order is triggered, or about to trade: all others of its list end now, so that it meets none
+-- of them.
+function lists.end_others(b, o)
+  book.note(b, o, "triggered")
+  lists.settle(b)
 end
 
 -- ---- arming
@@ -161,47 +220,24 @@ local function arm(b, o, lots)
   if extras.waits then
     extras.waits = nil
     events.triggered(b, o)
-    book.note(b, o, "triggered")
+    lists.end_others(b, o)
+  elseif matching.would_trade(b, o) then
+    lists.end_others(b, o)
   end
   return placing.enter(b, o, (placing.plan(b, o)))
 end
 
--- Adds to an order that is armed. In the book it queues anew.
-local function grow(b, o, lots)
-  local waits = o.extras.waits
-  if waits then
-    book.change_waiting(b, o)
-  else
-    book.dequeue(b, o)
-    book.prioritize(b, o)
-  end
-  o.quantity, o.remaining, o.terms = o.quantity + lots, o.remaining + lots, false
-  events.amended(b, o)
-  if waits then
-    return
-  end
-  if book.level_overflows(b, o.side, o.price, o.remaining) then
-    book.close(b, o)
-    return events.canceled(b, o, "too_large")
-  end
-  book.enqueue(b, o)
-end
-
--- Arms the legs of a list { list_id, filled } that stood on the agenda, with what its entry had
--- filled and they were not armed with before; or lets them grow by it. A leg that trades at once
+-- Arms the legs of a list { list_id, filled } that stood on the agenda. A leg that trades at once
 -- ends the other. Returns whether it could be done in this call: else nothing has changed.
 function lists.arm(b, item)
   local text = book.order_list(b, item.list_id)
   local list = text and parse(item.list_id, text)
-  if not list or item.filled == list.armed then
+  if not list or list.armed > 0 then
     return true
   end
-  local legs, lots, change = open_legs(b, list), item.filled - list.armed, grow
-  if list.armed == 0 then
-    if are_for_next_call(b, legs, lots) then
-      return false
-    end
-    change = arm
+  local legs = open_legs(b, list)
+  if are_for_next_call(b, legs, item.filled) then
+    return false
   end
   list.armed = item.filled
   if list.kind == "oto" then
@@ -211,7 +247,7 @@ function lists.arm(b, item)
   end
   for _, leg in ipairs(legs) do
     if leg.queued then
-      change(b, leg, lots)
+      arm(b, leg, item.filled)
       lists.settle(b)
     end
   end

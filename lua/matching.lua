@@ -327,10 +327,7 @@ local function trade_with(b, taker, maker, lots)
     trade_id = numbers.integer_text(record.last_trade_id),
     terms = '","price":"' .. price .. '","quantity":"' .. quantity,
   }
-  -- Of a taker by quote_quantity nothing remains from the beginning.
-  if taker.remaining > 0 then
-    taker.remaining = taker.remaining - lots
-  end
+  taker.remaining = taker.remaining - lots
   statistics.count(b, maker.price, lots)
   if b.breaker then
     states.show_trade(b, maker.price)
@@ -367,7 +364,8 @@ local function carry_out_prevention(b, taker, fill)
   if fill.prevented ~= "decrement" or lots == fill.wanted then
     return
   end
-  if taker.remaining > 0 then
+  -- What a taker by quote_quantity buys is planned without it.
+  if not (taker.extras and taker.extras.quote_units) then
     taker.remaining = taker.remaining - lots
     decrement(taker, lots)
   end

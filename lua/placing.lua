@@ -155,7 +155,8 @@ function placing.plan(b, o)
     return nil, left
   end
   if extras and extras.quote_units then
-    o.quantity = fills.bought or 0
+    o.quantity, extras.is_unspent = fills.bought or 0, not fills.is_spent
+    o.remaining = o.quantity
     return fills
   end
   if left == 0 then

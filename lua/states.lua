@@ -113,7 +113,6 @@ function states.set(b, known)
     return reject.new("UNCROSSING", "the auction is being uncrossed")
   end
   if record.extended then
-    record.extended.reopen_time_ms = "0"
     begin_window_anew(record.extended)
   end
   if before ~= "auction" then

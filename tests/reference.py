@@ -37,9 +37,11 @@ until the next call of an instrument that trades.
 
 *An order list* is settled after each command and after each triggered order, event by event: of an
 oco (and of the pair of a bracket) whoever trades or triggers ends the other orders, whoever is
-canceled or expires ends the other of the pair. A bracket's pair is armed with what its entry fills
-and grows with it; the second order of an oto is armed when the first has ended, with all it filled.
-Arming stands on the agenda too, so that nobody is shown a price from before.
+canceled or expires ends the other of the pair. Whoever triggers does so before it comes in, and
+meets none of them. A bracket's pair is armed with what its entry fills and grows with it; the
+second order of an oto is armed when the first has ended, with all it filled. Arming stands on the
+agenda too, so that nobody is shown a price from before; growing does not, so that all of what is
+filled is protected.
 
 *States*: in an auction limit orders queue without trading; when it ends, the heads of both queues
 trade at one price, that of the largest volume, then least surplus, then nearest the last price,
@@ -323,6 +325,8 @@ class Order:
     quote: bool = False
     # What an iceberg shows of itself while it is in a queue.
     slice: Decimal = Decimal(0)
+    # Whether the book ends before the quote_quantity does.
+    is_unspent: bool = False
     # What is left of the quote_quantity.
     money: Decimal = Decimal(0)
     # A stop that has not come in as a taker.
@@ -342,7 +346,7 @@ class Order:
     @property
     def status(self) -> str:
         """Of an order that was not canceled."""
-        if self.remaining == 0:
+        if self.remaining == 0 and not self.is_unspent:
             return "filled"
         return "partially_filled" if self.filled else "open"
 
@@ -647,11 +651,13 @@ class ReferenceBook:
         notional_number(text(new["min_notional"]), new)
         set_default_limits(new)
         check_limits(new)
-        if new != self.instrument:
+        clears_timer = self.reopen_ms > 0 and "status" in fields
+        if new != self.instrument or clears_timer:
             self._check_new_status(before, new["status"])
             if self.instrument and new["tick_size"] != self.instrument["tick_size"]:
                 self.reference_price = None
             self.instrument = new
+            self.reopen_ms = 0 if "status" in fields else self.reopen_ms
             self._change_status(call, before)
         return self._described_at_the_end(call)
 
@@ -674,7 +680,6 @@ class ReferenceBook:
         call.changed = call.is_redefined = True
         status = self.instrument["status"]
         if before not in {None, status}:
-            self.reopen_ms = 0
             self.reference_price = None
         if before == "auction" and status == "trading":
             self.instrument["status"] = "auction"
@@ -910,6 +915,7 @@ class ReferenceBook:
             self.agenda.pop(0)
             return
         order = min(due, key=self._place_in_line)
+        self._end_others(call, order)
         if self._is_for_next_call(call, order):
             call.is_spent = True
             return
@@ -1003,8 +1009,12 @@ class ReferenceBook:
             remaining_quantity=text(order.remaining),
             priority=order.priority,
         )
-        self._note(order, "triggered")
         self._enter(call, order)
+
+    def _end_others(self, call: Call, order: Order) -> None:
+        """Before an order of a list triggers or trades: it meets none of the others."""
+        self._note(order, "triggered")
+        self._settle_lists(call)
 
     def _enter(self, call: Call, order: Order) -> None:
         """What waited comes in as a taker."""
@@ -1074,7 +1084,8 @@ class ReferenceBook:
         order.order_id = self.last_order_id
         order.priority = self.last_priority
         if order.quote_quantity is not None:
-            order.quantity = planned.filled
+            order.quantity = order.remaining = planned.filled
+            order.is_unspent = planned.end != "filled"
         place = {"priority": order.priority, **order.waits_for()}
         call.report(order.account, "accepted", **order.terms(), **place)
 
@@ -1248,7 +1259,7 @@ class ReferenceBook:
             if found.list_type == "oco" or order.order_id != found.order_ids[0]:
                 self._follow_leg(call, found, order, event)
                 continue
-            for leg in self._follow_entry(found, order):
+            for leg in self._follow_entry(call, found, order):
                 self._end(leg)
                 self._report_canceled(call, leg, "order_list")
 
@@ -1265,24 +1276,40 @@ class ReferenceBook:
                 self._end(other)
                 self._report_canceled(call, other, "order_list")
 
-    def _follow_entry(self, found: OrderList, entry: Order) -> list[Order]:
+    def _follow_entry(self, call: Call, found: OrderList, entry: Order) -> list[Order]:
         """What stands on the agenda then; and who is canceled because nothing was filled."""
         has_ended = all(order.order_id != entry.order_id for order in self.orders)
         if has_ended and not entry.filled:
             del self.lists[found.order_ids[0]]
             return self._open_of(found)
-        if entry.filled and (has_ended or found.list_type == "bracket"):
-            self.agenda.append(Arming(found.order_ids[0], entry.filled))
+        if found.armed:
+            self._grow_legs(call, found, entry.filled)
+        elif entry.filled and (has_ended or found.list_type == "bracket"):
+            self._ask_to_arm(Arming(found.order_ids[0], entry.filled))
         return []
+
+    def _ask_to_arm(self, item: Arming) -> None:
+        """Once, and then with all that the entry has filled until it is its turn."""
+        for place, other in enumerate(self.agenda):
+            if isinstance(other, Arming) and other.list_id == item.list_id:
+                self.agenda[place] = item
+                return
+        self.agenda.append(item)
+
+    def _grow_legs(self, call: Call, found: OrderList, filled: Decimal) -> None:
+        new, found.armed = filled - found.armed, filled
+        for leg in self._open_of(found):
+            if new and leg.order_id != found.order_ids[0]:
+                self._grow(call, leg, new)
 
     def _arm_list(self, call: Call, item: Arming) -> bool:
         """Whether it could be done in this call; a leg that trades at once ends the other."""
         found = self.lists.get(item.list_id)
-        if found is None or item.filled == found.armed:
+        if found is None or found.armed:
             return True
-        new, is_first = item.filled - found.armed, not found.armed
+        new = item.filled
         legs = [leg for leg in self._open_of(found) if leg.order_id != item.list_id]
-        if is_first and any(self._is_arming_for_next_call(call, leg, new) for leg in legs):
+        if any(self._is_arming_for_next_call(call, leg, new) for leg in legs):
             return False
         found.armed = item.filled
         if found.list_type == "oto":
@@ -1290,10 +1317,7 @@ class ReferenceBook:
         for leg in legs:
             if leg not in self.orders:
                 continue
-            if is_first:
-                self._arm(call, leg, new)
-            else:
-                self._grow(call, leg, new)
+            self._arm(call, leg, new)
             self._settle_lists(call)
         return True
 
@@ -1319,11 +1343,13 @@ class ReferenceBook:
             leg.reference = last_price
         self._report_place(call, leg, "armed")
         if not leg.waiting:
+            if self._would_trade(leg):
+                self._end_others(call, leg)
             self._enter(call, leg)
         elif self._is_due(leg, leg.reference):
             leg.waiting = False
             self._report_place(call, leg, "triggered")
-            self._note(leg, "triggered")
+            self._end_others(call, leg)
             self._enter(call, leg)
 
     def _grow(self, call: Call, leg: Order, quantity: Decimal) -> None:
@@ -1630,8 +1656,7 @@ class ReferenceBook:
             maker.slice -= quantity
         if taker.quote_quantity is not None:
             taker.money -= quantity * self.last_price
-        else:
-            taker.remaining -= quantity
+        taker.remaining -= quantity
         self._report_trade(call, taker, "taker", fill)
         self._report_trade(call, maker, "maker", fill)
         if maker.remaining == 0:
@@ -2173,6 +2198,8 @@ class ReferenceBook:
         }
         if self.last_price is not None:
             reply["last_price"] = text(self.last_price)
+        if self.reopen_ms:
+            reply["reopen_time_ms"] = self.reopen_ms
         return reply
 
     def _verify_book(self, _: Call, __: Mapping[str, str]) -> Json:

@@ -137,6 +137,37 @@ def test_reports_of_a_market_order_have_no_price_of_its_own(book: Book) -> None:
     }  # fmt: skip
 
 
+def _reports_of_a_quote(book: Book, quote_quantity: str) -> list[tuple[str, str, str]]:
+    """Event, status or reason, and what is left, of a market order that pays so much."""
+    book.limit("bob", "sell", "2", "100")
+    book.limit("bob", "sell", "2", "101")
+    order = {"account": "alice", "side": "buy", "order_type": "market"}
+    reply = book.ask("place_order", **order, quote_quantity=quote_quantity)
+    _, *reports = entry(book, reply["sequence"])["orders:alice"]["orders"]
+    assert reports[-1].get("status", "canceled") == reply["status"]
+    return [
+        (one["event"], one.get("status") or one["reason"], one["remaining_quantity"])
+        for one in reports
+    ]
+
+
+def test_an_order_by_quote_quantity_is_filled_by_its_last_trade(book: Book) -> None:
+    assert _reports_of_a_quote(book, "350") == [
+        ("trade", "partially_filled", "1"),
+        ("trade", "filled", "0"),
+    ]
+
+
+def test_an_order_by_quote_quantity_that_the_book_cannot_fill_is_only_canceled(book: Book) -> None:
+    assert _reports_of_a_quote(book, "1000") == [
+        ("trade", "partially_filled", "2"),
+        ("trade", "partially_filled", "0"),
+        ("canceled", "ioc", "0"),
+    ]
+    closed = book.read("get_closed_orders", account="alice")["orders"]
+    assert [one["status"] for one in closed] == ["canceled"]
+
+
 def test_reasons_of_cancellation_are_told(book: Book) -> None:
     for fields in ({}, {}, {"time_in_force": "ioc"}, {"time_in_force": "fok"}):
         book.limit("alice", "buy", "1", "99", **fields)
