@@ -183,7 +183,11 @@ local function plan_requeue(b, o, new)
     account = o.account,
     extras = o.extras,
   }
-  local never_takes = (o.extras and o.extras.post_only) or b.instrument.status == "post_only"
+  local status, is_post_only = b.instrument.status, o.extras and o.extras.post_only
+  if is_post_only and status == "auction" then
+    return reject.with("INSTRUMENT_AUCTION", "an auction takes no post_only orders anew")
+  end
+  local never_takes = is_post_only or status == "post_only"
   local refusal = never_takes and placing.post_only_refusal(b, taker)
   if refusal then
     return nil, refusal

@@ -1848,6 +1848,8 @@ class ReferenceBook:
             self.orders.append(amended)
             self._report_amended(call, amended)
             return self._order_reply(call, amended, amended.status, [])
+        if amended.post_only and self.instrument["status"] == "auction":
+            raise RejectedError("INSTRUMENT_AUCTION")
         planned = self._check_match(call, amended)
         self._leave(order)
         self.last_priority += 1
