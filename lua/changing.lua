@@ -160,7 +160,8 @@ local function amend_refusal(values)
   end
   local quantity = values.quantity or values.remaining_quantity
   if not values.price and not quantity and not values.stop_price then
-    return reject.new("MISSING_FIELD", "missing field price, quantity or remaining_quantity")
+    local names = "price, stop_price, quantity or remaining_quantity"
+    return reject.new("MISSING_FIELD", "missing field " .. names)
   end
   return nil
 end

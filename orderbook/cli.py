@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from orderbook.engine import Engine
+    from orderbook.server import EmbeddedServer
 
 EXIT_OK = 0
 EXIT_REJECTED = 1
@@ -42,6 +44,7 @@ REDIS_URL_DEFAULT = "redis://127.0.0.1:6379"
 REDIS_PORT_DEFAULT = 6379
 LOOPBACK = "127.0.0.1"
 WATCH_INTERVAL_S = 0.5
+SERVER_WATCH_INTERVAL_S = 0.5
 # A pipe has no width: lines are never folded there.
 PIPE_WIDTH = 10_000
 
@@ -325,13 +328,16 @@ def serve(
     if redis_url and (data_dir or redis_port is not None):
         raise click.UsageError("--data-dir and --redis-port belong to the embedded server")
     with contextlib.ExitStack() as cleanup:
-        books_url = redis_url or _start_embedded(cleanup, data_dir, redis_port)
+        server = None if redis_url else _start_embedded(cleanup, data_dir, redis_port)
+        books_url = redis_url or (server.url if server else "")
         settings = _HostSettings(host, port, books_url, read_url, allow_origin)
         announce = partial(_announce, settings, as_json)
         if workers == 1 or as_worker:
             _run_host(settings, as_worker, announce)
         else:
             _run_workers(settings, workers, announce)
+        if server is not None and server.has_ended:
+            raise Failure("the embedded server has ended", EXIT_UNREACHABLE)
 
 
 @dataclass(frozen=True)
@@ -357,8 +363,8 @@ class _HostSettings:
 
 def _start_embedded(
     cleanup: contextlib.ExitStack, data_dir: Path | None, redis_port: int | None
-) -> str:
-    """Starts a Valkey that lives as long as we do and returns its URL.
+) -> "EmbeddedServer":
+    """Starts a Valkey that lives as long as we do, and we as long as it.
 
     Where nobody chose a port it takes the one at which the other commands look, if that is free.
     """
@@ -367,13 +373,22 @@ def _start_embedded(
     try:
         try:
             port = REDIS_PORT_DEFAULT if redis_port is None else redis_port
-            return cleanup.enter_context(EmbeddedServer(data_dir, port)).url
+            server = cleanup.enter_context(EmbeddedServer(data_dir, port))
         except PortTakenError:
             if redis_port is not None:
                 raise
-            return cleanup.enter_context(EmbeddedServer(data_dir)).url
+            server = cleanup.enter_context(EmbeddedServer(data_dir))
     except ServerError as error:
         raise Failure(str(error), EXIT_UNREACHABLE) from error
+    threading.Thread(target=_end_with, args=(server,), daemon=True).start()
+    return server
+
+
+def _end_with(server: "EmbeddedServer") -> None:
+    """Asks this process to drain and end once its server has ended."""
+    while not server.has_ended:
+        time.sleep(SERVER_WATCH_INTERVAL_S)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _announce(settings: _HostSettings, as_json: bool, port: int) -> None:
@@ -409,6 +424,8 @@ def _run_host(settings: _HostSettings, reuse_port: bool, announce: Callable[[int
     try:
         with _failures_explained(settings.redis_url):
             run(config, announce)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--redis-url or --read-url") from error
     except OSError as error:
         raise _cannot_listen(settings, error) from error
 
@@ -523,14 +540,16 @@ _STATUSES = ("trading", "halted", "cancel_only", "post_only", "auction")
 @option("--events-length-max", help="Entries kept in the event stream, about.")
 @option("--trades-length-max", help="Entries kept in the trade stream, about.")
 @option("--book-length-max", help="Entries kept in the stream of half-second books, about.")
-@option("--segment", default="main", help="Unit of sharding; on a cluster, use several.")
+@option(
+    "--segment",
+    show_default="main for a new book",
+    help="Unit of sharding; on a cluster, use several.",
+)
 @redis_url_option
 @json_option
-def define_instrument(
-    symbol: str, segment: str, redis_url: str, as_json: bool, **rules: str | None
-) -> None:
+def define_instrument(symbol: str, redis_url: str, as_json: bool, **rules: str | None) -> None:
     """Create a book or change its rules; what is not given stays as it is."""
-    reply = _call("define_instrument", redis_url, symbol, segment=segment, **rules)
+    reply = _call("define_instrument", redis_url, symbol, **rules)
     _print_reply(reply, as_json)
 
 
@@ -807,6 +826,42 @@ def _print_history(reply: Reply, rows_name: str, columns: tuple[str, ...], as_js
         _print_rows(reply[rows_name], columns, as_json)
 
 
+@order.command("show")
+@symbol_argument
+@option("--order-id", help="The order; else --account and --client-order-id.")
+@account_option
+@client_order_id_option
+@redis_url_option
+@json_option
+def show_order(symbol: str, redis_url: str, as_json: bool, **fields: str | None) -> None:
+    """Show an open order."""
+    _print_reply(_call("get_order", redis_url, symbol, **fields), as_json)
+
+
+@order.command("open")
+@symbol_argument
+@option("--account", envvar="ORDERBOOK_ACCOUNT", required=True, help="Whose orders.")
+@redis_url_option
+@json_option
+def open_orders(symbol: str, account: str, redis_url: str, as_json: bool) -> None:
+    """Show an account's open orders, the oldest first."""
+
+    async def work(engine: "Engine") -> Reply:
+        rows: list[Reply] = []
+        page: Reply = {"more": True}
+        while page["more"]:
+            after = rows[-1]["order_id"] if rows else None
+            page = await engine.get_open_orders(symbol, account=account, after=after)
+            if page.get("status") == "rejected":
+                return page
+            rows += page["orders"]
+        return {**page, "orders": rows}
+
+    reply = _with_engine(redis_url, work)
+    columns = ("order_id", "client_order_id", "side", "order_type", "price", "quantity")
+    _print_history(reply, "orders", (*columns, "remaining_quantity", "status"), as_json)
+
+
 @order.command("closed")
 @with_history_options
 def closed_orders(as_json: bool, **fields: Any) -> None:
@@ -825,6 +880,9 @@ def own_trades(as_json: bool, **fields: Any) -> None:
     _print_history(reply, "trades", (*columns, "remaining_quantity", "sequence"), as_json)
 
 
+_SYMBOLS_MAX = 100
+
+
 @order.command("cancel-all")
 @click.argument("symbols", nargs=-1, required=True)
 @option("--account", envvar="ORDERBOOK_ACCOUNT", required=True, help="Whose orders.")
@@ -837,6 +895,8 @@ def cancel_all_orders(
     symbols: tuple[str, ...], redis_url: str, as_json: bool, **fields: str | None
 ) -> None:
     """Cancel all of an account's open orders in one or more books, however many there are."""
+    if len(symbols) > _SYMBOLS_MAX:
+        raise click.UsageError(f"at most {_SYMBOLS_MAX} books at once")
     target = symbols[0] if len(symbols) == 1 else symbols
 
     async def work(engine: "Engine") -> Reply:

@@ -323,16 +323,19 @@ class Engine:
     # ---- one method per function
 
     async def define_instrument(
-        self, symbol: str, *, segment: str = SEGMENT_DEFAULT, **fields: Field
+        self, symbol: str, *, segment: str | None = None, **fields: Field
     ) -> Reply:
         """Creates a book or changes its rules. Reply: as get_instrument.
+
+        Without a segment a new book is in SEGMENT_DEFAULT, another where it is.
 
         Keeps the discovery hash as well, which on a cluster lies in another slot than the book.
         """
         known = (await self.instruments()).get(symbol)
+        segment = segment or known or SEGMENT_DEFAULT
         if known is not None and known != segment:
             code = RejectCode.SYMBOL_IN_OTHER_SEGMENT
-            return _decode(rejection(code, "the symbol is defined in another segment"))
+            return _decode(rejection(code, f"the symbol is defined in the segment {known}"))
         key = f"orderbook:{{{segment}}}:{symbol}"
         arguments = _arguments(fields)
         reply = await self._call_function(key, "FCALL", "define_instrument", 1, key, *arguments)
@@ -388,7 +391,11 @@ class Engine:
         if isinstance(symbol, str):
             return _decode(await self.call("cancel_all_orders", symbol, *_arguments(fields)))
         groups: dict[str, list[str]] = {}
+        instruments = await self.instruments()
         for name in dict.fromkeys(symbol):
+            if name not in instruments:
+                text = f"there is no such instrument: {name}"
+                return _decode(rejection(RejectCode.UNKNOWN_SYMBOL, text))
             groups.setdefault(self._segments.get(name, SEGMENT_DEFAULT), []).append(name)
         replies: list[Reply] = []
         for symbols in groups.values():
@@ -400,7 +407,8 @@ class Engine:
                 done = f"{error}; the books of other segments are done"
                 raise EngineError(error.code, done) from error
             if reply.get("status") == "rejected":
-                return reply
+                done = "; the books of other segments are done" if replies else ""
+                return {**reply, "message": reply["message"] + done}
             replies.append(reply)
         return _joined(replies)
 

@@ -107,6 +107,11 @@ class Wanted:
         return self.channel.encode()
 
     @property
+    def depth(self) -> str:
+        """Of a book that is not the usual one."""
+        return self.variant if self.channel is Channel.BOOK else ""
+
+    @property
     def is_newest(self) -> bool:
         """Whether each message is the whole truth: told twice a second, and no gap matters."""
         return self.channel in _HALF_SECOND
@@ -533,7 +538,7 @@ class Feed:
             reply = await self._query("get_candles", symbol, "interval", wanted.variant)
         else:
             reply = await self._query(_FULL_DEPTH[channel], symbol, "depth", "full")
-        return _Snapshot([_as_snapshot(channel, reply)], _decode_position(reply))
+        return _Snapshot([_as_snapshot(channel, reply, wanted.depth)], _decode_position(reply))
 
     async def _read_orders(self, symbol: str, account: str) -> _Snapshot:
         """Page by page. The first page's sequence counts: what changed while the others were read
@@ -900,9 +905,10 @@ def _pairs(fields: list[bytes]) -> Iterable[tuple[bytes, bytes]]:
     return zip(fields[::2], fields[1::2], strict=True)
 
 
-def _as_snapshot(channel: Channel, reply: bytes) -> bytes:
-    """A query's reply as the first message of a channel."""
-    return b'{"channel":"%s","type":"snapshot",' % channel.encode() + reply[1:]
+def _as_snapshot(channel: Channel, reply: bytes, depth: str = "") -> bytes:
+    """A query's reply as the first message of a channel, or of a book's depth."""
+    of_depth = f',"depth":"{depth}"' if depth else ""
+    return f'{{"channel":"{channel}","type":"snapshot"{of_depth},'.encode() + reply[1:]
 
 
 def _message_head(channel: Channel, symbol: str, kind: str, position: Position) -> bytes:

@@ -232,6 +232,8 @@ class Host:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await self.engine.ping()
                 for primary in self.engine.primaries():
+                    if (await primary.info("replication")).get("role") != "master":
+                        reasons.append("the server is a replica: it takes no orders")
                     found = await library.installed(primary)
                     if found is None or not library.fits(found):
                         reasons.append("the library on the server is missing or does not fit")

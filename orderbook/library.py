@@ -87,10 +87,11 @@ def lua_directory() -> Path:
 
 
 def _sorted_names(sources: dict[str, str]) -> list[str]:
-    requires: dict[str, set[str]] = {}
-    for name, source in sources.items():
-        requires[name] = {required for _, required in _REQUIRE.findall(source)}
-        unknown = requires[name] - sources.keys() - {GENERATED_MODULE}
+    """Modules before those that require them; the same order in every process, for the digest."""
+    requires: dict[str, list[str]] = {}
+    for name, source in sorted(sources.items()):
+        requires[name] = sorted({required for _, required in _REQUIRE.findall(source)})
+        unknown = set(requires[name]) - sources.keys() - {GENERATED_MODULE}
         if unknown:
             raise LibraryError(f"lua/{name}.lua requires unknown modules: {sorted(unknown)}")
     try:

@@ -67,6 +67,11 @@ class EmbeddedServer:
             raise ServerError("the embedded server is not running")
         return self._process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the server was started and has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
     def start(self) -> None:
         """Returns when the server answers. Raises ServerError."""
         if self._process is not None:
@@ -80,9 +85,9 @@ class EmbeddedServer:
 
     def stop(self) -> None:
         """Ends the server, its data flushed; harmless when it is not running."""
-        if self._process is not None:
-            self._process.stop()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop()
         self._cleanup.close()
 
     def __enter__(self) -> Self:

@@ -20,7 +20,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from orderbook.wire import SOCKET_TIMEOUT_S, Wire
 
@@ -175,6 +175,10 @@ class ClusterTopology:
         topology = cls(cluster, credentials)
         try:
             await cluster.initialize()
+        except RedisClusterException as error:
+            await cluster.aclose()
+            # To redis-py this is no RedisError.
+            raise RedisError(str(error)) from error
         except BaseException:
             await cluster.aclose()
             raise
@@ -191,7 +195,10 @@ class ClusterTopology:
         return list(self._nodes.values())
 
     async def refresh(self) -> None:
-        await self._cluster.nodes_manager.initialize()
+        try:
+            await self._cluster.nodes_manager.initialize()
+        except RedisClusterException as error:
+            raise RedisError(str(error)) from error
         await self._sync()
 
     async def close(self) -> None:
@@ -224,7 +231,11 @@ async def connect(url: str) -> Topology:
     if parts.scheme in {"redis+cluster", "rediss+cluster"}:
         return await ClusterTopology.connect(_hosts(parts, REDIS_PORT_DEFAULT), _credentials(parts))
     node = Node()
-    node.client = Redis.from_url(url, **node.options())
+    options = node.options()
+    if parts.scheme == "unix":
+        # A socket of the file system has no such thing.
+        del options["socket_keepalive"]
+    node.client = Redis.from_url(url, **options)
     return SingleTopology(node)
 
 

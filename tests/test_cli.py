@@ -76,9 +76,9 @@ def place(side: str, price: str, quantity: str) -> tuple[str, ...]:
     return ("order", "place", SYMBOL, "--account", "alice", *terms)
 
 
-def define(orderbook: Orderbook) -> None:
+def define(orderbook: Orderbook, *options: str) -> None:
     rules = ("--tick-size", "0.01", "--lot-size", "0.001")
-    orderbook.json("instrument", "define", SYMBOL, *rules)
+    orderbook.json("instrument", "define", SYMBOL, *rules, *options)
 
 
 # Help and usage
@@ -92,7 +92,7 @@ def test_help_of_every_command_names_its_environment_variables() -> None:
             yield command, path
 
     commands = list(walk(cli.cli, ()))
-    assert len(commands) == 26
+    assert len(commands) == 28
     for command, path in commands:
         # Wide enough for the longest name; in a narrow terminal it is folded.
         result = CliRunner().invoke(
@@ -194,6 +194,22 @@ def test_full_memory_has_its_own_exit_code(orderbook: Orderbook, redis: Redis) -
 # The library
 
 
+def test_every_process_makes_the_same_library() -> None:
+    command = "from orderbook.library import bundle; print(bundle().digest)"
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", command],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=True,
+        ).stdout
+        for seed in range(6)
+    }
+    assert len(digests) == 1
+
+
 def test_check_fails_until_the_library_is_loaded(orderbook: Orderbook) -> None:
     before = orderbook("functions", "check", "--json")
     assert before.exit_code == cli.EXIT_LIBRARY
@@ -240,6 +256,27 @@ def test_seeding_one_book_leaves_the_others_undefined(orderbook: Orderbook) -> N
     orderbook.json("seed", "ETH-USDT", "--levels", "3")
     assert [row["symbol"] for row in orderbook.json("instrument", "list")] == ["ETH-USDT"]
     assert orderbook("seed", "DOGE-USDT").exit_code == cli.EXIT_USAGE
+
+
+def test_rules_of_a_book_are_changed_in_whichever_segment_it_is(orderbook: Orderbook) -> None:
+    define(orderbook, "--segment", "east")
+    halted = orderbook.json("instrument", "define", SYMBOL, "--status", "halted")
+    assert (halted["segment"], halted["status"]) == ("east", "halted")
+    moved = orderbook("instrument", "define", SYMBOL, "--segment", "west")
+    assert moved.exit_code == cli.EXIT_REJECTED
+    assert "east" in moved.stderr
+
+
+def test_open_orders_are_listed_and_shown(orderbook: Orderbook) -> None:
+    define(orderbook)
+    placed = [orderbook.json(*place("buy", price, "1")) for price in ("1", "2")]
+    listed = orderbook.json("order", "open", SYMBOL, "--account", "alice")["orders"]
+    assert [one["order_id"] for one in listed] == [one["order_id"] for one in placed]
+    assert orderbook("order", "open", SYMBOL, "--account", "alice").stdout.count("\n") >= 2
+    shown = orderbook.json("order", "show", SYMBOL, "--order-id", placed[1]["order_id"])
+    assert shown["price"] == "2"
+    missing = orderbook("order", "show", SYMBOL, "--order-id", "99")
+    assert missing.exit_code == cli.EXIT_REJECTED
 
 
 def test_order_goes_from_placed_over_amended_to_canceled(orderbook: Orderbook) -> None:
@@ -639,6 +676,26 @@ def test_port_in_use_is_told(server: EmbeddedServer) -> None:
             assert "Traceback" not in second.stderr
     finally:
         assert stop_serving(process) == 0
+
+
+def test_serve_ends_with_its_embedded_server() -> None:
+    process, urls = start_serving("--redis-port", "0")
+    server = Redis.from_url(urls["redis"]).info("server")
+    os.kill(server["process_id"], signal.SIGKILL)
+    assert process.wait(DEADLINE_S) == cli.EXIT_UNREACHABLE
+
+
+def test_serve_tells_an_address_that_is_none() -> None:
+    for arguments in (("--redis-url", "foo://x"), ("--redis-url", UNREACHABLE, "--read-url", "y")):
+        result = subprocess.run(
+            [sys.executable, "-m", "orderbook", "serve", "--port", "0", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+        assert result.returncode in {cli.EXIT_USAGE, cli.EXIT_UNREACHABLE}, result.stderr
+        assert "Traceback" not in result.stderr
 
 
 def test_serve_without_a_reachable_redis_fails_with_its_exit_code() -> None:

@@ -126,8 +126,18 @@ async def test_orders_of_several_books_are_canceled_segment_by_segment(
     reply = await exchange.cancel_all_orders(symbols, account="alice", side="buy")
     assert [book["symbol"] for book in reply["books"]] == symbols
     assert (reply["canceled_count"], reply["remaining_count"]) == (4, 0)
-    refused = await exchange.cancel_all_orders([symbol, "NOWHERE"], account="alice")
+
+
+async def test_a_symbol_that_is_not_there_keeps_all_orders_of_a_cancel_where_they_are(
+    exchange: Engine, symbol: str
+) -> None:
+    other = new_symbol()
+    await exchange.define_instrument(other, segment="a", **RULES)
+    await exchange.place_order(other, **LIMIT)
+    refused = await exchange.cancel_all_orders([other, symbol, "NOWHERE"], account="alice")
     assert refused["code"] == "UNKNOWN_SYMBOL"
+    assert "NOWHERE" in refused["message"]
+    assert len((await exchange.get_open_orders(other, account="alice"))["orders"]) == 1
 
 
 async def test_books_of_a_segment_that_fails_are_told_apart_from_those_done(
@@ -194,6 +204,24 @@ async def test_no_server_means_unavailable() -> None:
 async def test_what_is_no_address_is_a_value_error(url: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         await Engine.connect(url)
+
+
+@needs_redis7
+async def test_a_unix_socket_is_an_address_like_others(tmp_path: Path) -> None:
+    path = tmp_path / "server.sock"
+    error = await failure(Engine.connect(f"unix://{path}"))
+    assert error.code == "UNAVAILABLE"
+    with running("redis7", {"unixsocket": str(path)}) as server:
+        load_library(server.client, "redis7")
+        async with connected(f"unix://{path}") as engine:
+            await engine.define_instrument("X", **RULES)
+            assert (await engine.place_order("X", **LIMIT))["status"] == "open"
+
+
+async def test_a_server_that_is_no_cluster_is_unavailable(valkey: Server) -> None:
+    for port in (valkey.port, free_port()):
+        error = await failure(Engine.connect(f"redis+cluster://127.0.0.1:{port}"))
+        assert error.code == "UNAVAILABLE"
 
 
 async def test_a_server_that_went_away_is_unavailable() -> None:

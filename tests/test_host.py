@@ -432,6 +432,8 @@ async def test_a_book_can_be_followed_deeper_than_the_stream_has_it(
         return sorted(len(message["bids"]) for message in told)
 
     await alice.until(lambda: newest() == [10, 12, 12, 12], "each depth has come")
+    depths = {message.get("depth") for message in alice.of("book")}
+    assert depths == {None, "50", "500", "full"}
 
 
 async def test_two_hosts_show_the_same_trades_in_the_same_order(
@@ -818,6 +820,17 @@ async def test_a_host_is_not_ready_for_a_library_it_does_not_know() -> None:
             status, body = await get(host, "/readyz")
             assert status == 503
             assert "library" in body
+
+
+async def test_a_host_is_not_ready_on_a_replica() -> None:
+    with running("valkey") as server:
+        load_library(server.client, "valkey")
+        async with hosting(server) as host:
+            assert (await get(host, "/readyz"))[0] == 200
+            server.client.replicaof("127.0.0.1", 1)
+            status, body = await get(host, "/readyz")
+            assert status == 503
+            assert "replica" in body
 
 
 async def test_a_host_loads_the_library_where_it_is_missing() -> None:
