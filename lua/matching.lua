@@ -152,7 +152,8 @@ local function meet_refreshed(walk)
     local maker, rest = list[index].maker, list[index].rest
     local wanted = wanted_at(walk, maker.price)
     if wanted == 0 then
-      walk.fills.is_spent = true
+      -- The orders behind it, at worse prices, are not for this taker, be they worth a lot.
+      walk.done, walk.fills.is_spent = true, true
       break
     end
     local slice = math.min(maker.extras.display_quantity, rest)
@@ -177,9 +178,12 @@ local function walk_queue(walk)
       meet_refreshed(walk)
       level = maker.price
     end
+    if walk.done then
+      break
+    end
     local wanted = wanted_at(walk, maker.price)
     walk.fills.is_spent = wanted == 0
-    if walk.done or wanted == 0 then
+    if wanted == 0 then
       break
     end
     if not crosses(taker, maker.price) then
