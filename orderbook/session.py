@@ -322,7 +322,8 @@ _REQ_ID_IN_TEXT = re.compile(
 )
 _INTEGER = re.compile(rb"-?(?:0|[1-9]\d{0,%d})" % (INTEGER_DIGITS_MAX - 1))
 _FIELD_IN_ERROR = re.compile(r"`([A-Za-z0-9_]{1,64})`")
-_PATH_IN_ERROR = re.compile(r" - at `\$\.?([A-Za-z0-9_]*)")
+_PATH_IN_ERROR = re.compile(r" - at `\$([^`]*)`")
+_INDEX_IN_PATH = re.compile(r"\[[^]]*\]")
 _TYPES_IN_ERROR = re.compile(r"Expected `([^`]*)`, got `([^`]*)`")
 _TYPES_IN_WORDS = {
     "str": "text",
@@ -413,7 +414,8 @@ def _refused(head: bytes, error: msgspec.ValidationError) -> _RefusedError:
     if text.startswith("Object contains unknown field"):
         return _RefusedError(head, RejectCode.UNKNOWN_FIELD, f"unknown field{name}")
     path = _PATH_IN_ERROR.search(text)
-    field = path[1] if path else "params"
+    # The last name of a path such as $.quotes[0].price.
+    field = _INDEX_IN_PATH.sub("", path[1]).rpartition(".")[2] if path else "params"
     types = _TYPES_IN_ERROR.search(text)
     if types is None:
         message = f"{field} has a value that is not allowed"

@@ -257,6 +257,18 @@ def test_a_list_that_is_not_of_quotes_is_refused(quotes: Any, expected: str) -> 
     assert code(frame("mass_quote", {"symbol": "BTC-USD", "quotes": quotes})) == expected
 
 
+@pytest.mark.parametrize(
+    ("quotes", "expected"),
+    [
+        ("[]", "field quotes must be a list"),
+        ([{"side": "buy", "price": 1, "quantity": "1"}], "field price must be text"),
+    ],
+)
+def test_the_field_that_is_no_good_is_named(quotes: Any, expected: str) -> None:
+    answer = refused(frame("mass_quote", {"symbol": "BTC-USD", "quotes": quotes}))
+    assert answer["error"]["message"] == expected
+
+
 def test_a_field_of_a_quote_given_twice_is_refused() -> None:
     quote = '{"side":"buy","price":"1","price":"2","quantity":"1"}'
     params = f'{{"symbol":"BTC-USD","quotes":[{quote}]}}'
