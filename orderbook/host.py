@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
-from redis.exceptions import RedisError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
 
 from orderbook import library
 from orderbook.connection import CLOSE_DRAINING, Connection, Limits, Socket, text_frame
@@ -232,7 +233,7 @@ class Host:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await self.engine.ping()
                 for primary in self.engine.primaries():
-                    if (await primary.info("replication")).get("role") != "master":
+                    if await _is_replica(primary):
                         reasons.append("the server is a replica: it takes no orders")
                     found = await library.installed(primary)
                     if found is None or not library.fits(found):
@@ -247,6 +248,14 @@ class Host:
         self.metrics.stream_lag_seconds.set(self.feed.lag_s())
         headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         return web.Response(body=self.metrics.text(), headers=headers)
+
+
+async def _is_replica(primary: Redis) -> bool:
+    """Whether a server takes no orders; False where INFO is forbidden to us."""
+    try:
+        return bool((await primary.info("replication"))["role"] != "master")
+    except ResponseError:
+        return False
 
 
 def _not_announced(_port: int) -> None:
