@@ -82,41 +82,18 @@ local function stepped_levels(record, side_key, sign, count)
   return levels
 end
 
--- The places of a side's levels in the order of the rows of its totals (price, lots, …): prices in
--- ticks, negated for bids. And the best and the worst place.
-local function read_places(rows, sign)
-  local places, n, best, worst = {}, 0, math.huge, -math.huge
-  for i = 1, #rows, 2 do
-    local place = rows[i] * sign
-    n = n + 1
-    places[n] = place
-    if place < best then
-      best = place
-    end
-    if place > worst then
-      worst = place
-    end
-  end
-  return places, best, worst
+-- The place of the order at an index of a side's queue: its price in ticks, negated for bids; nil
+-- where there is none.
+local function place_at(side_key, index)
+  return tonumber(redis.call("ZRANGE", side_key, index, index, "WITHSCORES")[2])
 end
 
--- The indexes of a side's levels in those rows, best first; false where there is no level.
-local function indexes_in_order(rows, sign)
-  local places, best, worst = read_places(rows, sign)
-  local indexes = {}
-  if worst - best <= #places * gap_max then
-    -- Filled from its beginning on, a table of Lua is an array; otherwise it would be a hash.
-    for i = 1, worst - best + 1 do
-      indexes[i] = false
-    end
-    for n = 1, #places do
-      indexes[places[n] - best + 1] = n * 2 - 1
-    end
-    return indexes
-  end
-  local index_of = {}
-  for n = 1, #places do
-    index_of[places[n]] = n * 2 - 1
+-- Where each level stands in the rows of a side's totals (price, lots, …), found by sorting.
+local function sorted_indexes(rows, sign)
+  local places, index_of, indexes = {}, {}, {}
+  for i = 1, #rows, 2 do
+    local place = rows[i] * sign
+    places[#places + 1], index_of[place] = place, i
   end
   table.sort(places)
   for n = 1, #places do
@@ -125,21 +102,54 @@ local function indexes_in_order(rows, sign)
   return indexes
 end
 
+-- Where each level stands in those rows, best first; false for a tick between that has none.
+local function indexes_in_order(side_key, rows, sign)
+  local best, worst = place_at(side_key, 0), place_at(side_key, -1)
+  if not best then
+    return {}
+  end
+  if (worst - best) * 2 > #rows * gap_max then
+    return sorted_indexes(rows, sign)
+  end
+  -- Filled from its beginning on, a table of Lua is an array; otherwise it would be a hash.
+  local indexes, before_best = {}, best - 1
+  for i = 1, worst - before_best do
+    indexes[i] = false
+  end
+  for i = 1, #rows, 2 do
+    indexes[rows[i] * sign - before_best] = i
+  end
+  return indexes
+end
+
+-- Makes decimal text of what the rows of a side's totals have in ticks and lots.
+local function show_as_text(record, rows)
+  if not record.price_step.is_unit then
+    for i = 1, #rows, 2 do
+      rows[i] = instrument.price_text(record, rows[i] + 0)
+    end
+  end
+  if not record.quantity_step.is_unit then
+    for i = 2, #rows, 2 do
+      rows[i] = instrument.quantity_text(record, rows[i] + 0)
+    end
+  end
+end
+
 -- The same of a side that is read whole.
 local function whole_levels(record, side_key, sign, count)
   local rows = redis.call("HGETALL", keys.levels(side_key))
-  local indexes = indexes_in_order(rows, sign)
-  local is_unit_price, is_unit_quantity = record.price_step.is_unit, record.quantity_step.is_unit
+  local indexes = indexes_in_order(side_key, rows, sign)
+  show_as_text(record, rows)
   local levels, n, opening, n_max = {}, 0, '[["', count * pieces_per_level
   for place = 1, #indexes do
     local i = indexes[place]
     if i and n < n_max then
-      local ticks, lots = rows[i], rows[i + 1]
       levels[n + 1] = opening
-      levels[n + 2] = is_unit_price and ticks or instrument.price_text(record, ticks + 0)
+      levels[n + 2] = rows[i]
       levels[n + 3] = '","'
       n = n + 4
-      levels[n] = is_unit_quantity and lots or instrument.quantity_text(record, lots + 0)
+      levels[n] = rows[i + 1]
       opening = '"],["'
     end
   end

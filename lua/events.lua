@@ -54,8 +54,8 @@ local function head(b, channel)
 end
 
 -- Begins this call's message to an account. A report is appended piece by piece, its last piece
--- `b.report_end` with the comma before the next: a long string costs Lua far more than its pieces,
--- for it keeps every string once and finds long ones by a few of their characters.
+-- `b.report_end` with the comma before the next. A string of its own for each would be made, hashed
+-- and freed only to be copied into the message.
 local function reports_to(b, account)
   local pieces = { head(b, "orders") .. ',"account":"' .. account .. '","orders":[' }
   b.events.reports[account] = pieces

@@ -1,9 +1,12 @@
 """Reading a book: depth with its checksum, orders, pages of open orders, recent trades."""
 
 import json
+import random
 import zlib
 from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from books import Book, Json, assert_rejected, timeless
 
@@ -61,6 +64,23 @@ def test_depth_is_best_first_and_ten_by_default(book: Book) -> None:
     assert bids[0] == "99.97"
     assert book.read("get_book", depth="3")["asks"] == found["asks"][:3]
     assert len(book.read("get_book", depth="full")["asks"]) == 12
+
+
+@pytest.mark.parametrize("gap_ticks", [1, 3, 8, 9, 1000])
+def test_depth_is_best_first_however_far_apart_its_levels_are(book: Book, gap_ticks: int) -> None:
+    book.define(tick_size="0.25", lot_size="0.1")
+    distances = [gap_ticks * n for n in range(60) if n % 7]
+    shuffled = random.Random(gap_ticks).sample(distances, len(distances))
+    asks = [f"{90_000 + ticks / 4:.10g}" for ticks in shuffled]
+    bids = [f"{90_000 - ticks / 4:.10g}" for ticks in shuffled]
+    book.execute(*[place("alice", "sell", price, quantity="2.5") for price in asks])
+    book.execute(*[place("alice", "buy", price, quantity="3") for price in bids])
+    for depth in ("10", "20", "50", "full"):
+        count = len(distances) if depth == "full" else int(depth)
+        found = book.read("get_book", depth=depth)
+        assert found["asks"] == [[price, "2.5"] for price in sorted(asks, key=float)][:count]
+        best_bids = sorted(bids, key=float, reverse=True)
+        assert found["bids"] == [[price, "3"] for price in best_bids][:count]
 
 
 def test_level_is_the_sum_of_its_orders(book: Book) -> None:
