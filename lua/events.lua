@@ -63,6 +63,13 @@ local function reports_to(b, account)
   return pieces
 end
 
+-- Counts an account that will have a report before the call ends among those that have one.
+function events.expect_report(b, account)
+  if not b.events.reports[account] then
+    reports_to(b, account)
+  end
+end
+
 -- The terms that few orders have.
 local function extra_terms(record, extras)
   local terms = extras.post_only and ',"post_only":true' or ""

@@ -118,14 +118,20 @@ function stops.count_refusal(b, o)
   return nil
 end
 
+-- Whether the call may move no more trailing stops: each of them will be reported.
+local function are_trails_used_up(b)
+  return b.trails_left == 0 or #b.events.accounts >= book.accounts_per_call_max
+end
+
 -- Shows a trade price to the trailing stops of both sides. Whether the call could move all of them.
 local function show_to_trailing(b, price)
   for _, side in ipairs(sides) do
     for _, o in ipairs(book.trailing_stops_behind(b, side, price)) do
-      if b.trails_left == 0 then
+      if are_trails_used_up(b) then
         return false
       end
       b.trails_left = b.trails_left - 1
+      events.expect_report(b, o.account)
       book.dequeue(b, o)
       stops.refer(b.instrument, o, price)
       book.prioritize(b, o)

@@ -947,9 +947,10 @@ class ReferenceBook:
         for order in sorted(self._waiting(), key=lambda order: (order.side, order.priority)):
             best = (max if order.side == "sell" else min)(order.reference, price)
             if order.trailing_offset is not None and best != order.reference:
-                if call.trailed == TRAILED_MAX:
+                if call.trailed == TRAILED_MAX or len(call.reports) >= MAKER_ACCOUNTS_MAX:
                     return False
                 call.trailed += 1
+                call.reports.setdefault(order.account, [])
                 order.reference = best
                 order.trailed = True
                 self.last_priority += 1

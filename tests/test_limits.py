@@ -80,8 +80,40 @@ def test_makers_of_too_many_accounts_are_refused_whole(fast_book: Book) -> None:
     state_hash = book.state_hash()
     assert_rejected(book.limit("bob", "buy", str(limit), "100"), "TOO_MANY_FILLS")
     assert book.state_hash() == state_hash
-    # The taker is an account to report to as well.
-    assert len(book.limit("bob", "buy", str(limit - 1), "100")["fills"]) == limit - 1
+    # The taker is an account to report to as well; who comes later in the batch is still told.
+    later = [place(f"late-{number}", "buy", 1, "1") for number in range(BATCH - 1)]
+    replies = book.execute(place("bob", "buy", limit - 1, "100"), *later)
+    assert len(replies[0]["fills"]) == limit - 1
+    assert {reply["status"] for reply in replies[1:]} == {"open"}
+    book.state_hash()
+
+
+def test_trailing_stops_of_too_many_accounts_follow_in_later_calls(fast_book: Book) -> None:
+    book, makers_count, stops_count = fast_book, accounts_max() - 200, 1000
+    book.limit("zoe", "sell", "1", "100")
+    book.limit("yann", "buy", "1", "100")
+    trailing = {"method": "place_order", "order_type": "trailing_stop", "trailing_offset": "50"}
+    stops = [
+        {**trailing, "account": f"trailer-{n}", "side": "sell", "quantity": "1"}
+        for n in range(stops_count)
+    ]
+    makers = [place(f"maker-{n}", "sell", 1, "101") for n in range(makers_count)]
+    for orders in (stops, makers):
+        for start in range(0, len(orders), BATCH):
+            book.execute(*orders[start : start + BATCH])
+    # A stop that waits for this price comes after all of them, and meets nobody.
+    book.ask(
+        "place_order", account="stan", side="buy", order_type="stop", stop_price="101", quantity="1"
+    )
+    assert book.limit("bob", "buy", str(makers_count), "101")["status"] == "filled"
+    assert book.ask("tick")["pending"] is False
+    references = {
+        order["reference_price"]
+        for n in (0, 500, stops_count - 1)
+        for order in book.read("get_open_orders", account=f"trailer-{n}")["orders"]
+    }
+    assert references == {"101"}
+    assert book.read("get_open_orders", account="stan")["orders"] == []
     book.state_hash()
 
 
