@@ -33,7 +33,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from orderbook import library, topology
 from orderbook.messages import RejectCode
 from orderbook.topology import Node, Topology
-from orderbook.wire import RedisReply, Wire
+from orderbook.wire import NotSentError, RedisReply, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Engine:
 
     async def read_stream(self, symbol: str, *arguments: str | bytes | int) -> RedisReply:
         """One Redis command where a book's streams are read. Raises EngineError."""
-        return await self._on_node(self._readers.node(self.book_key(symbol)), arguments)
+        return await self._ask(self._readers, self.book_key(symbol), arguments)
 
     async def instruments(self) -> dict[str, str]:
         """Symbol to segment of every instrument, read anew."""
@@ -167,7 +167,7 @@ class Engine:
         await self.ping()
         instruments = await self.instruments()
         for symbol in instruments:
-            wire = await self._wire(self._node(self.book_key(symbol)))
+            wire = await self._wire(_node(self._topology, self.book_key(symbol)))
             if self._epoch_is_due(symbol, wire):
                 await self._try_to_begin_epoch(symbol)
         return instruments
@@ -184,7 +184,7 @@ class Engine:
 
     async def begin_epoch(self, symbol: str) -> Reply:
         """Reports the run_id of the book's server. Reply: epoch, sequence."""
-        wire = await self._wire(self._node(self.book_key(symbol)))
+        wire = await self._wire(_node(self._topology, self.book_key(symbol)))
         run_id = wire.run_id
         if run_id is None:
             raise EngineError(RejectCode.UNAVAILABLE, "the server does not tell its run_id")
@@ -259,25 +259,20 @@ class Engine:
             raise EngineError(RejectCode.UNAVAILABLE, f"{missing}; {error}") from error
 
     async def _call_key(self, key: str, *arguments: str | bytes | int) -> RedisReply:
+        return await self._ask(self._topology, key, arguments)
+
+    async def _ask(
+        self, nodes: Topology, key: str, arguments: Sequence[str | bytes | int]
+    ) -> RedisReply:
+        """One command where a key is, asked again where it has moved: it has not run then."""
         try:
-            return await self._on_node(self._node(key), arguments, key)
+            return await self._on_node(_node(nodes, key), arguments, key)
         except _MovedError:
-            await self._refresh()
+            pass
         try:
-            return await self._on_node(self._node(key), arguments, key)
-        except _MovedError as error:
-            raise EngineError(RejectCode.UNAVAILABLE, str(error)) from error
-
-    def _node(self, key: str) -> Node:
-        try:
-            return self._topology.node(key)
-        except RedisError as error:
-            raise _unavailable(error) from error
-
-    async def _refresh(self) -> None:
-        try:
-            await self._topology.refresh()
-        except (RedisError, OSError) as error:
+            await nodes.refresh()
+            return await self._on_node(_node(nodes, key), arguments, key)
+        except (_MovedError, RedisError, OSError) as error:
             raise _unavailable(error) from error
 
     async def _on_node(
@@ -292,6 +287,8 @@ class Engine:
             raise _unavailable(error) from error
         except ResponseError as error:
             raise _refused(error, node) from error
+        except NotSentError as error:
+            raise _unavailable(error) from error
         except _LOST as error:
             raise _lost(error, arguments) from error
 
@@ -315,10 +312,11 @@ class Engine:
             raise _unavailable(error) from error
 
     async def _refresh_quietly(self) -> None:
-        try:
-            await self._topology.refresh()
-        except (RedisError, OSError) as error:
-            logger.debug("the cluster cannot be asked who its primaries are: %s", error)
+        for nodes in {self._topology, self._readers}:
+            try:
+                await nodes.refresh()
+            except (RedisError, OSError) as error:
+                logger.debug("the cluster cannot be asked who its primaries are: %s", error)
 
     # ---- one method per function
 
@@ -385,8 +383,11 @@ class Engine:
     async def cancel_all_orders(self, symbol: str | Sequence[str], **fields: Field) -> Reply:
         """Fields: account; session side valid_until_ms.
 
-        Of several symbols the books of each segment are one atomic change. Their reply: account
-        books canceled_count remaining_count timestamp_ms.
+        Of several symbols the books of each segment are one atomic change; of one segment there are
+        at most KEYS_PER_CALL_MAX, else ValueError. Their reply: account books canceled_count
+        remaining_count timestamp_ms.
+
+        Where only some segments could be asked an EngineError says OUTCOME_UNKNOWN.
         """
         if isinstance(symbol, str):
             return _decode(await self.call("cancel_all_orders", symbol, *_arguments(fields)))
@@ -397,6 +398,8 @@ class Engine:
                 text = f"there is no such instrument: {name}"
                 return _decode(rejection(RejectCode.UNKNOWN_SYMBOL, text))
             groups.setdefault(self._segments.get(name, SEGMENT_DEFAULT), []).append(name)
+        if any(len(symbols) > KEYS_PER_CALL_MAX for symbols in groups.values()):
+            raise ValueError(f"at most {KEYS_PER_CALL_MAX} books of a segment at once")
         replies: list[Reply] = []
         for symbols in groups.values():
             try:
@@ -405,7 +408,7 @@ class Engine:
                 if not replies:
                     raise
                 done = f"{error}; the books of other segments are done"
-                raise EngineError(error.code, done) from error
+                raise EngineError(RejectCode.OUTCOME_UNKNOWN, done) from error
             if reply.get("status") == "rejected":
                 done = "; the books of other segments are done" if replies else ""
                 return {**reply, "message": reply["message"] + done}
@@ -417,8 +420,6 @@ class Engine:
         keys = [self.book_key(symbol) for symbol in symbols]
         arguments = _arguments(fields)
         count = len(keys)
-        if count > KEYS_PER_CALL_MAX:
-            raise ValueError(f"at most {KEYS_PER_CALL_MAX} books of a segment at once")
         reply = _decode(
             await self._call_function(
                 keys[0], "FCALL", "cancel_all_orders", count, *keys, *arguments
@@ -500,6 +501,13 @@ class Engine:
         """Reply: library version digest, of the node that holds this symbol."""
         key = self.book_key(symbol)
         return _decode(await self._call_function(key, "FCALL_RO", "library_version", 0))
+
+
+def _node(nodes: Topology, key: str) -> Node:
+    try:
+        return nodes.node(key)
+    except RedisError as error:
+        raise _unavailable(error) from error
 
 
 class _FunctionMissingError(Exception):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -75,7 +75,7 @@ class PrimaryReport(msgspec.Struct):
 class Deployment(Protocol):
     """Anything that knows its primaries: an Engine."""
 
-    def primaries(self) -> Sequence[Any] | Awaitable[Sequence[Any]]:
+    def primaries(self) -> Sequence[Any]:
         """Return one redis.asyncio client for each primary."""
 
 
@@ -156,8 +156,7 @@ async def _on_every_primary(
     deployment: Deployment, decide: Callable[[InstalledLibrary | None], str]
 ) -> list[PrimaryReport]:
     """Look at all primaries first, then load: a newer library on one leaves all as they are."""
-    listed = deployment.primaries()
-    primaries = listed if isinstance(listed, Sequence) else await listed
+    primaries = deployment.primaries()
     found = [await installed(primary) for primary in primaries]
     actions = [decide(library) for library in found]
     reports = []

@@ -34,14 +34,10 @@ CONNECTIONS_PER_NODE_MAX = 64
 class Node:
     """One primary: a wire for commands, and a client of redis-py for what is rarely asked."""
 
-    def __init__(self) -> None:
-        self.client: Redis
+    def __init__(self, client: Redis) -> None:
+        self.client = client
         self._wire: Wire | None = None
         self._opening: asyncio.Task[Wire] | None = None
-
-    def options(self) -> dict[str, Any]:
-        """Connection settings for the client of this node."""
-        return {**_OPTIONS, "retry": Retry(NoBackoff(), 0)}
 
     async def wire(self) -> Wire:
         """The wire that all share. Raises what redis-py raises where no server can be reached."""
@@ -99,14 +95,17 @@ def _run_id(information: bytes) -> str | None:
     return None
 
 
-_OPTIONS: Mapping[str, Any] = {
-    "protocol": 2,
-    "decode_responses": False,
-    "socket_timeout": SOCKET_TIMEOUT_S,
-    "socket_connect_timeout": CONNECT_TIMEOUT_S,
-    "socket_keepalive": True,
-    "max_connections": CONNECTIONS_PER_NODE_MAX,
-}
+def _client_options() -> dict[str, Any]:
+    """Settings of every connection; a retry object belongs to one client."""
+    return {
+        "protocol": 2,
+        "decode_responses": False,
+        "socket_timeout": SOCKET_TIMEOUT_S,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_keepalive": True,
+        "max_connections": CONNECTIONS_PER_NODE_MAX,
+        "retry": Retry(NoBackoff(), 0),
+    }
 
 
 class Topology(Protocol):
@@ -159,6 +158,7 @@ class ClusterTopology:
         self._cluster = cluster
         self._credentials = credentials
         self._nodes: dict[str, Node] = {}
+        self._looking: asyncio.Task[None] | None = None
 
     @classmethod
     async def connect(
@@ -195,6 +195,19 @@ class ClusterTopology:
         return list(self._nodes.values())
 
     async def refresh(self) -> None:
+        """Everybody notices at once that a node is gone: all wait for one look."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look_again())
+            self._looking.add_done_callback(self._looked)
+        await asyncio.shield(self._looking)
+
+    def _looked(self, looking: asyncio.Task[None]) -> None:
+        self._looking = None
+        if not looking.cancelled():
+            # Whoever waited has been told; nobody may be left to wait.
+            looking.exception()
+
+    async def _look_again(self) -> None:
         try:
             await self._cluster.nodes_manager.initialize()
         except RedisClusterException as error:
@@ -202,6 +215,8 @@ class ClusterTopology:
         await self._sync()
 
     async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
         for node in self._nodes.values():
             await node.close()
         await self._cluster.aclose()
@@ -212,11 +227,9 @@ class ClusterTopology:
             await self._nodes.pop(name).close()
         for name, primary in primaries.items():
             if name not in self._nodes:
-                node = Node()
-                node.client = Redis(
-                    host=primary.host, port=int(primary.port), **self._credentials, **node.options()
-                )
-                self._nodes[name] = node
+                options = {**self._credentials, **_client_options()}
+                client = Redis(host=primary.host, port=int(primary.port), **options)
+                self._nodes[name] = Node(client)
 
 
 async def connect(url: str) -> Topology:
@@ -230,13 +243,11 @@ async def connect(url: str) -> Topology:
         return _sentinel(parts)
     if parts.scheme in {"redis+cluster", "rediss+cluster"}:
         return await ClusterTopology.connect(_hosts(parts, REDIS_PORT_DEFAULT), _credentials(parts))
-    node = Node()
-    options = node.options()
+    options = _client_options()
     if parts.scheme == "unix":
         # A socket of the file system has no such thing.
         del options["socket_keepalive"]
-    node.client = Redis.from_url(url, **options)
-    return SingleTopology(node)
+    return SingleTopology(Node(Redis.from_url(url, **options)))
 
 
 def _sentinel(parts: SplitResult) -> SingleTopology:
@@ -252,11 +263,9 @@ def _sentinel(parts: SplitResult) -> SingleTopology:
     }
     hosts = _hosts(parts, SENTINEL_PORT_DEFAULT)
     sentinel = Sentinel(hosts, sentinel_kwargs=credentials)  # type: ignore[no-untyped-call]
-    node = Node()
-    node.client = sentinel.master_for(
-        service, db=int(database or 0), **_credentials(parts), **node.options()
-    )
-    return SingleTopology(node, sentinel)
+    options = {**_credentials(parts), **_client_options()}
+    client = sentinel.master_for(service, db=int(database or 0), **options)
+    return SingleTopology(Node(client), sentinel)
 
 
 def _hosts(parts: SplitResult, port_default: int) -> list[tuple[str, int]]:

@@ -7,7 +7,8 @@ event loop turns goes out in one write, and nobody takes a connection or gives o
 * For each command that was handed over there is one future in the queue, in the same order. Who is
   canceled meanwhile keeps the place: the reply is read and dropped.
 * A wire that has failed is done with: all who wait get its error, for none can know whether the
-  command ran, and nothing is sent on it again. Whoever comes next opens another.
+  command ran, and nothing is sent on it again. Only what it had not begun to write is known not to
+  have run, and gets a NotSentError. Whoever comes next opens another.
 * Nobody waits longer than SOCKET_TIMEOUT_S. One timer watches the command that waits longest, in
   place of redis-py's bounds on every single read and write: those cost a task a command and, until
   Python 3.12, swallow cancellations.
@@ -30,6 +31,10 @@ LATE_REPLY_GRACE_S = 0.1
 RedisReply = Any
 
 
+class NotSentError(RedisConnectionError):
+    """The connection ended before the command was written to it."""
+
+
 class _Waiter(NamedTuple):
     """Who waits for a reply, and since when."""
 
@@ -46,6 +51,8 @@ class Wire:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._outbox: list[bytes] = []
+        # How many of those who wait have their command in the outbox: the last ones.
+        self._unsent_count = 0
         self._has_commands = asyncio.Event()
         self._waiting: deque[_Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -61,11 +68,13 @@ class Wire:
         return self._error is None and not self._is_retired
 
     async def call(self, *arguments: str | bytes | int) -> RedisReply:
-        """Sends one command; its reply. Raises what the server refused it with, a redis-py
-        ConnectionError or TimeoutError where the reply will never come."""
+        """Sends one command; its reply. Raises what the server refused it with; a redis-py
+        ConnectionError or TimeoutError where the reply will never come, NotSentError where nothing
+        was sent."""
         if self._error is not None:
-            raise RedisConnectionError("the connection is closed") from self._error
+            raise NotSentError("the connection is closed") from self._error
         self._outbox += self._connection.pack_command(*arguments)
+        self._unsent_count += 1
         self._has_commands.set()
         waiter = _Waiter(self._loop.create_future(), self._loop.time())
         self._waiting.append(waiter)
@@ -93,7 +102,7 @@ class Wire:
             while True:
                 await self._has_commands.wait()
                 self._has_commands.clear()
-                commands, self._outbox = self._outbox, []
+                commands, self._outbox, self._unsent_count = self._outbox, [], 0
                 await self._connection.send_packed_command(commands, check_health=False)
         except (RedisError, OSError) as error:
             self._end(error)
@@ -144,9 +153,11 @@ class Wire:
         if self._error is not None:
             return
         self._error = error
-        for waiter in self._waiting:
+        sent_count = len(self._waiting) - self._unsent_count
+        for place, waiter in enumerate(self._waiting):
             if not waiter.reply.done():
-                waiter.reply.set_exception(error)
+                not_sent = NotSentError("the connection ended before the command was sent")
+                waiter.reply.set_exception(error if place < sent_count else not_sent)
         self._waiting.clear()
         if self._timer is not None:
             self._timer.cancel()

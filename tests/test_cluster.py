@@ -1,13 +1,16 @@
 """Three primaries: books of two segments live on different nodes, and one Engine serves both."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from books import Book
-from orderbook import library
+from orderbook import library, topology
 from orderbook.engine import Engine
+from orderbook.topology import ClusterTopology, Node
 from servers import HOST, Server, running_cluster
 
 SYMBOL, OTHER_SYMBOL = "BTC-USD", "ETH-USD"
@@ -128,6 +131,38 @@ async def test_all_keys_of_a_book_lie_in_one_slot(cluster: list[Server], connect
     keys = Book(server.client, SYMBOL, home).stored_keys()
     assert len(keys) > 8
     assert len({server.client.execute_command("CLUSTER", "KEYSLOT", key) for key in keys}) == 1
+
+
+async def test_streams_are_found_where_a_slot_has_moved(
+    cluster: list[Server], connected: Engine
+) -> None:
+    await connected.define_instrument(SYMBOL, segment="moving", tick_size="1", lot_size="1")
+    home = owner(cluster, "moving")
+    for key in Book(home.client, SYMBOL, "moving").stored_keys():
+        home.client.delete(key)
+    slot = home.client.execute_command("CLUSTER", "KEYSLOT", "{moving}")
+    away = next(server for server in cluster if server is not home)
+    stream = f"orderbook:{{moving}}:{SYMBOL}:events"
+    for new_home in (away, home):
+        name = new_home.client.execute_command("CLUSTER", "MYID")
+        for server in (new_home, *cluster):
+            server.client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", name)
+        new_home.client.xadd(stream, {"where": new_home.port})
+        ((_, fields),) = await connected.read_stream(SYMBOL, "XRANGE", stream, "-", "+")
+        assert fields == [b"where", b"%d" % new_home.port]
+        new_home.client.delete(stream)
+
+
+async def test_nodes_that_are_gone_are_dropped_once_however_many_notice(
+    cluster: list[Server],
+) -> None:
+    found = await topology.connect(f"redis+cluster://{HOST}:{cluster[0].port}")
+    assert isinstance(found, ClusterTopology)
+    for number in range(2):
+        found._nodes[f"gone:{number}"] = Node(Redis(host=HOST))
+    await asyncio.gather(*(found.refresh() for _ in range(3)))
+    assert len(found.nodes()) == len(cluster)
+    await found.close()
 
 
 def test_function_on_the_wrong_node_is_redirected(cluster: list[Server]) -> None:

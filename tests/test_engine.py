@@ -12,7 +12,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from clients import eventually, new_symbol
 from orderbook.child import ChildProcess, Surroundings
-from orderbook.engine import BATCH_LENGTH_MAX, Batcher, Engine, EngineError
+from orderbook.engine import BATCH_LENGTH_MAX, KEYS_PER_CALL_MAX, Batcher, Engine, EngineError
+from orderbook.topology import Node
+from orderbook.wire import Wire
 from proxy import Proxy
 from servers import (
     BINARIES,
@@ -140,6 +142,18 @@ async def test_a_symbol_that_is_not_there_keeps_all_orders_of_a_cancel_where_the
     assert len((await exchange.get_open_orders(other, account="alice"))["orders"]) == 1
 
 
+async def test_more_books_of_a_segment_than_one_call_takes_keep_all_orders_where_they_are(
+    exchange: Engine, symbol: str
+) -> None:
+    await exchange.place_order(symbol, **LIMIT)
+    many = [new_symbol() for _ in range(KEYS_PER_CALL_MAX + 1)]
+    for name in many:
+        await exchange.define_instrument(name, segment="many", **RULES)
+    with pytest.raises(ValueError, match="100 books"):
+        await exchange.cancel_all_orders([symbol, *many], account="alice")
+    assert len((await exchange.get_open_orders(symbol, account="alice"))["orders"]) == 1
+
+
 async def test_books_of_a_segment_that_fails_are_told_apart_from_those_done(
     exchange: Engine, symbol: str
 ) -> None:
@@ -150,7 +164,7 @@ async def test_books_of_a_segment_that_fails_are_told_apart_from_those_done(
     (client,) = exchange.primaries()
     await client.xadd(f"{exchange.book_key(other)}:events", {"by": "hand"}, id="99-0")
     error = await failure(exchange.cancel_all_orders([symbol, other], account="alice"))
-    assert error.code == "UNAVAILABLE"
+    assert error.code == "OUTCOME_UNKNOWN"
     assert "other segments are done" in str(error)
     assert (await exchange.get_open_orders(symbol, account="alice"))["orders"] == []
 
@@ -243,6 +257,22 @@ async def test_a_lost_reply_is_outcome_unknown_and_the_command_is_not_sent_again
         proxy.loses_replies = False
         assert (await distant.get_instrument(symbol))["open_orders"] == 1
     assert (await exchange.get_open_orders(symbol, account="alice"))["more"] is False
+
+
+async def test_a_command_that_was_not_sent_is_unavailable(
+    exchange: Engine, symbol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire_of_node = Node.wire
+
+    async def wire_that_ends(node: Node) -> Wire:
+        wire = await wire_of_node(node)
+        wire.close()
+        return wire
+
+    monkeypatch.setattr(Node, "wire", wire_that_ends)
+    assert (await failure(exchange.place_order(symbol, **LIMIT))).code == "UNAVAILABLE"
+    monkeypatch.undo()
+    assert (await exchange.get_open_orders(symbol, account="alice"))["orders"] == []
 
 
 async def test_a_lost_reply_of_a_query_is_unavailable(symbol: str, valkey: Server) -> None:

@@ -12,7 +12,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from clients import eventually
 from orderbook import topology, wire
 from orderbook.topology import Node
-from orderbook.wire import Wire
+from orderbook.wire import NotSentError, Wire
 from proxy import Proxy
 from servers import Server
 
@@ -91,8 +91,20 @@ async def test_a_retired_wire_answers_what_is_on_its_way(node: Node) -> None:
     assert await fresh.call("CLIENT", "ID") != number
     assert await waiting is None
     await retired.wait_closed()
-    with pytest.raises(RedisConnectionError):
+    with pytest.raises(NotSentError):
         await retired.call("PING")
+
+
+async def test_who_waits_when_a_wire_ends_is_told_whether_the_command_was_sent(node: Node) -> None:
+    shared = await node.wire()
+    sent = _begin(shared, "BLPOP", "nothing:in:here", "0")
+    # Written when the event loop has turned twice; what is handed over last is not.
+    await asyncio.sleep(0.01)
+    unsent = [_begin(shared, "PING") for _ in range(2)]
+    await asyncio.sleep(0)
+    shared.close()
+    assert not isinstance(await _end_of(sent), NotSentError)
+    assert all([isinstance(await _end_of(call), NotSentError) for call in unsent])
 
 
 async def test_a_killed_connection_ends_all_waits_and_the_next_call_opens_another(
