@@ -166,7 +166,7 @@ class Connection:
     # There may be ten thousand of them.
     __slots__ = (
         *("__weakref__", "_answered_count", "_backend", "_books", "_closing", "_ended", "_guard"),
-        *("_has_ended", "_heard_at", "_in_flight", "_limits", "_loop", "_out"),
+        *("_has_ended", "_heard_at", "_in_flight", "_is_handling", "_limits", "_loop", "_out"),
         *("_out_bytes", "_queries_in_flight", "_queries_waiting", "_room", "_sent", "_session"),
         *("_socket", "_subscriptions", "_tasks", "_transport", "_writer"),
     )
@@ -189,6 +189,8 @@ class Connection:
         self._room: asyncio.Future[None] | None = None
         self._has_ended = False
         self._in_flight = 0
+        # Whether a request is being carried out that nothing else is read beside.
+        self._is_handling = False
         self._queries_in_flight = 0
         self._sent: dict[str, int] = {}
         self._answered_count: dict[str, int] = {}
@@ -234,17 +236,24 @@ class Connection:
             self._heard_at = self._loop.time()
             if type(outcome) is Command:
                 batcher = self._backend.batchers.get(outcome.symbol)
-                if batcher is None:
-                    await self._command_for_new_symbol(outcome)
-                else:
+                if batcher is not None:
                     self._command(outcome, batcher)
+                else:
+                    await self._handle(self._command_for_new_symbol(outcome))
             elif type(outcome) is Close:
                 self._write(text_frame(outcome.frame))
                 self.close_soon(outcome.code, outcome.reason)
             else:
-                await self._other(outcome)
+                await self._handle(self._other(outcome))
             if self._is_full():
                 await self._wait_for_room()
+
+    async def _handle(self, work: Coroutine[Any, Any, None]) -> None:
+        self._is_handling = True
+        try:
+            await work
+        finally:
+            self._is_handling = False
 
     async def _other(self, outcome: object) -> None:
         match outcome:
@@ -573,9 +582,14 @@ class Connection:
     def close_if_idle(self) -> None:
         """Closes a connection that wants nothing and says nothing."""
         idle_s = self._loop.time() - self._heard_at
-        busy = self._subscriptions or self._in_flight or self._queries_in_flight
-        if idle_s > self._limits.idle_s_max and not busy:
+        is_busy = self._subscriptions or self.is_owed_an_answer
+        if idle_s > self._limits.idle_s_max and not is_busy:
             self.close_soon(CLOSE_IDLE, "idle")
+
+    @property
+    def is_owed_an_answer(self) -> bool:
+        """Whether anything the client has sent is still to be answered."""
+        return bool(self._in_flight or self._queries_in_flight or self._is_handling)
 
     def close_soon(self, code: int, reason: str) -> asyncio.Task[None]:
         """Starts to close the connection, after what was written before; the task ends with it.

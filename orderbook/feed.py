@@ -170,6 +170,8 @@ class _Book:
         # Set when there is a change that no half-second book has yet.
         self.changed = asyncio.Event()
         self.keeper: asyncio.Task[None] | None = None
+        # Why what is due could not be done the last time; empty where it could.
+        self.trouble = ""
         # The oldest sequence known to be unread, and since when.
         self.unread: tuple[int, float] | None = None
 
@@ -314,6 +316,10 @@ class Feed:
         # Redis not answering hides what is unread.
         unseen = now - self._checked_at - CHECK_INTERVAL_S
         return max([now - moment for moment in since] + [unseen, 0.0])
+
+    def troubled_books_count(self) -> int:
+        """In how many books what is due could not be done the last time."""
+        return sum(1 for book in self._books.values() if book.defined and book.trouble)
 
     # ---- subscriptions
 
@@ -575,11 +581,19 @@ class Feed:
                 await self._discover()
                 for book in list(self._books.values()):
                     if book.defined:
-                        await self._check(book)
+                        await self._try_to_check(book)
             except _TROUBLE as error:
                 logger.warning("the books cannot be checked: %s", error)
             except Exception:
                 logger.exception("a check failed")
+
+    async def _try_to_check(self, book: _Book) -> None:
+        try:
+            await self._check(book)
+        except EngineError as error:
+            logger.warning("the book of %s cannot be checked: %s", book.symbol, error)
+            # Where the server does not answer there is no use in trying the other books.
+            await self._engine.ping()
 
     async def _discover(self) -> None:
         instruments = await self._engine.begin_epochs()
@@ -853,14 +867,21 @@ class Feed:
             await book.attached.wait()
             try:
                 wait_s = await self._keep_once(book)
+                book.trouble = ""
             except _TROUBLE as error:
-                logger.debug("the book of %s has to wait: %s", book.symbol, error)
+                self._note_trouble(book, str(error))
                 wait_s = KEEP_INTERVAL_S
             except Exception:
                 # Our own mistake. It must not leave orders to live on that have expired.
                 logger.exception("the book of %s could not be kept", book.symbol)
                 wait_s = KEEP_INTERVAL_S
             await self._rest(book, wait_s + random.random() * KEEP_JITTER_S)
+
+    def _note_trouble(self, book: _Book, trouble: str) -> None:
+        """Warns of a book that cannot be kept, once for each reason."""
+        if trouble != book.trouble:
+            logger.warning("what is due in %s has to wait: %s", book.symbol, trouble)
+        book.trouble = trouble
 
     async def _keep_once(self, book: _Book) -> float:
         """Does what is due, then publishes what has changed; how long to wait for the next time."""

@@ -39,6 +39,7 @@ READY_TIMEOUT_S = 1.0
 READY_LAG_S_MAX = 5.0
 # Together below the five seconds in which a host is to be gone.
 DRAIN_ANSWERS_TIMEOUT_S = 2.0
+DRAIN_POLL_S = 0.01
 DRAIN_CLOSE_TIMEOUT_S = 1.5
 DRAIN_CANCELS_TIMEOUT_S = 0.5
 DRAIN_HTTP_TIMEOUT_S = 0.5
@@ -105,9 +106,9 @@ class Host:
         """Ends the host as its clients would wish: see the head of this file."""
         self.draining = True
         await self._site.stop()
-        answers = [asyncio.create_task(batcher.drained()) for batcher in self.batchers.values()]
-        if answers:
-            await asyncio.wait(answers, timeout=DRAIN_ANSWERS_TIMEOUT_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_ANSWERS_TIMEOUT_S):
+                await self._answered_all()
         closing = [
             connection.close_soon(CLOSE_DRAINING, "the host is draining: reconnect")
             for connection in self._connections
@@ -121,6 +122,13 @@ class Host:
         if canceling:
             await asyncio.wait(canceling, timeout=DRAIN_CANCELS_TIMEOUT_S)
         await self._cleanup.aclose()
+
+    async def _answered_all(self) -> None:
+        """Returns when all that clients have sent is answered, also who has gone meanwhile."""
+        while any(one.is_owed_an_answer for one in self._connections):  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_POLL_S)
+        for batcher in list(self.batchers.values()):
+            await batcher.drained()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -246,6 +254,7 @@ class Host:
 
     async def _metrics_text(self, _: web.Request) -> web.Response:
         self.metrics.stream_lag_seconds.set(self.feed.lag_s())
+        self.metrics.troubled_books.set(self.feed.troubled_books_count())
         headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         return web.Response(body=self.metrics.text(), headers=headers)
 

@@ -81,7 +81,11 @@ class Metrics(Collector):
             "For how long the oldest stream entry not yet read has been waiting.",
             registry=registry,
         )
-
+        self.troubled_books = Gauge(
+            "orderbook_troubled_books",
+            "Books in which what is due could not be done the last time.",
+            registry=registry,
+        )
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:

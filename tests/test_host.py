@@ -19,6 +19,7 @@ from clients import Client, Json, connected, error_code, eventually, new_symbol
 from flow import random_commands
 from orderbook.connection import Limits
 from orderbook.engine import Engine
+from orderbook.feed import KEEP_INTERVAL_S
 from orderbook.host import Host, HostConfig
 from servers import Server, load_library, running, running_cluster
 
@@ -894,6 +895,25 @@ async def test_a_host_serves_the_segments_of_a_cluster() -> None:
             assert (await get(host, "/readyz"))[0] == 200
 
 
+async def test_a_book_that_cannot_be_kept_is_warned_of_once_and_counted(
+    host: Host, symbol: str, alice: Client, valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    await alice.limit(symbol, "buy", "1", "1")
+    await alice.ask("cancel_all_after", symbol=symbol, timeout_ms="1000")
+    stream = f"orderbook:{{main}}:{symbol}:events"
+    valkey.client.xadd(stream, {"by": "hand"}, id="99-0")
+    await eventually(lambda: host.feed.troubled_books_count() == 1, "the timer cannot be run")
+    await asyncio.sleep(2 * KEEP_INTERVAL_S)
+    assert "\norderbook_troubled_books 1.0" in (await get(host, "/metrics"))[1]
+    said = [record.getMessage() for record in caplog.records]
+    warned = [message for message in said if message.startswith(f"what is due in {symbol}")]
+    assert len(warned) == 1
+    assert "DAMAGED" in warned[0]
+    valkey.client.delete(stream)
+    await eventually(lambda: host.feed.troubled_books_count() == 0, "the timer is run")
+    assert (await alice.ask("get_open_orders", symbol=symbol))["orders"] == []
+
+
 # ---- the end
 
 
@@ -915,6 +935,24 @@ async def test_a_draining_host_answers_what_is_in_flight_and_says_come_back(
     assert {error_code(a) for a in answered if not a["success"]} <= {"DRAINING"}
     # What was not answered was not done.
     assert (await host.engine.verify_book(symbol))["orders"] == len(done)
+
+
+async def test_a_draining_host_answers_queries_and_cancels_of_several_books(
+    valkey: Server, symbol: str
+) -> None:
+    draining = Host(HostConfig(valkey.url, port=0))
+    await draining.start()
+    async with connected(draining.port) as client:
+        await client.ask("get_book", symbol=symbol)
+        valkey.client.client_pause(300)
+        asked = [await client.send("get_open_orders", symbol=symbol) for _ in range(5)]
+        asked.append(await client.send("cancel_all_orders", symbols=[symbol]))
+        # The host has read them by now; the server will answer when its pause is over.
+        await asyncio.sleep(0.1)
+        await draining.drain()
+        assert await client.closed() == 1012
+    answered = {answer["req_id"]: answer["success"] for answer in client.answers()}
+    assert {req_id: answered.get(req_id) for req_id in asked} == dict.fromkeys(asked, True)
 
 
 async def test_a_draining_host_takes_cancels_but_no_orders(
