@@ -43,7 +43,6 @@ local order = require("order")
 
 local book = {}
 
-local expired_per_call_max = 1000
 local chunk_first = 2
 local chunk_growth = 4
 local chunk_max = 512
@@ -152,6 +151,8 @@ function book.from(record)
     triggers_left = book.triggers_per_call_max,
     quotes_left = book.quotes_per_call_max,
     trails_left = book.trails_per_call_max,
+    expiries_left = book.expiries_per_call_max,
+    timer_cancels_left = book.timer_cancels_per_call_max,
     is_spent = false,
     events = events.new(),
   }
@@ -167,6 +168,15 @@ book.cancels_per_call_max = 1000
 book.account_orders_max = 10000
 book.triggers_per_call_max = 1000
 book.trails_per_call_max = 5000
+book.expiries_per_call_max = 1000
+book.timer_cancels_per_call_max = 1000
+
+-- One book of a call goes on with what another has left of what the call may do.
+function book.share_limits(from, b)
+  b.fills_left, b.cancels_left = from.fills_left, from.cancels_left
+  b.triggers_left, b.trails_left = from.triggers_left, from.trails_left
+  b.expiries_left, b.timer_cancels_left = from.expiries_left, from.timer_cancels_left
+end
 
 -- Redis' clock in milliseconds.
 function book.clock_ms()
@@ -175,9 +185,8 @@ function book.clock_ms()
 end
 
 -- Sets the time of the call, the clock's where none is given: everything a call does happens at one
--- time. `b.timestamp_ms` and
--- `b.sequence_text` are text, `b.stamp` the end of every reply, `b.report_end` that of every report
--- but the last of a message.
+-- time. `b.timestamp_ms` and `b.sequence_text` are text, `b.stamp` the end of every reply,
+-- `b.report_end` that of every report but the last of a message.
 function book.stamp(b, now_ms)
   b.now_ms = now_ms or book.clock_ms()
   b.timestamp_ms = numbers.integer_text(b.now_ms)
@@ -848,22 +857,23 @@ end
 
 -- ---- what is due
 
--- Takes the orders out whose time is over, at most expired_per_call_max; returns them. Where more
--- are due, `b.expiring` tells.
+-- Takes the orders out whose time is over, as many as the call may; returns them. Where more are
+-- due, `b.expiring` tells.
 function book.expire(b)
   local extended, expired = b.instrument.extended, {}
   if not extended or extended.gtd_orders == 0 then
     return expired
   end
   local expiries_key = keys.expiries(b.key)
-  local limit = expired_per_call_max + 1
+  local limit = b.expiries_left + 1
   local range = { "-inf", b.timestamp_ms, "LIMIT", 0, limit }
   local members = redis.call("ZRANGEBYSCORE", expiries_key, unpack(range))
   b.expiring = #members == limit
   local order_ids = {}
-  for i = 1, math.min(#members, expired_per_call_max) do
+  for i = 1, math.min(#members, b.expiries_left) do
     order_ids[i] = members[i]:match("^0*(%d+)$")
   end
+  b.expiries_left = b.expiries_left - #order_ids
   book.prefetch_orders(b, order_ids)
   for _, order_id in ipairs(order_ids) do
     local o = book.order(b, order_id)

@@ -2,7 +2,8 @@
 --
 -- Every book has a working copy, sequence and stream entry of its own. That all or none are written
 -- needs more care than with one book: Redis refuses only the first entry in time. So whatever can
--- fail is looked at for every book before the first is written, the streams' ids too.
+-- fail is looked at for every book before the first is written, the streams' ids too. All books
+-- together do no more than a call of one book may.
 
 local book = require("book")
 local call = require("call")
@@ -47,7 +48,10 @@ local function open_all(call_keys)
     end
   end
   local now_ms = book.clock_ms()
-  for _, b in ipairs(books) do
+  for i, b in ipairs(books) do
+    if i > 1 then
+      book.share_limits(books[i - 1], b)
+    end
     call.begin(b, now_ms)
   end
   return books
@@ -78,15 +82,15 @@ end
 -- nil and why not.
 local function cancel_in(books, values)
   local rows, canceled_count, remaining_count = {}, 0, 0
-  local cancels_left = book.cancels_per_call_max
+  local before = books[#books]
   for i, b in ipairs(books) do
-    b.cancels_left = cancels_left
+    book.share_limits(before, b)
+    before = b
     local reply, refusal, counts = changing.cancel_all_orders(b, values)
     if not reply then
       return nil, refusal
     end
     call.follow_up(b)
-    cancels_left = b.cancels_left
     canceled_count = canceled_count + counts.canceled
     remaining_count = remaining_count + counts.remaining
     rows[i] = '{"symbol":"' .. b.instrument.symbol .. '",' .. reply:sub(2)
@@ -103,8 +107,8 @@ end
 
 -- cancel_all_orders with 2 to 100 keys: cancels an account's open orders in several books of one
 -- segment, as one change of all.
--- Fields: account; side valid_until_ms. Reply: account books (each symbol and as with one key)
--- canceled_count remaining_count timestamp_ms.
+-- Fields: account; session side valid_until_ms. Reply: account books (each symbol and as with one
+-- key) canceled_count remaining_count timestamp_ms.
 -- Rejects: INVALID_BOOK_KEY, UNKNOWN_SYMBOL, TOO_LATE, and those of the fields' forms.
 function canceling.cancel_everywhere(call_keys, arguments)
   local books, refusal = open_all(call_keys)

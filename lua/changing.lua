@@ -75,9 +75,10 @@ changing.cancel_schema = fields.schema(
 )
 
 -- cancel_order: takes an open order out of the book, in every status of the instrument.
--- Fields: order_id, or account and client_order_id. Reply: the order and its remaining_quantity.
--- Rejects: UNKNOWN_ORDER, NOT_ORDER_OWNER, DUPLICATE_CLIENT_ORDER_ID, and those of the fields'
--- forms.
+-- Fields: order_id, or account and client_order_id; valid_until_ms. Reply: the order and its
+-- remaining_quantity.
+-- Rejects: UNKNOWN_ORDER, NOT_ORDER_OWNER, DUPLICATE_CLIENT_ORDER_ID, TOO_LATE, and those of the
+-- fields' forms.
 function changing.cancel_order(b, values)
   local o, refusal, memo_record, again =
     order_to_change(b, "cancel_order", values, changing.cancel_schema)
@@ -262,8 +263,9 @@ end
 
 -- amend_order: changes price or quantity of an open order, which keeps its id.
 -- Fields: order_id, or account and client_order_id; price; quantity or remaining_quantity;
--- stop_price of an order that waits for it. Reply as place_order.
--- Rejects: as place_order, and UNKNOWN_ORDER, NOT_ORDER_OWNER, QUANTITY_BELOW_FILLED.
+-- stop_price of an order that waits for it; valid_until_ms. Reply as place_order.
+-- Rejects: as place_order, and UNKNOWN_ORDER, NOT_ORDER_OWNER, ORDER_NOT_ARMED,
+-- QUANTITY_BELOW_FILLED.
 function changing.amend_order(b, values)
   local refusal = amend_refusal(values)
   if refusal then

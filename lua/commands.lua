@@ -6,7 +6,8 @@
 -- A command runs against a working copy (book.lua) and returns its reply as JSON text. Nothing is
 -- written before all commands of the call have run; `call.finish` writes, once. `execute` is
 -- therefore the same as single calls, only that they share one sequence. The commands on orders are
--- in placing.lua and changing.lua, what only reads in queries.lua.
+-- in placing.lua, changing.lua, listing.lua, replacing.lua, quoting.lua, canceling.lua and
+-- switch.lua, what only reads in queries.lua and history.lua.
 
 local auction = require("auction")
 local batch = require("batch")

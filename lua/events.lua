@@ -257,8 +257,8 @@ local function trade_report(b, o, trade, role)
   pieces[n + 12] = b.report_end
 end
 
--- A trade, after both orders were reduced. trade: { trade_id, terms }, its terms as trade_terms
--- writes them.
+-- A trade, after both orders were reduced. trade: { trade_id, terms }, its terms as
+-- matching.lua writes them.
 function events.trade(b, taker, maker, trade)
   local pieces = b.events.trades
   local n = #pieces

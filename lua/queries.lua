@@ -19,6 +19,11 @@ local queries = {}
 
 local trades_limit_max = 1000
 local orders_limit_max = 1000
+-- No trade has more JSON, so that the last trades of a message can be cut from its end.
+local trade_bytes_max = 256
+-- Entries that get_trades reads at once, and from how many bytes on it reads them one by one.
+local chunk_max = 32
+local chunk_bytes_max = 65536
 
 queries.no_fields = fields.schema({}, {})
 
@@ -57,6 +62,8 @@ function queries.get_level3(call_keys, arguments)
   return depth_query(call_keys, arguments, depth.add_orders_json)
 end
 
+local order_schema = fields.schema({ "account", "client_order_id", "order_id" }, {})
+
 -- get_order: one open order.
 -- Fields: order_id, or account and client_order_id. Reply: the order. Rejects: UNKNOWN_ORDER,
 -- NOT_ORDER_OWNER.
@@ -64,7 +71,7 @@ function queries.get_order(call_keys, arguments)
   local b, refusal = call.open_with(book.open, call_keys)
   local values, o
   if b then
-    values, refusal = fields.from_arguments(arguments, changing.cancel_schema)
+    values, refusal = fields.from_arguments(arguments, order_schema)
   end
   if values and values.client_order_id and not values.account then
     refusal = reject.new("MISSING_FIELD", "missing field account")
@@ -133,31 +140,48 @@ end
 
 local trades_schema = fields.schema({ "limit" }, {})
 
--- The objects of a trades message, as they stand in its text.
-local function trades_of(message)
-  local list = string.match(message, '"trades":%[(.*)%]}$')
+-- Where to begin to look for the last trades of a message: at its list, or later.
+local function trades_start(message, count)
+  local _, list_start = message:find('"trades":[', 1, true)
+  return math.max(list_start, #message - count * trade_bytes_max)
+end
+
+-- The last objects of a trades message, as they stand in its text, at least `count` of them where
+-- it has so many. None has an object within, so what is left of one that was cut is not met.
+local function last_trades_of(message, count)
   local rows = {}
-  for row in string.gmatch(list, "%b{}") do
+  for row in message:sub(trades_start(message, count)):gmatch("%b{}") do
     rows[#rows + 1] = row
   end
   return rows
 end
 
--- The latest trades, newest first.
-local function latest_trades(record, limit)
-  local rows, to = {}, "+"
-  while #rows < limit do
-    local entries = redis.call("XREVRANGE", keys.trades(record.key), to, "-", "COUNT", 20)
-    for _, entry in ipairs(entries) do
-      local trades = trades_of(entry[2][2])
-      for i = #trades, 1, -1 do
-        rows[#rows + 1] = trades[i]
-      end
-      to = "(" .. entry[1]
+-- Adds the trades of some entries, which are the newest first. Returns how many bytes these have.
+local function add_trades(rows, entries, limit)
+  local bytes = 0
+  for _, entry in ipairs(entries) do
+    local message = entry[2][2]
+    bytes = bytes + #message
+    local trades = #rows < limit and last_trades_of(message, limit - #rows) or {}
+    for i = #trades, 1, -1 do
+      rows[#rows + 1] = trades[i]
     end
-    if #entries < 20 then
+  end
+  return bytes
+end
+
+-- The latest trades, newest first. An entry has one trade or thousands, so few are read at once,
+-- and more only where those before were short.
+local function latest_trades(record, limit)
+  local rows, to, chunk = {}, "+", 1
+  while #rows < limit do
+    local entries = redis.call("XREVRANGE", keys.trades(record.key), to, "-", "COUNT", chunk)
+    local bytes = add_trades(rows, entries, limit)
+    if #entries < chunk then
       break
     end
+    to = "(" .. entries[#entries][1]
+    chunk = bytes < chunk_bytes_max and math.min(chunk * 2, chunk_max) or 1
   end
   return rows
 end

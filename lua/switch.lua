@@ -1,8 +1,8 @@
 -- The dead man's switch: an account's orders are canceled unless it says in time that it is still
 -- there.
 --
--- `cancel_all_after` winds up a timer by the clock of Redis (timers.lua); who is alive winds it up
--- again before it runs out. It needs nobody to go off: every call that may change the book first
+-- `cancel_all_after` sets a timer by the clock of Redis (timers.lua); who is alive sets it anew
+-- before it runs out. It needs nobody to go off: every call that may change the book first
 -- carries out the timers that have run out, and any host's `tick` does where nobody trades. So it
 -- works though the client and its host are both gone.
 --
@@ -20,25 +20,25 @@ local timers = require("timers")
 local switch = {}
 
 local timers_per_call_max = 1000
-local cancels_per_call_max = 1000
 
 -- Carries out the timers that have run out, the earliest first, as far as one call may. Where more
 -- is left, `b.canceling` tells. Returns how many orders were canceled.
 function switch.fire(b)
   local due, more = timers.due(b, timers_per_call_max)
-  local left = cancels_per_call_max
+  local left, canceled_count = b.timer_cancels_left, 0
   b.canceling = more
   for _, timer in ipairs(due) do
     local reason = timer.session and "disconnected" or "cancel_all_after"
     local canceled, remaining_count = changing.cancel_open(b, timer, left, reason)
-    left = left - #canceled
+    left, canceled_count = left - #canceled, canceled_count + #canceled
     if remaining_count > 0 then
       b.canceling = true
       break
     end
     timers.set(b, timer.account, timer.session, false)
   end
-  return cancels_per_call_max - left
+  b.timer_cancels_left = left
+  return canceled_count
 end
 
 -- A refusal of a new time for a timer, else nil.
@@ -63,7 +63,7 @@ switch.schema = fields.schema(
   3
 )
 
--- cancel_all_after: winds up the timer that cancels an account's open orders of this book, or those
+-- cancel_all_after: sets the timer that cancels an account's open orders of this book, or those
 -- of one session, in place of the one before; 0 stops it. Changes nothing that others see.
 -- Fields: account timeout_ms; session valid_until_ms. Reply: account session timeout_ms
 -- cancel_time_ms sequence timestamp_ms.

@@ -283,7 +283,7 @@ local function state_pairs(b)
 end
 
 -- The plan of a call that has set timers and changed nothing else. That has no entry in the stream,
--- so whether the book is damaged is asked here. Returns as book.plan_write.
+-- so whether the book is damaged is asked here. Returns as writing.plan.
 local function plan_timers_alone(b)
   if not b.timers or not timers.are_changed(b) then
     return nil

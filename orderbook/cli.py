@@ -40,6 +40,10 @@ EXIT_SERVER = 6
 EXIT_UNKNOWN = 7
 EXIT_INTERRUPTED = 130
 
+WORKERS_MAX = 64
+SEED_LEVELS_MAX = 1000
+CANCELED_BOOKS_MAX = 100
+
 REDIS_URL_DEFAULT = "redis://127.0.0.1:6379"
 REDIS_PORT_DEFAULT = 6379
 LOOPBACK = "127.0.0.1"
@@ -60,6 +64,7 @@ Exit codes:
   6  the server could not run the command: out of memory, read-only, or a damaged book; or replay
      found that the event stream does not tell all
   7  the reply was lost: the outcome is unknown, repeat with the same --client-order-id
+  130  interrupted
 """
 
 Reply = dict[str, Any]
@@ -286,7 +291,9 @@ def demo(
     "--host", default=LOOPBACK, help="Address to listen on. Accounts are guests: keep loopback."
 )
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="0 takes any free port.")
-@option("--workers", default=1, type=click.IntRange(1, 64), help="Host processes on the port.")
+@option(
+    "--workers", default=1, type=click.IntRange(1, WORKERS_MAX), help="Host processes on the port."
+)
 @option(
     "--redis-url",
     envvar="ORDERBOOK_REDIS_URL",
@@ -579,7 +586,9 @@ def show_instrument(symbol: str, redis_url: str, as_json: bool) -> None:
 
 @cli.command("seed")
 @click.argument("symbols", nargs=-1)
-@option("--levels", default=25, type=click.IntRange(1, 1000), help="Price levels a side.")
+@option(
+    "--levels", default=25, type=click.IntRange(1, SEED_LEVELS_MAX), help="Price levels a side."
+)
 @option("--random-seed", default=1, help="The same seed gives the same books.")
 @redis_url_option
 @json_option
@@ -880,9 +889,6 @@ def own_trades(as_json: bool, **fields: Any) -> None:
     _print_history(reply, "trades", (*columns, "remaining_quantity", "sequence"), as_json)
 
 
-_SYMBOLS_MAX = 100
-
-
 @order.command("cancel-all")
 @click.argument("symbols", nargs=-1, required=True)
 @option("--account", envvar="ORDERBOOK_ACCOUNT", required=True, help="Whose orders.")
@@ -895,8 +901,8 @@ def cancel_all_orders(
     symbols: tuple[str, ...], redis_url: str, as_json: bool, **fields: str | None
 ) -> None:
     """Cancel all of an account's open orders in one or more books, however many there are."""
-    if len(symbols) > _SYMBOLS_MAX:
-        raise click.UsageError(f"at most {_SYMBOLS_MAX} books at once")
+    if len(symbols) > CANCELED_BOOKS_MAX:
+        raise click.UsageError(f"at most {CANCELED_BOOKS_MAX} books at once")
     target = symbols[0] if len(symbols) == 1 else symbols
 
     async def work(engine: "Engine") -> Reply:

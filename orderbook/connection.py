@@ -28,7 +28,7 @@ from aiohttp.abc import AbstractStreamWriter
 from orderbook.engine import Batcher, Engine, EngineError
 from orderbook.feed import Feed, Subscription, Wanted
 from orderbook.guard import Guard
-from orderbook.messages import Channel, RejectCode
+from orderbook.messages import PLACING_METHODS, Channel, RejectCode
 from orderbook.metrics import Metrics
 from orderbook.session import (
     CancelEverywhere,
@@ -64,11 +64,7 @@ _LENGTH_IN_HEADER_MAX = 125
 _LENGTH_IN_TWO_BYTES_MAX = 0xFFFF
 
 # What a draining host still does: risk can be taken off until the end.
-_REFUSED_WHEN_DRAINING = frozenset(
-    {"place_order", "place_order_list", "amend_order", "replace_order", "mass_quote"}
-)
-# What makes orders that may have to be canceled when the connection is lost.
-_PLACING = frozenset({"place_order", "place_order_list", "replace_order", "mass_quote"})
+_REFUSED_WHEN_DRAINING = PLACING_METHODS | {"amend_order"}
 
 
 @dataclass(frozen=True)
@@ -335,8 +331,9 @@ class Connection:
         if self._backend.draining and command.method in _REFUSED_WHEN_DRAINING:
             self._fail(command.head, RejectCode.DRAINING, "the host takes no new orders")
             return
-        if self._guard is not None and self._guard.timeout_ms and command.method in _PLACING:
-            self._guard.before_order(command.symbol, batcher)
+        guard = self._guard
+        if guard is not None and guard.timeout_ms and command.method in PLACING_METHODS:
+            guard.before_order(command.symbol, batcher)
         self._in_flight += 1
         self._sent[command.symbol] = self._sent.get(command.symbol, 0) + 1
         batcher.submit(command.payload, partial(self._answered, command, time.perf_counter()))

@@ -31,7 +31,15 @@ from redis.exceptions import RedisError
 
 from orderbook.engine import Engine, EngineError
 from orderbook.levels import View, view_of
-from orderbook.messages import Channel, Page, Position, PublishWait, RejectCode, Ticked
+from orderbook.messages import (
+    REJECTED_PREFIX,
+    Channel,
+    Page,
+    Position,
+    PublishWait,
+    RejectCode,
+    Ticked,
+)
 from orderbook.wire import RedisReply, Wire
 
 logger = logging.getLogger(__name__)
@@ -62,7 +70,6 @@ _TROUBLE = (EngineError, RedisError, OSError)
 _LEVEL2, _EPOCH, _DEEP_BOOK = b"level2", b"epoch", b"book:"
 # Channels that are told by the half-second stream, or as often.
 _HALF_SECOND = frozenset({Channel.BOOK, Channel.TICKER, Channel.CANDLES})
-_REJECTED = b'{"status":"rejected"'
 # Channels for which more is told than the stream has.
 _VIEWED = frozenset({Channel.LEVEL2, Channel.LEVEL3})
 _FULL_DEPTH = {Channel.LEVEL2: "get_book", Channel.LEVEL3: "get_level3"}
@@ -567,7 +574,7 @@ class Feed:
 
     async def _query(self, function: str, symbol: str, *arguments: str) -> bytes:
         reply = await self._engine.query(function, symbol, *arguments)
-        if reply.startswith(_REJECTED):
+        if reply.startswith(REJECTED_PREFIX):
             raise _GoneError(RejectCode.UNKNOWN_SYMBOL, reply.decode())
         return reply
 
@@ -902,7 +909,7 @@ class Feed:
 
     async def _ask(self, function: str, book: _Book) -> bytes:
         reply = await self._engine.call(function, book.symbol)
-        if reply.startswith(_REJECTED):
+        if reply.startswith(REJECTED_PREFIX):
             raise _GoneError(RejectCode.UNKNOWN_SYMBOL, reply.decode())
         return reply
 

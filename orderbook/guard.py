@@ -3,7 +3,7 @@
 While it is on, the orders of the connection carry a session, and on every book with such orders a
 timer of this session runs in Redis (`cancel_all_after`). The host winds the timers up, long before
 they run out. When the connection is lost the host cancels the session's orders at once; and when
-the host is lost too, nobody winds up the timers, and the tick of any other host cancels.
+the host is lost too, nobody sets the timers anew, and the tick of any other host cancels.
 
 Everything goes through the books' batchers, in the order in which it is submitted: so a timer runs
 before the first order that needs it, and the orders that were on their way when the connection
@@ -18,14 +18,12 @@ from functools import partial
 import msgspec
 
 from orderbook.engine import Batcher
-from orderbook.messages import CanceledAll
+from orderbook.messages import REJECTED_PREFIX, CanceledAll
 
-# How often a timer is wound up in its time: one that is missed, or late, does no harm.
-WINDINGS_PER_TIMEOUT = 4
-# An order waits for no timer that was wound up within this part of its time.
+# How often a timer is set anew in its time: one that is missed, or late, does no harm.
+RENEWALS_PER_TIMEOUT = 4
+# An order waits for no timer that was set within this part of its time.
 FRESH_PART_MAX = 0.5
-
-_REJECTED = b'{"status":"rejected"'
 
 _decode_canceled = msgspec.json.Decoder(CanceledAll).decode
 
@@ -56,7 +54,7 @@ class Guard:
         before, self.timeout_ms = self.timeout_ms, timeout_ms
         self._rest()
         replies = await asyncio.gather(*(self._asked(symbol) for symbol in self._batchers))
-        refused = [reply for reply in replies if reply.startswith(_REJECTED)]
+        refused = [reply for reply in replies if reply.startswith(REJECTED_PREFIX)]
         if self._is_lost:
             return None
         if refused:
@@ -98,7 +96,7 @@ class Guard:
 
     def _wound_up(self, symbol: str, on_reply: OnReply | None, reply: bytes) -> None:
         self._on_their_way.discard(symbol)
-        if reply.startswith(_REJECTED):
+        if reply.startswith(REJECTED_PREFIX):
             # Whether it runs is not known: the next order, or winding, tries again.
             self._wound_up_at.pop(symbol, None)
         if on_reply is not None:
@@ -117,7 +115,7 @@ class Guard:
             self._wind_up_later()
 
     def _wind_up_later(self) -> None:
-        wait_s = self.timeout_ms / 1000 / WINDINGS_PER_TIMEOUT
+        wait_s = self.timeout_ms / 1000 / RENEWALS_PER_TIMEOUT
         self._winding = self._loop.call_later(wait_s, self._wind_up_all)
 
     def _rest(self) -> None:
@@ -131,7 +129,7 @@ class Guard:
         self._batchers[symbol].submit(command.encode(), partial(self._canceled, symbol))
 
     def _canceled(self, symbol: str, reply: bytes) -> None:
-        if reply.startswith(_REJECTED):
+        if reply.startswith(REJECTED_PREFIX):
             return
         if _decode_canceled(reply).remaining_count:
             self._cancel_all(symbol)

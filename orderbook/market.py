@@ -15,7 +15,6 @@ from typing import Any, Protocol
 Fields = dict[str, Any]
 
 SEED_LEVELS_DEFAULT = 25
-SEED_LEVELS_MAX = 1000
 ORDERS_PER_LEVEL_MAX = 3
 
 # One step of a fair price, and how far from it traders quote, in parts of the price.

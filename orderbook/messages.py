@@ -14,6 +14,10 @@ REQ_ID_LENGTH_MAX = 64
 SYMBOLS_PER_REQUEST_MAX = 256
 SYMBOLS_PER_CANCEL_MAX = 100
 QUOTES_MAX = 100
+# How the reply to a refused command begins.
+REJECTED_PREFIX = b'{"status":"rejected",'
+# Commands that place orders: these carry the session of a connection that asked to be guarded.
+PLACING_METHODS = frozenset({"place_order", "place_order_list", "replace_order", "mass_quote"})
 
 OptionalText = str | UnsetType
 # Counts and times are text for FCALL; JSON clients may write them as integers.

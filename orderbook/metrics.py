@@ -16,14 +16,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from orderbook.messages import RejectCode
+from orderbook.messages import REJECTED_PREFIX, RejectCode
 
 LATENCY_BUCKETS_S = (
     *(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
     *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
 )
 _CODES = frozenset(RejectCode)
-_REJECTED_CODE_AT = len(b'{"status":"rejected","code":"')
+_CODE_AT = len(REJECTED_PREFIX + b'"code":"')
 
 
 class Latencies:
@@ -104,9 +104,9 @@ class Metrics(Collector):
     def count_reply(self, method: str, reply: bytes) -> None:
         """Counts a command's answer, and its code when it was refused."""
         self._commands[method] += 1
-        if reply.startswith(b'{"status":"rejected"'):
-            end = reply.find(b'"', _REJECTED_CODE_AT)
-            self.count_reject(reply[_REJECTED_CODE_AT:end].decode())
+        if reply.startswith(REJECTED_PREFIX):
+            end = reply.find(b'"', _CODE_AT)
+            self.count_reject(reply[_CODE_AT:end].decode())
 
     def count_reject(self, code: str) -> None:
         """Counts a refusal. A code that is not ours would come from a newer library."""

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from orderbook import messages
-from orderbook.messages import Channel, RejectCode
+from orderbook.messages import PLACING_METHODS, REJECTED_PREFIX, Channel, RejectCode
 
 MALFORMED_FRAMES_MAX = 100
 CLOSE_CODE_ABUSE = 1008
@@ -25,8 +25,6 @@ NAME_ECHOED_LENGTH_MAX = 64
 INTEGER_DIGITS_MAX = 20
 TIMEOUT_MIN_MS = 1000
 TIMEOUT_MAX_MS = 86_400_000
-
-_REJECTED = b'{"status":"rejected",'
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +129,8 @@ Outcome = (
 
 def answer(head: bytes, reply: bytes) -> bytes:
     """The frame that answers a request with the engine's reply."""
-    if reply.startswith(_REJECTED):
-        return head + b'false,"error":{' + reply[len(_REJECTED) :] + b"}"
+    if reply.startswith(REJECTED_PREFIX):
+        return head + b'false,"error":{' + reply[len(REJECTED_PREFIX) :] + b"}"
     return head + b'true,"result":' + reply + b"}"
 
 
@@ -234,7 +232,7 @@ class Session:
         return Command(method, symbol, prefix + separator + body[1:], head)
 
     def _make_prefix(self, method: str) -> bytes:
-        mark = self._mark if method in _PLACING else ""
+        mark = self._mark if method in PLACING_METHODS else ""
         prefix = f'{{"method":"{method}","account":"{self.account}"{mark}'.encode()
         self._prefixes[method] = prefix
         return prefix
@@ -301,8 +299,6 @@ _OWN: dict[str, type[Struct]] = {
 }
 # Every method a client may call.
 METHODS = (*_COMMANDS, *_QUERIES, *_OWN)
-# Commands whose orders carry the session of the connection.
-_PLACING = ("place_order", "place_order_list", "replace_order", "mass_quote")
 # Queries that are asked for the connection's own account.
 _ABOUT_ACCOUNT = frozenset({"get_order", "get_open_orders", "get_closed_orders", "get_own_trades"})
 _RESUMABLE = frozenset({Channel.TRADES, Channel.LEVEL2, Channel.LEVEL3, Channel.ORDERS})

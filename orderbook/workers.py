@@ -20,7 +20,6 @@ from typing import Self
 
 from orderbook.child import ChildProcess, Surroundings
 
-COUNT_MAX = 64
 START_TIMEOUT_S = 20.0
 # A worker that cannot live is tried again, but does not keep a core busy with dying.
 RESTART_DELAY_S = 1.0

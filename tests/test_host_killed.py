@@ -308,7 +308,7 @@ async def test_a_killed_hosts_connections_lose_their_orders_in_time_and_nobody_e
     server: Server,
 ) -> None:
     """Some of the accounts have a connection at the other host too, which keeps its orders; one
-    has wound up the dead man's switch itself."""
+    has set the dead man's switch itself."""
     books = (SYMBOL, "K2")
     with host_process(server) as doomed, host_process(server) as other:
         async with engine_of(server) as engine, contextlib.AsyncExitStack() as clients:

@@ -63,6 +63,21 @@ def fill(book: Book, count: int, **fields: str) -> None:
         assert {reply["status"] for reply in replies} == {"open"}
 
 
+def test_books_that_are_canceled_together_share_what_one_call_may_do(timed: Book) -> None:
+    second = Book(timed.client, "SECOND")
+    second.define()
+    for book in (timed, second):
+        fill(book, CANCELED_MAX - 300)
+        arm(book, "alice", 1000)
+    set_clock(timed.client, NOON_MS + 1000)
+    keys = [timed.key, second.key]
+    cancel_all = ("FCALL", "cancel_all_orders", len(keys), *keys, "account", "bob")
+    for left in (CANCELED_MAX - 600, 0):
+        timed.client.execute_command(*cancel_all)
+        open_orders = [book.read("get_instrument")["open_orders"] for book in (timed, second)]
+        assert open_orders == [0, left]
+
+
 def test_a_timer_reads_well_and_tells_when_it_runs_out(timed: Book) -> None:
     reply = arm(timed, "alice", 60_000)
     assert reply == {
@@ -114,7 +129,7 @@ def test_a_book_has_as_many_timers_as_documented_and_not_one_more(timed: Book) -
         )
         assert all("cancel_time_ms" in reply for reply in timed.execute(*commands))
     assert_rejected(arm(timed, "alice", 60_000), "TOO_MANY_TIMERS")
-    # Those that are there can be wound up again, and stopped.
+    # Those that are there can be set anew, and stopped.
     assert arm(timed, "a7", 1000)["cancel_time_ms"] == NOON_MS + 1000
     assert arm(timed, "a7", 0)["timeout_ms"] == 0
     assert arm(timed, "alice", 60_000)["cancel_time_ms"] == NOON_MS + 60_000
