@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
@@ -157,7 +158,7 @@ class _Book:
         self.symbol = symbol
         self.key = key
         self.position = 0
-        # Counts the holes in history: what was known before one is no beginning of what follows.
+        # Counts the histories: what was known of one is no beginning of another.
         self.generation = 0
         self.epoch: int | None = None
         # Set while the streams of this book are being read.
@@ -766,9 +767,8 @@ class Feed:
             return
         before, book.position = book.position, sequence
         if sequence != before + 1:
-            self._begin_again(book, before)
+            self._skip(book, before, sequence)
             self._changed(book, sequence)
-            return
         if book.views:
             fields, ended = book.complete(sequence, fields)
             for channel in ended:
@@ -845,14 +845,23 @@ class Feed:
             self._begin_again(book, before)
 
     def _begin_again(self, book: _Book, before: int) -> None:
-        """History has a hole after `before`: every subscription gets a gap and a snapshot."""
+        """It is another history from here on: every subscription gets a gap and a snapshot."""
         book.generation += 1
+        self._skip(book, before, sys.maxsize)
+
+    def _skip(self, book: _Book, before: int, goes_on_at: int) -> None:
+        """History has a hole after `before`, up to the entry `goes_on_at`: every subscription that
+        does not know what was in it gets a gap and a snapshot."""
         book.forget()
         topics, book.topics = book.topics, {}
         book.views.clear()
-        for subscribers in topics.values():
+        for topic, subscribers in topics.items():
             for subscription in subscribers:
-                self._begin(subscription, None, before)
+                is_viewed = subscription.wanted.channel in _VIEWED
+                if subscription.after >= goes_on_at - 1 and not is_viewed:
+                    book.topics.setdefault(topic, {})[subscription] = None
+                else:
+                    self._begin(subscription, None, before)
 
     def _begin_topic_again(self, book: _Book, channel: Channel, before: int) -> None:
         """The same for the subscribers to a channel whose view has come to its end."""

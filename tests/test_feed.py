@@ -392,6 +392,26 @@ async def test_a_reader_behind_the_trim_says_so(venue: Venue) -> None:
     await eventually(lambda: "gap" in orders.kinds(), "the gap in orders has been told")
 
 
+async def test_who_knows_more_than_the_reader_is_told_of_a_gap_once(
+    venue: Venue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orderbook.feed.GATHER_INTERVAL_S", 1.0)
+    first = await venue.trade()
+    book = venue.feed._books["X"]
+    await eventually(lambda: book.position == first, "the reader has come so far, and pauses")
+    made = [await venue.trade() for _ in range(4)]
+    _trim(venue, minimum=made[2])
+    await _forget(venue)
+    collector = venue.subscribe(Channel.TRADES, after=first - 1)
+    gap, snapshot = await collector.wait(2)
+    assert (gap["type"], gap["after"]) == ("gap", first - 1)
+    assert (snapshot["type"], snapshot["sequence"]) == ("snapshot", made[-1])
+    assert book.position == first
+    last = await venue.trade()
+    messages = await collector.wait_for_sequence(last)
+    assert [message["type"] for message in messages] == ["gap", "snapshot", "update"]
+
+
 async def test_a_new_epoch_is_a_gap_for_everybody(venue: Venue) -> None:
     trades, level2 = venue.subscribe(Channel.TRADES), venue.subscribe(Channel.LEVEL2)
     first = await venue.trade()
