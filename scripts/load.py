@@ -43,6 +43,8 @@ MIX_DEFAULT = "limit=40,ioc=20,market=5,cancel=25,amend=10"
 # Where a book is empty and has never traded, its middle is so many ticks.
 MIDDLE_TICKS_DEFAULT = 100_000
 TAPE_TIMEOUT_S = 10.0
+# When no other instrument has been told for so long, that was all of them.
+DISCOVERY_INTERVAL_S = 0.5
 DURING_INTERVAL_S = 0.05
 
 # Called while orders are sent, with the seconds since the first.
@@ -166,8 +168,11 @@ class Load:
         return await cleanup.enter_async_context(client)
 
     async def _markets(self, cleanup: contextlib.AsyncExitStack) -> list[Market]:
-        client = await self._client(cleanup, 0, f"load-{self._run_name}", lambda _: None)
-        symbols = self._settings.symbols or await _all_symbols(client)
+        told: set[str] = set()
+        client = await self._client(
+            cleanup, 0, f"load-{self._run_name}", lambda frame: told.add(frame.symbol)
+        )
+        symbols = self._settings.symbols or await _all_symbols(client, told)
         return [await _market(client, symbol) for symbol in symbols]
 
     async def _watch(
@@ -216,13 +221,17 @@ async def _ask(client: Client, method: str, params: Params) -> dict[str, object]
     return msgspec.json.decode(answer.result, type=dict[str, object])
 
 
-async def _all_symbols(client: Client) -> list[str]:
-    reply = await _ask(client, "subscribe", {"channel": "instruments"})
-    symbols = msgspec.convert(reply["symbols"], list[str])
-    await _ask(client, "unsubscribe", {"channel": "instruments", "symbols": symbols})
-    if not symbols:
+async def _all_symbols(client: Client, told: set[str]) -> list[str]:
+    """The instruments there are: their snapshots come to `told`, one soon after the other."""
+    await _ask(client, "subscribe", {"channel": "instruments"})
+    count = -1
+    while len(told) > count:
+        count = len(told)
+        await asyncio.sleep(DISCOVERY_INTERVAL_S)
+    await _ask(client, "unsubscribe", {"channel": "instruments"})
+    if not told:
         raise click.ClickException("there are no instruments; `orderbook seed` defines some")
-    return symbols
+    return sorted(told)
 
 
 async def _market(client: Client, symbol: str) -> Market:

@@ -12,6 +12,7 @@ import pytest
 from audit import OrderLedger, TradeTape, Violations
 from client import Frame
 from rig import Fill, Reply
+from servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("ORDERBOOK_DATA") or ROOT.parent / "shared" / "data")
@@ -147,6 +148,26 @@ def test_a_load_at_a_rate_is_answered_and_plotted(tmp_path: Path) -> None:
     assert summary["trades"] > 0
     assert summary["verified"] is True
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_load_on_hosts_that_run_already_finds_their_instruments() -> None:
+    port = free_port()
+    served = [sys.executable, "-m", "orderbook", "serve", f"--port={port}"]
+    host = subprocess.Popen(served, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert host.stdout is not None
+        redis_url = host.stdout.readline().split()[-1]
+        arguments = (f"--url=ws://127.0.0.1:{port}/ws", "--rate=100", "--duration=1")
+        ended = start("load.py", *arguments)
+        assert "there are no instruments" in ended.stderr
+        seeded = [sys.executable, "-m", "orderbook", "seed", "--redis-url", redis_url]
+        subprocess.run(seeded, check=True, capture_output=True, cwd=ROOT)
+        summary = run("load.py", *arguments)
+        assert summary["verified"] is True
+        assert summary["acknowledged"] + sum(summary["rejected"].values()) == summary["sent"]
+    finally:
+        host.terminate()
+        host.communicate(timeout=TIMEOUT_S)
 
 
 def test_a_killed_host_loses_no_order_and_doubles_no_trade() -> None:
