@@ -110,7 +110,7 @@ end
 -- Fields: account; session side valid_until_ms. Reply: account books (each symbol and as with one
 -- key) canceled_count remaining_count timestamp_ms.
 -- Rejects: INVALID_BOOK_KEY, UNKNOWN_SYMBOL, TOO_LATE, and those of the fields' forms.
-function canceling.cancel_everywhere(call_keys, arguments)
+function canceling.cancel_in_books(call_keys, arguments)
   local books, refusal = open_all(call_keys)
   if not books then
     return reject.json(refusal)

@@ -96,7 +96,7 @@ local cancel_all_of_one = single(methods.cancel_all_orders)
 -- cancel_all_orders: of one book or, with several keys, of all of them.
 local function cancel_all_orders(call_keys, arguments)
   if #call_keys > 1 then
-    return canceling.cancel_everywhere(call_keys, arguments)
+    return canceling.cancel_in_books(call_keys, arguments)
   end
   return cancel_all_of_one(call_keys, arguments)
 end

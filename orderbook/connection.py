@@ -31,7 +31,7 @@ from orderbook.guard import Guard
 from orderbook.messages import PLACING_METHODS, Channel, RejectCode
 from orderbook.metrics import Metrics
 from orderbook.session import (
-    CancelEverywhere,
+    CancelInBooks,
     CancelOnDisconnect,
     Close,
     Command,
@@ -258,8 +258,8 @@ class Connection:
                 self._write(text_frame(outcome.frame))
             case Query():
                 self._query(outcome)
-            case CancelEverywhere():
-                await self._cancel_everywhere(outcome)
+            case CancelInBooks():
+                await self._cancel_in_books(outcome)
             case Subscribe():
                 await self._subscribe(outcome)
             case Unsubscribe():
@@ -347,7 +347,7 @@ class Connection:
         metrics.acknowledgement_seconds.observe(time.perf_counter() - received_at)
         self._let_queries_go(command.symbol)
 
-    async def _cancel_everywhere(self, request: CancelEverywhere) -> None:
+    async def _cancel_in_books(self, request: CancelInBooks) -> None:
         """Cancels in several books at once. What was sent before is done before; nothing that was
         sent after it is read until it is done."""
         started = time.perf_counter()

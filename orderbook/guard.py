@@ -1,7 +1,7 @@
 """Cancel on disconnect: the orders of a websocket do not outlive it.
 
 While it is on, the orders of the connection carry a session, and on every book with such orders a
-timer of this session runs in Redis (`cancel_all_after`). The host winds the timers up, long before
+timer of this session runs in Redis (`cancel_all_after`). The host sets the timers anew, long before
 they run out. When the connection is lost the host cancels the session's orders at once; and when
 the host is lost too, nobody sets the timers anew, and the tick of any other host cancels.
 
@@ -40,9 +40,9 @@ class Guard:
         self._loop = asyncio.get_running_loop()
         self._whose = f'"account":"{account}","session":"{self.session}"'
         self._batchers: dict[str, Batcher] = {}
-        self._wound_up_at: dict[str, float] = {}
+        self._set_at: dict[str, float] = {}
         self._on_their_way: set[str] = set()
-        self._winding: asyncio.TimerHandle | None = None
+        self._renewal: asyncio.TimerHandle | None = None
         self._is_lost = False
 
     async def set(self, timeout_ms: int) -> bytes | None:
@@ -52,25 +52,25 @@ class Guard:
         it was before.
         """
         before, self.timeout_ms = self.timeout_ms, timeout_ms
-        self._rest()
+        self._stop_renewing()
         replies = await asyncio.gather(*(self._asked(symbol) for symbol in self._batchers))
         refused = [reply for reply in replies if reply.startswith(REJECTED_PREFIX)]
         if self._is_lost:
             return None
         if refused:
             self.timeout_ms = before
-            self._wind_up_all()
+            self._set_timers()
         elif timeout_ms:
-            self._wind_up_later()
+            self._renew_later()
         return refused[0] if refused else None
 
     def before_order(self, symbol: str, batcher: Batcher) -> None:
         """An order is about to be submitted: there must be a timer for it."""
         self._batchers[symbol] = batcher
-        wound_up_at = self._wound_up_at.get(symbol)
+        set_at = self._set_at.get(symbol)
         fresh_s = self.timeout_ms / 1000 * FRESH_PART_MAX
-        if wound_up_at is None or self._loop.time() - wound_up_at > fresh_s:
-            self._wind_up(symbol)
+        if set_at is None or self._loop.time() - set_at > fresh_s:
+            self._set_timer(symbol)
 
     def lost(self) -> None:
         """The connection has ended without a farewell: its orders go.
@@ -80,47 +80,47 @@ class Guard:
         self._is_lost = True
         if self.timeout_ms:
             self.timeout_ms = 0
-            self._rest()
+            self._stop_renewing()
             for symbol in self._batchers:
                 self._cancel_all(symbol)
 
     # ---- timers
 
-    def _wind_up(self, symbol: str, on_reply: OnReply | None = None) -> None:
+    def _set_timer(self, symbol: str, on_reply: OnReply | None = None) -> None:
         """Submits the timer of a book with the timeout as it is; 0 stops it."""
-        self._wound_up_at[symbol] = self._loop.time()
+        self._set_at[symbol] = self._loop.time()
         self._on_their_way.add(symbol)
         command = f'{{"method":"cancel_all_after",{self._whose},"timeout_ms":"{self.timeout_ms}"}}'
-        answered = partial(self._wound_up, symbol, on_reply)
+        answered = partial(self._timer_set, symbol, on_reply)
         self._batchers[symbol].submit(command.encode(), answered)
 
-    def _wound_up(self, symbol: str, on_reply: OnReply | None, reply: bytes) -> None:
+    def _timer_set(self, symbol: str, on_reply: OnReply | None, reply: bytes) -> None:
         self._on_their_way.discard(symbol)
         if reply.startswith(REJECTED_PREFIX):
-            # Whether it runs is not known: the next order, or winding, tries again.
-            self._wound_up_at.pop(symbol, None)
+            # Whether it runs is not known: the next order, or renewal, tries again.
+            self._set_at.pop(symbol, None)
         if on_reply is not None:
             on_reply(reply)
 
     async def _asked(self, symbol: str) -> bytes:
         reply: asyncio.Future[bytes] = self._loop.create_future()
-        self._wind_up(symbol, reply.set_result)
+        self._set_timer(symbol, reply.set_result)
         return await reply
 
-    def _wind_up_all(self) -> None:
+    def _set_timers(self) -> None:
         for symbol in self._batchers:
             if symbol not in self._on_their_way:
-                self._wind_up(symbol)
+                self._set_timer(symbol)
         if self.timeout_ms:
-            self._wind_up_later()
+            self._renew_later()
 
-    def _wind_up_later(self) -> None:
+    def _renew_later(self) -> None:
         wait_s = self.timeout_ms / 1000 / RENEWALS_PER_TIMEOUT
-        self._winding = self._loop.call_later(wait_s, self._wind_up_all)
+        self._renewal = self._loop.call_later(wait_s, self._set_timers)
 
-    def _rest(self) -> None:
-        if self._winding is not None:
-            self._winding.cancel()
+    def _stop_renewing(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
 
     # ---- the end
 
@@ -134,4 +134,4 @@ class Guard:
         if _decode_canceled(reply).remaining_count:
             self._cancel_all(symbol)
         else:
-            self._wind_up(symbol)
+            self._set_timer(symbol)

@@ -45,7 +45,7 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
-class CancelEverywhere:
+class CancelInBooks:
     """cancel_all_orders of several books, with what else the client has said of it."""
 
     symbols: tuple[str, ...]
@@ -116,7 +116,7 @@ class Close:
 Outcome = (
     Reply
     | Command
-    | CancelEverywhere
+    | CancelInBooks
     | Query
     | Subscribe
     | Unsubscribe
@@ -211,7 +211,7 @@ class Session:
 
     def _for_book(
         self, method: str, head: bytes, params: messages.Params, raw_params: bytes
-    ) -> Command | CancelEverywhere | Query:
+    ) -> Command | CancelInBooks | Query:
         if isinstance(params, messages.CancelAllOrders):
             if params.symbols is not UNSET:
                 return self._everywhere(head, params, raw_params)
@@ -239,7 +239,7 @@ class Session:
 
     def _everywhere(
         self, head: bytes, params: messages.CancelAllOrders, raw_params: bytes
-    ) -> CancelEverywhere:
+    ) -> CancelInBooks:
         if params.symbol is not UNSET:
             message = "give symbol or symbols, not both"
             raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, message)
@@ -247,7 +247,7 @@ class Session:
         fields = _given(params)
         symbols = tuple(dict.fromkeys(fields.pop("symbols")))
         texts = {name: str(value) for name, value in fields.items()}
-        return CancelEverywhere(symbols, {"account": self.account, **texts}, head)
+        return CancelInBooks(symbols, {"account": self.account, **texts}, head)
 
     def _arguments(self, method: str, params: messages.Params) -> list[str]:
         arguments = []

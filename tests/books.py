@@ -7,7 +7,7 @@ in the server.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from orderbook.mirror import Mirror, decimal_text
@@ -211,7 +211,7 @@ def contents_of(client: Any, keys: Sequence[bytes]) -> dict[bytes, Any]:
     return dict(zip(keys, read, strict=True))
 
 
-def assert_rejected(reply: Json, codes: str | Sequence[str]) -> None:
+def assert_rejected(reply: Json, codes: str | Collection[str]) -> None:
     """The reply is a refusal with this code (or one of these) and a message."""
     expected = [codes] if isinstance(codes, str) else codes
     without_message(reply)

@@ -7,6 +7,7 @@ engine serves all tests of a run (of a worker, under xdist); each test gets a sy
 
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +44,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" in metafunc.fixturenames:
         engines = _chosen_engines(metafunc.config)
         metafunc.parametrize("engine", engines, scope="session", indirect=True)
+
+
+def documented_codes() -> set[str]:
+    """Every reject code that docs/protocol.md names."""
+    protocol = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+    section = protocol.partition("## Reject codes")[2].partition("\n## ")[0]
+    return set(re.findall(r"`([A-Z_]+)`", section))
 
 
 @pytest.fixture(scope="session")

@@ -2252,7 +2252,7 @@ def own_trades(reports: list[Json]) -> list[Json]:
     ]
 
 
-def cancel_everywhere(books: Sequence["ReferenceBook"], fields: Mapping[str, str]) -> Json:
+def cancel_in_books(books: Sequence["ReferenceBook"], fields: Mapping[str, str]) -> Json:
     """FCALL cancel_all_orders with the keys of several books, which must be good and different."""
     rows: list[Json] = []
     canceled = 0

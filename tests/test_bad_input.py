@@ -5,7 +5,6 @@ no stream has a new entry. Nobody has to guess what a refused command did.
 """
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from books import Book, Json, assert_rejected, decode, words
-from conftest import ROOT, NewBook
+from conftest import NewBook, documented_codes
 
 ORDER = {
     "account": "alice", "side": "buy", "order_type": "limit", "quantity": "3", "price": "100.25",
@@ -543,13 +542,6 @@ def test_something_else_at_the_book_key_is_left_alone(new_book: NewBook, functio
         assert_rejected(reply, documented_codes())
     assert book.client.get(book.key) == b"by hand"
     assert book.stored_keys() == [book.key.encode()]
-
-
-def documented_codes() -> list[str]:
-    """Every reject code that docs/protocol.md names."""
-    protocol = (ROOT / "docs" / "protocol.md").read_text("utf-8")
-    table = protocol.partition("## Reject codes")[2].partition("\n## ")[0]
-    return re.findall(r"`([A-Z_]+)`", table)
 
 
 def test_a_malformed_order_list_is_refused_with_a_code(busy: Book) -> None:

@@ -442,7 +442,7 @@ def test_tick_does_what_is_due_in_every_book(orderbook: Orderbook) -> None:
     assert orderbook("tick", "NONE").exit_code == cli.EXIT_REJECTED
 
 
-def test_timers_are_wound_up_and_stopped(orderbook: Orderbook) -> None:
+def test_timers_are_set_and_stopped(orderbook: Orderbook) -> None:
     define(orderbook)
     timer = ("order", "cancel-all-after", SYMBOL, "--account", "alice")
     assert "cancel_time_ms" in orderbook.json(*timer, "--timeout-ms", "60000")

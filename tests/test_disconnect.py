@@ -169,7 +169,7 @@ async def test_turning_it_off_keeps_the_orders_and_on_again_covers_them(
     assert await open_ids(host, symbol) == ["1", "2"]
 
 
-async def test_a_living_connection_keeps_its_timers_wound_up(host: Host, symbol: str) -> None:
+async def test_a_living_connection_keeps_its_timers_running(host: Host, symbol: str) -> None:
     async with connected(host.port) as client:
         session = await turn_on(client, 1000)
         await client.limit(symbol, "buy", "1", "10")
@@ -179,7 +179,7 @@ async def test_a_living_connection_keeps_its_timers_wound_up(host: Host, symbol:
         assert await open_ids(host, symbol) == ["1"]
 
 
-async def test_a_timer_that_ran_out_is_wound_up_for_the_next_order(host: Host, symbol: str) -> None:
+async def test_a_timer_that_ran_out_is_set_anew_for_the_next_order(host: Host, symbol: str) -> None:
     """As when the host could not reach Redis for longer than the timeout."""
     async with connected(host.port) as client:
         session = await turn_on(client, 60_000)
@@ -312,7 +312,7 @@ async def test_turning_off_in_vain_leaves_it_on() -> None:
         assert guard.timeout_ms == 60_000
         await batcher.drained()
         engine.away = False
-        # The winding failed as well: the next order does it.
+        # The renewal failed as well: the next order does it.
         guard.before_order("X", batcher)
         await batcher.drained()
         assert engine.methods() == ["arm 60000", "arm 60000"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orderbook.messages import Channel, RejectCode
 from orderbook.session import (
     MALFORMED_FRAMES_MAX,
-    CancelEverywhere,
+    CancelInBooks,
     CancelOnDisconnect,
     Close,
     Command,
@@ -281,7 +281,7 @@ def test_orders_can_be_canceled_in_one_book_or_in_several() -> None:
     assert json.loads(one.payload)["side"] == "buy"
     params = {"symbols": ["B", "A", "B"], "side": "sell", "valid_until_ms": 9}
     several = receive(frame("cancel_all_orders", params))
-    assert isinstance(several, CancelEverywhere)
+    assert isinstance(several, CancelInBooks)
     assert several.symbols == ("B", "A")
     assert several.fields == {"account": "alice", "side": "sell", "valid_until_ms": "9"}
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, documented_codes
 from orderbook.engine import Engine
 from orderbook.messages import RejectCode
 from orderbook.session import METHODS
@@ -190,11 +190,6 @@ def test_every_method_of_the_websocket_is_documented() -> None:
     own = set(re.findall(r"^\* `(\w+)`(?: `| →|$)", section, re.MULTILINE))
     documented = set(re.findall(r"\b[a-z]+(?:_[a-z0-9]+)+\b", listed)) - {"timeout_ms"} | own
     assert documented == set(METHODS)
-
-
-def documented_codes() -> set[str]:
-    section = PROTOCOL.partition("## Reject codes")[2].partition("\n## ")[0]
-    return set(re.findall(r"`([A-Z_]+)`", section))
 
 
 def codes_in_lua() -> set[str]:
