@@ -906,9 +906,8 @@ async def test_a_book_that_cannot_be_kept_is_warned_of_once_and_counted(
     await asyncio.sleep(2 * KEEP_INTERVAL_S)
     assert "\norderbook_troubled_books 1.0" in (await get(host, "/metrics"))[1]
     said = [record.getMessage() for record in caplog.records]
-    warned = [message for message in said if message.startswith(f"what is due in {symbol}")]
+    warned = [message for message in said if "DAMAGED" in message and symbol in message]
     assert len(warned) == 1
-    assert "DAMAGED" in warned[0]
     valkey.client.delete(stream)
     await eventually(lambda: host.feed.troubled_books_count() == 0, "the timer is run")
     assert (await alice.ask("get_open_orders", symbol=symbol))["orders"] == []
