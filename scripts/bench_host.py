@@ -215,8 +215,11 @@ class Clockwork:
         while sent < count or self._unanswered:
             now = time.perf_counter()
             due = min(count, int((now - started) / self._interval_s) + 1)
-            for number in range(sent, due):
-                self._crowd.sockets[number % CONNECTIONS].send(next(waiting[number % CONNECTIONS]))
+            for index, one in enumerate(self._crowd.sockets):
+                # A client writes at once what it has to send on a connection.
+                numbers = range(sent + (index - sent) % CONNECTIONS, due, CONNECTIONS)
+                if numbers:
+                    one.send(b"".join(next(waiting[index]) for _ in numbers))
             self._unanswered += due - sent
             sent = due
             for key, _ in selector.select(STEP_S):
