@@ -1,10 +1,11 @@
 -- The book as others see it: levels, best first, and the checksum that lets a client prove it
 -- holds the same.
 --
--- Only orders are sorted in Redis, not levels. A few levels are found by stepping through a side's
--- orders in chunks and jumping past every price already seen, so the cost is that of the levels
--- asked for, however many orders queue at each. Where most levels of a side are asked for its
--- totals are read whole and put in order here.
+-- Only orders are sorted in Redis, not levels. Of a few levels most are mostly at the ticks next to
+-- the best price, and their totals are asked for at once. Further ones are found by stepping
+-- through a side's orders in chunks and jumping past every price already seen, so the cost is that
+-- of the levels asked for, however many orders queue at each. Where most levels of a side are asked
+-- for its totals are read whole and put in order here.
 
 local instrument = require("instrument")
 local keys = require("keys")
@@ -27,14 +28,18 @@ local whole_side_factor = 4
 -- them in order sooner than sorting does.
 local gap_max = 8
 
+-- So many ticks from the best price on are looked at for each level asked for, but not more.
+local near_ticks_per_level = 2
+local near_ticks_max = 64
+
 local chunk_first = 16
 local chunk_max = 512
 local arguments_max = 4000
 
--- The scores of a side's best levels, at most count of them.
-local function best_scores(side_key, count)
+-- The scores of a side's best levels beyond a score, at most count of them.
+local function scores_beyond(side_key, score, count)
   local scores = {}
-  local from, chunk = "-inf", math.min(chunk_first, count)
+  local from, chunk = "(" .. score, math.min(chunk_first, count)
   while #scores < count do
     local rows =
       redis.call("ZRANGE", side_key, from, "+inf", "BYSCORE", "LIMIT", 0, chunk, "WITHSCORES")
@@ -64,28 +69,55 @@ local function add_level(levels, price, quantity)
   levels[n + 3], levels[n + 4] = '","', quantity
 end
 
--- The best levels of a side, found by stepping from one to the next.
-local function stepped_levels(record, side_key, sign, count)
-  local ticks, names, levels = {}, {}, {}
-  for i, score in ipairs(best_scores(side_key, count)) do
-    ticks[i] = tonumber(score) * sign
-    names[i] = numbers.integer_text(ticks[i])
-  end
-  for from = 1, #names, arguments_max do
-    local to = math.min(from + arguments_max - 1, #names)
-    local totals = redis.call("HMGET", keys.levels(side_key), unpack(names, from, to))
-    for i = 1, #totals do
-      local quantity = instrument.quantity_text(record, tonumber(totals[i] or 0))
-      add_level(levels, instrument.price_text(record, ticks[from + i - 1]), quantity)
-    end
-  end
-  return levels
-end
-
 -- The place of the order at an index of a side's queue: its price in ticks, negated for bids; nil
 -- where there is none.
 local function place_at(side_key, index)
   return tonumber(redis.call("ZRANGE", side_key, index, index, "WITHSCORES")[2])
+end
+
+-- Adds the levels there are at these prices in ticks, as far as count levels.
+local function add_levels_at(record, side_key, ticks, levels, count)
+  for from = 1, #ticks, arguments_max do
+    local names = {}
+    for i = from, math.min(from + arguments_max - 1, #ticks) do
+      names[#names + 1] = instrument.ticks_text(record, ticks[i])
+    end
+    local totals = redis.call("HMGET", keys.levels(side_key), unpack(names))
+    for i = 1, #totals do
+      if #levels == count * pieces_per_level then
+        return
+      end
+      if totals[i] then
+        local quantity = instrument.quantity_text(record, totals[i] + 0)
+        add_level(levels, instrument.price_text(record, ticks[from + i - 1]), quantity)
+      end
+    end
+  end
+end
+
+-- The best levels of a side: those at the ticks next to its best price, then by stepping from one
+-- to the next.
+local function stepped_levels(record, side_key, sign, count)
+  local levels, near, far = {}, {}, {}
+  local best = place_at(side_key, 0)
+  if not best then
+    return levels
+  end
+  local near_count = math.min(count * near_ticks_per_level, near_ticks_max)
+  for i = 1, near_count do
+    near[i] = (best + i - 1) * sign
+  end
+  add_levels_at(record, side_key, near, levels, count)
+  local missing = count - #levels / pieces_per_level
+  if missing == 0 then
+    return levels
+  end
+  local last_near = numbers.integer_text(best + near_count - 1)
+  for i, score in ipairs(scores_beyond(side_key, last_near, missing)) do
+    far[i] = score * sign
+  end
+  add_levels_at(record, side_key, far, levels, count)
+  return levels
 end
 
 -- Where each level stands in the rows of a side's totals (price, lots, …), found by sorting.
@@ -187,6 +219,9 @@ local function add_levels_json(pieces, levels, count)
   pieces[#pieces + 1] = shown > 0 and '"]]' or "[]"
 end
 
+-- So many bytes of a text are looked at as one list.
+local bytes_chunk = 128
+
 -- The table of CRC-32 (reflected polynomial 0xEDB88320). Built on first use: no arithmetic on bits
 -- exists while a library loads.
 local crc_table
@@ -206,16 +241,21 @@ local function build_crc_table()
   end
 end
 
+-- Three of the four steps for a byte of a text are arithmetic: a call to `bit` costs several times
+-- as much. Its results have a sign.
 local function crc32(text)
   if not crc_table then
     build_crc_table()
   end
-  local value = 0xFFFFFFFF
-  for i = 1, #text do
-    local index = bit.band(bit.bxor(value, string.byte(text, i)), 0xFF)
-    value = bit.bxor(bit.rshift(value, 8), crc_table[index])
+  local steps, bxor, value = crc_table, bit.bxor, 0xFFFFFFFF
+  for from = 1, #text, bytes_chunk do
+    local bytes = { text:byte(from, from + bytes_chunk - 1) }
+    for i = 1, #bytes do
+      local low = value % 256
+      value = bxor((value - low) / 256, steps[bxor(low, bytes[i])]) % 4294967296
+    end
   end
-  return bit.bxor(value, 0xFFFFFFFF) % 4294967296
+  return bxor(value, 0xFFFFFFFF) % 4294967296
 end
 
 -- Decimal text as it counts in a checksum: without the point and leading zeros.
