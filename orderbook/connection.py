@@ -320,7 +320,7 @@ class Connection:
         try:
             batcher = await self._backend.find_batcher(command.symbol)
         except EngineError as error:
-            self._fail(command.head, error.code, str(error))
+            self._fail(command.head, error.code, error.message)
             return
         if batcher is None:
             self._fail(command.head, RejectCode.UNKNOWN_SYMBOL, "there is no such instrument")
@@ -364,7 +364,7 @@ class Connection:
             engine = self._backend.engine
             reply = await engine.cancel_all_orders(request.symbols, **request.fields)
         except EngineError as error:
-            self._fail(request.head, error.code, str(error))
+            self._fail(request.head, error.code, error.message)
             return
         frame = answer(request.head, msgspec.json.encode(reply))
         self._write(text_frame(frame))
@@ -408,7 +408,7 @@ class Connection:
             self._count_failure(frame[len(query.head) :])
             self._write(text_frame(frame))
         except EngineError as error:
-            self._fail(query.head, error.code, str(error))
+            self._fail(query.head, error.code, error.message)
         finally:
             self._queries_in_flight -= 1
             self._tell_answered()
@@ -453,7 +453,7 @@ class Connection:
                     self._fail(request.head, RejectCode.UNKNOWN_SYMBOL, message)
                     return
         except EngineError as error:
-            self._fail(request.head, error.code, str(error))
+            self._fail(request.head, error.code, error.message)
             return
         names = {(request.channel, symbol, request.variant) for symbol in symbols}
         added = names - self._subscriptions.keys()

@@ -5,22 +5,27 @@ and its code tells the one thing a caller must know: UNAVAILABLE and OUT_OF_MEMO
 happened, OUTCOME_UNKNOWN that the command was sent and its reply lost. Nothing is ever sent twice
 unless the server has said that it did not run it.
 
-All calls go to primaries. A segment's books live on one node, so a book's key finds its node.
+All calls go to primaries. A segment's books live on one node, so a book's key finds its node. While
+the segment's slot moves from node to node, servers refuse its calls before anything runs: a call
+then waits and is repeated, up to MOVE_WAIT_S_MAX.
 """
 
 import asyncio
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeGuard
 
 import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import (
+    AskError,
     BusyLoadingError,
     ClusterDownError,
     MovedError,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -32,7 +37,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from orderbook import library, topology
 from orderbook.messages import RejectCode
-from orderbook.topology import Node, Topology
+from orderbook.topology import ClusterTopology, Node, Topology
 from orderbook.wire import NotSentError, RedisReply, Wire
 
 logger = logging.getLogger(__name__)
@@ -45,9 +50,29 @@ BATCH_BYTES_MAX = 65_536
 KEYS_PER_CALL_MAX = 100
 BATCHER_QUEUE_LENGTH_MAX = 65_536
 
-# Redis refuses these before it runs anything, and another server or a later time may accept.
-_REFUSED_FOR_NOW = ("MISCONF", "MASTERDOWN", "NOREPLICAS", "NOPERM", "NOAUTH")
+# How long a call waits, in all, for a slot that is being moved or a cluster that is not complete.
+MOVE_WAIT_S_MAX = 5.0
+MOVE_BACKOFF_FIRST_S = 0.01
+MOVE_BACKOFF_MAX_S = 0.25
+
+# What clients are told of a refusal in which the server has run nothing. Another server, or a later
+# time, may accept: the next call looks again.
+_REFUSED_FOR_NOW = {
+    ReadOnlyError: "the server is a replica: it takes no orders",
+    ClusterDownError: "the cluster is not complete",
+    NoPermissionError: "the server does not grant the rights that are needed",
+}
+_REFUSED_FOR_NOW_PREFIXES = {
+    "MISCONF": "the server cannot write to its disk",
+    "NOREPLICAS": "the server has too few replicas",
+}
+_UNAVAILABLE_MESSAGE = "the server is not available"
+_MOVING_MESSAGE = "the book is being moved to another server: nothing has happened, try again"
+# An error reply of the library itself begins so: it is meant to be read, and names no server.
+_OWN_ERROR_PREFIX = "DAMAGED"
 _LOST = (RedisConnectionError, RedisTimeoutError, OSError)
+# Functions read and write a whole book, so they wait until all of it has moved.
+_FUNCTION_CALLS = frozenset({"FCALL", "FCALL_RO"})
 _CANCELS = frozenset({"cancel_order", "cancel_all_orders"})
 
 Reply = dict[str, Any]
@@ -55,15 +80,21 @@ Field = str | int | bool | None
 
 
 class EngineError(Exception):
-    """The engine could not be asked. `code` is UNAVAILABLE, OUT_OF_MEMORY or OUTCOME_UNKNOWN."""
+    """The engine could not be asked. `code` is UNAVAILABLE, OUT_OF_MEMORY or OUTCOME_UNKNOWN.
 
-    def __init__(self, code: RejectCode, message: str) -> None:
-        super().__init__(message)
+    `message` is for clients. The error's text is for operators: it has the server's own reason as
+    well, which may name servers.
+    """
+
+    def __init__(self, code: RejectCode, message: str, reason: str = "") -> None:
+        super().__init__(f"{message}: {reason}" if reason else message)
         self.code = code
+        self.message = message
+        self.reason = reason
 
     def reply(self) -> bytes:
         """The reply that a refused command gets."""
-        return rejection(self.code, str(self))
+        return rejection(self.code, self.message)
 
 
 def rejection(code: RejectCode, message: str) -> bytes:
@@ -256,7 +287,7 @@ class Engine:
             await library.check(self)
             return await self._call_key(key, *arguments)
         except (library.LibraryError, RedisError, OSError, _FunctionMissingError) as error:
-            raise EngineError(RejectCode.UNAVAILABLE, f"{missing}; {error}") from error
+            raise EngineError(RejectCode.UNAVAILABLE, str(missing), str(error)) from error
 
     async def _call_key(self, key: str, *arguments: str | bytes | int) -> RedisReply:
         return await self._ask(self._topology, key, arguments)
@@ -264,16 +295,48 @@ class Engine:
     async def _ask(
         self, nodes: Topology, key: str, arguments: Sequence[str | bytes | int]
     ) -> RedisReply:
-        """One command where a key is, asked again where it has moved: it has not run then."""
+        """One command where a key is, asked again while its slot moves: it has not run then."""
         try:
             return await self._on_node(_node(nodes, key), arguments, key)
-        except _MovedError:
-            pass
-        try:
-            await nodes.refresh()
-            return await self._on_node(_node(nodes, key), arguments, key)
-        except (_MovedError, RedisError, OSError) as error:
-            raise _unavailable(error) from error
+        except _MovingError as error:
+            if not isinstance(nodes, ClusterTopology):
+                raise _moving(error.refusal, "the server belongs to a cluster") from error
+            refusal = error.refusal
+        return await self._ask_again(nodes, key, arguments, refusal)
+
+    async def _ask_again(
+        self,
+        nodes: ClusterTopology,
+        key: str,
+        arguments: Sequence[str | bytes | int],
+        refusal: Exception,
+    ) -> RedisReply:
+        """Repeats a command that was refused because its slot moves, for a bounded time."""
+        deadline_s = time.monotonic() + MOVE_WAIT_S_MAX
+        # A slot that has moved is there already: the first look is at once.
+        wait_s = 0.0 if isinstance(refusal, MovedError) else MOVE_BACKOFF_FIRST_S
+        while time.monotonic() < deadline_s:
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+            wait_s = min(max(2 * wait_s, MOVE_BACKOFF_FIRST_S), MOVE_BACKOFF_MAX_S)
+            try:
+                if _is_asked_of_another(refusal) and arguments[0] not in _FUNCTION_CALLS:
+                    return await self._ask_another(nodes, refusal, arguments)
+                if not (_is_asked_of_another(refusal) or isinstance(refusal, TryAgainError)):
+                    await nodes.refresh()
+                return await self._on_node(nodes.node(key), arguments, key)
+            except _MovingError as error:
+                refusal = error.refusal
+            except (RedisError, OSError) as error:
+                # The nodes could not be asked who has the slot.
+                refusal = error
+        raise _moving(refusal) from refusal
+
+    async def _ask_another(
+        self, nodes: ClusterTopology, ask: AskError, arguments: Sequence[str | bytes | int]
+    ) -> RedisReply:
+        """One command at the node to which its key has been moved before the slot itself was."""
+        node = nodes.node_at(ask.host, ask.port)
+        return await self._send(await self._wire(node), node, arguments, is_asking=True)
 
     async def _on_node(
         self, node: Node, arguments: Sequence[str | bytes | int], key: str | None = None
@@ -281,8 +344,19 @@ class Engine:
         wire = await self._wire(node)
         if key is not None and arguments[0] == "FCALL" and arguments[1] != "begin_epoch":
             await self._before(wire, node, key)
+        return await self._send(wire, node, arguments)
+
+    async def _send(
+        self,
+        wire: Wire,
+        node: Node,
+        arguments: Sequence[str | bytes | int],
+        *,
+        is_asking: bool = False,
+    ) -> RedisReply:
+        send = wire.call_asking if is_asking else wire.call
         try:
-            return await wire.call(*arguments)
+            return await send(*arguments)
         except BusyLoadingError as error:
             raise _unavailable(error) from error
         except ResponseError as error:
@@ -407,8 +481,8 @@ class Engine:
             except EngineError as error:
                 if not replies:
                     raise
-                done = f"{error}; the books of other segments are done"
-                raise EngineError(RejectCode.OUTCOME_UNKNOWN, done) from error
+                done = f"{error.message}; the books of other segments are done"
+                raise EngineError(RejectCode.OUTCOME_UNKNOWN, done, error.reason) from error
             if reply.get("status") == "rejected":
                 done = "; the books of other segments are done" if replies else ""
                 return {**reply, "message": reply["message"] + done}
@@ -514,12 +588,30 @@ class _FunctionMissingError(Exception):
     """The server does not have the library."""
 
 
-class _MovedError(Exception):
-    """Another node of the cluster has the slot; nothing was run."""
+class _MovingError(Exception):
+    """The key's slot moves, or has moved, or nobody has it at present; nothing was run."""
+
+    def __init__(self, refusal: Exception) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+
+
+def _is_asked_of_another(refusal: Exception) -> TypeGuard[AskError]:
+    # To redis-py a slot that has moved is a kind of one that moves.
+    return isinstance(refusal, AskError) and not isinstance(refusal, MovedError)
 
 
 def _unavailable(error: BaseException) -> EngineError:
-    return EngineError(RejectCode.UNAVAILABLE, f"the server is not available: {error}")
+    return EngineError(RejectCode.UNAVAILABLE, _UNAVAILABLE_MESSAGE, str(error))
+
+
+def _moving(refusal: Exception, message: str = _MOVING_MESSAGE) -> EngineError:
+    """What is said when a slot did not come to rest in time."""
+    if isinstance(refusal, ClusterDownError):
+        message = _REFUSED_FOR_NOW[ClusterDownError]
+    elif not isinstance(refusal, ResponseError):
+        message = _UNAVAILABLE_MESSAGE
+    return EngineError(RejectCode.UNAVAILABLE, message, f"{type(refusal).__name__}: {refusal}")
 
 
 def _refused(error: ResponseError, node: Node) -> Exception:
@@ -527,15 +619,30 @@ def _refused(error: ResponseError, node: Node) -> Exception:
     text = str(error)
     if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
         return EngineError(RejectCode.OUT_OF_MEMORY, "the server's memory is full")
-    if isinstance(error, MovedError):
-        return _MovedError(text)
+    if isinstance(error, (AskError, TryAgainError, ClusterDownError)):
+        return _MovingError(error)
     if "unction not found" in text:
         return _FunctionMissingError("the server has no library orderbook")
-    refused_for_now = isinstance(error, (ReadOnlyError, ClusterDownError, TryAgainError))
-    if refused_for_now or text.startswith(_REFUSED_FOR_NOW):
+    message = _for_now(error, text)
+    if message is not None:
         # It may not be the primary any more: the next call looks again.
         node.distrust()
-    return EngineError(RejectCode.UNAVAILABLE, library.bundle().explain(text))
+        return EngineError(RejectCode.UNAVAILABLE, message, text)
+    if text.startswith(_OWN_ERROR_PREFIX):
+        return EngineError(RejectCode.UNAVAILABLE, text)
+    message = "the server could not run the call"
+    return EngineError(RejectCode.UNAVAILABLE, message, library.bundle().explain(text))
+
+
+def _for_now(error: ResponseError, text: str) -> str | None:
+    """What clients are told of a refusal that another server or a later time may take back."""
+    for kind, message in _REFUSED_FOR_NOW.items():
+        if isinstance(error, kind):
+            return message
+    for prefix, message in _REFUSED_FOR_NOW_PREFIXES.items():
+        if text.startswith(prefix):
+            return message
+    return None
 
 
 def _lost(error: BaseException, arguments: Sequence[object]) -> EngineError:

@@ -38,6 +38,7 @@ class Node:
         self.client = client
         self._wire: Wire | None = None
         self._opening: asyncio.Task[Wire] | None = None
+        self._has_left = False
 
     async def wire(self) -> Wire:
         """The wire that all share. Raises what redis-py raises where no server can be reached."""
@@ -53,6 +54,8 @@ class Node:
         self._opening = None
         if not opening.cancelled() and opening.exception() is None:
             self._wire = opening.result()
+            if self._has_left:
+                self._wire.retire()
 
     async def open_wire(self) -> Wire:
         """A wire of the caller's own, to be closed by it: for commands that wait at the server."""
@@ -78,6 +81,12 @@ class Node:
         """From here on commands go out on another wire."""
         if self._wire is not None:
             self._wire.retire()
+
+    async def leave(self) -> None:
+        """Lets go of a node that is no primary any more; what is on its way is still answered."""
+        self._has_left = True
+        self.distrust()
+        await self.client.aclose()
 
     async def close(self) -> None:
         if self._opening is not None:
@@ -194,6 +203,14 @@ class ClusterTopology:
     def nodes(self) -> list[Node]:
         return list(self._nodes.values())
 
+    def node_at(self, host: str, port: int) -> Node:
+        """The node at an address that another node has named."""
+        name = f"{host}:{port}"
+        if name not in self._nodes:
+            # A primary that has no slots yet. The next look keeps it, or lets it go.
+            self._nodes[name] = self._open(host, port)
+        return self._nodes[name]
+
     async def refresh(self) -> None:
         """Everybody notices at once that a node is gone: all wait for one look."""
         if self._looking is None:
@@ -224,12 +241,14 @@ class ClusterTopology:
     async def _sync(self) -> None:
         primaries = {node.name: node for node in self._cluster.get_primaries()}
         for name in self._nodes.keys() - primaries.keys():
-            await self._nodes.pop(name).close()
+            await self._nodes.pop(name).leave()
         for name, primary in primaries.items():
             if name not in self._nodes:
-                options = {**self._credentials, **_client_options()}
-                client = Redis(host=primary.host, port=int(primary.port), **options)
-                self._nodes[name] = Node(client)
+                self._nodes[name] = self._open(primary.host, int(primary.port))
+
+    def _open(self, host: str, port: int) -> Node:
+        options = {**self._credentials, **_client_options()}
+        return Node(Redis(host=host, port=port, **options))
 
 
 async def connect(url: str) -> Topology:

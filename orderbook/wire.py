@@ -16,6 +16,7 @@ event loop turns goes out in one write, and nobody takes a connection or gives o
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from redis.asyncio.connection import AbstractConnection
@@ -71,6 +72,23 @@ class Wire:
         """Sends one command; its reply. Raises what the server refused it with; a redis-py
         ConnectionError or TimeoutError where the reply will never come, NotSentError where nothing
         was sent."""
+        return await self._hand_over(arguments)
+
+    async def call_asking(self, *arguments: str | bytes | int) -> RedisReply:
+        """The same for a key that is being moved to this server: ASKING goes directly before it."""
+        _, reply = await self.call_together(("ASKING",), arguments)
+        if isinstance(reply, BaseException):
+            raise reply
+        return reply
+
+    async def call_together(
+        self, *commands: Sequence[str | bytes | int]
+    ) -> list[RedisReply | BaseException]:
+        """Sends commands one directly behind the other; what each came to, errors included."""
+        replies = [self._hand_over(command) for command in commands]
+        return await asyncio.gather(*replies, return_exceptions=True)
+
+    def _hand_over(self, arguments: Sequence[str | bytes | int]) -> asyncio.Future[RedisReply]:
         if self._error is not None:
             raise NotSentError("the connection is closed") from self._error
         self._outbox += self._connection.pack_command(*arguments)
@@ -80,7 +98,7 @@ class Wire:
         self._waiting.append(waiter)
         if self._timer is None:
             self._timer = self._loop.call_later(SOCKET_TIMEOUT_S, self._look_at_the_oldest)
-        return await waiter.reply
+        return waiter.reply
 
     def retire(self) -> None:
         """Takes no more commands, and closes when those on their way have been answered."""

@@ -1,19 +1,26 @@
 """Three primaries: books of two segments live on different nodes, and one Engine serves both."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from books import Book
+from orderbook import engine as engine_module
 from orderbook import library, topology
-from orderbook.engine import Engine
+from orderbook.engine import INSTRUMENTS_KEY, Engine, EngineError
 from orderbook.topology import ClusterTopology, Node
 from servers import HOST, Server, running_cluster
 
 SYMBOL, OTHER_SYMBOL = "BTC-USD", "ETH-USD"
+RULES = {"tick_size": "1", "lot_size": "1"}
+MOVE_S = 0.3
+MIGRATE_TIMEOUT_MS = 5000
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,12 @@ async def connected(cluster: list[Server]) -> AsyncIterator[Engine]:
 
 def owner(cluster: list[Server], segment: str) -> Server:
     """The node on which a segment's books are."""
-    slot = cluster[0].client.execute_command("CLUSTER", "KEYSLOT", f"{{{segment}}}")
+    return owner_of_slot(
+        cluster, cluster[0].client.execute_command("CLUSTER", "KEYSLOT", f"{{{segment}}}")
+    )
+
+
+def owner_of_slot(cluster: list[Server], slot: int) -> Server:
     for first, last, (_, port, *_), *_ in cluster[0].client.execute_command("CLUSTER", "SLOTS"):
         if first <= slot <= last:
             return next(server for server in cluster if server.port == port)
@@ -170,3 +182,131 @@ def test_function_on_the_wrong_node_is_redirected(cluster: list[Server]) -> None
     wrong = next(server for server in cluster if server is not home)
     with pytest.raises(ResponseError, match="MOVED|" + str(home.port)):
         Book(wrong.client, SYMBOL).read("get_book")
+
+
+# ---- while a slot moves
+
+
+@dataclass
+class Move:
+    """A segment's slot that is being moved from one node to another."""
+
+    cluster: list[Server]
+    slot: int
+    source: Server
+    target: Server
+
+    def begin(self) -> None:
+        """No key moves yet: a key that is not there already is asked for at the target."""
+        self._set(self.target, "IMPORTING", self.source)
+        self._set(self.source, "MIGRATING", self.target)
+
+    def _set(self, server: Server, state: str, other: Server) -> None:
+        name = other.client.execute_command("CLUSTER", "MYID")
+        server.client.execute_command("CLUSTER", "SETSLOT", self.slot, state, name)
+
+    def end(self) -> None:
+        """Moves the keys, and then the slot."""
+        keys = self.source.client.execute_command("CLUSTER", "GETKEYSINSLOT", self.slot, 1000)
+        if keys:
+            address = (HOST, self.target.port, "", 0, MIGRATE_TIMEOUT_MS)
+            self.source.client.execute_command("MIGRATE", *address, "KEYS", *keys)
+        for server in (self.target, *self.cluster):
+            self._set(server, "NODE", self.target)
+
+
+@contextlib.contextmanager
+def moving(cluster: list[Server], segment: str) -> Iterator[Move]:
+    """A slot that begins to move. At the end it is on some node, and nobody moves it."""
+    source = owner(cluster, segment)
+    target = next(server for server in cluster if server is not source)
+    slot = int(source.client.execute_command("CLUSTER", "KEYSLOT", f"{{{segment}}}"))
+    move = Move(cluster, slot, source, target)
+    move.begin()
+    try:
+        yield move
+    finally:
+        if owner(cluster, segment) is source:
+            move.end()
+
+
+async def _answered_after_the_move(move: Move, call: Awaitable[Any]) -> Any:
+    """What a call comes to that must wait until the slot is at the target."""
+    waiting = asyncio.ensure_future(call)
+    await asyncio.sleep(MOVE_S)
+    assert not waiting.done()
+    await asyncio.to_thread(move.end)
+    return await waiting
+
+
+async def test_a_call_waits_until_its_slot_has_moved(
+    cluster: list[Server], connected: Engine
+) -> None:
+    with moving(cluster, "moving") as move:
+        call = connected.define_instrument(SYMBOL, segment="moving", **RULES)
+        assert (await _answered_after_the_move(move, call))["segment"] == "moving"
+        assert Book(move.target.client, SYMBOL, "moving").stored_keys()
+
+
+async def test_a_call_whose_keys_are_half_moved_waits(
+    cluster: list[Server], connected: Engine
+) -> None:
+    await connected.define_instrument(SYMBOL, segment="moving", **RULES)
+    key = connected.book_key(SYMBOL)
+    with moving(cluster, "moving") as move:
+        # The server itself says TRYAGAIN where one declared key is there and another is not.
+        call = connected._call_function(key, "FCALL_RO", "get_book", 2, key, f"{key}:none")
+        assert b"INVALID_BOOK_KEY" in await _answered_after_the_move(move, call)
+
+
+async def test_a_stream_that_has_moved_before_its_slot_is_read_there(
+    cluster: list[Server], connected: Engine
+) -> None:
+    connected._segments[SYMBOL] = "moving"
+    stream = connected.book_key(SYMBOL) + ":events"
+    with moving(cluster, "moving") as move:
+        with move.target.client.pipeline(transaction=False) as pipeline:
+            pipeline.execute_command("ASKING")
+            pipeline.execute_command("XADD", stream, "1-0", "trades", "x")
+            pipeline.execute()
+        ((entry_id, _),) = await connected.read_stream(SYMBOL, "XRANGE", stream, "-", "+")
+        assert entry_id == b"1-0"
+        move.end()
+        move.target.client.delete(stream)
+
+
+async def test_a_slot_that_nobody_has_is_waited_for(
+    cluster: list[Server], connected: Engine
+) -> None:
+    await connected.define_instrument(SYMBOL, segment="moving", **RULES)
+    home = owner(cluster, "moving")
+    slot = home.client.execute_command("CLUSTER", "KEYSLOT", "{moving}")
+    home.client.execute_command("CLUSTER", "DELSLOTS", slot)
+    waiting = asyncio.create_task(connected.get_book(SYMBOL))
+    await asyncio.sleep(MOVE_S)
+    assert not waiting.done()
+    home.client.execute_command("CLUSTER", "ADDSLOTS", slot)
+    assert (await waiting)["bids"] == []
+
+
+async def test_a_move_that_does_not_end_in_time_is_told_without_naming_servers(
+    cluster: list[Server], connected: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "MOVE_WAIT_S_MAX", MOVE_S)
+    with moving(cluster, "moving") as move:
+        with pytest.raises(EngineError) as refusal:
+            await connected.define_instrument(SYMBOL, segment="moving", **RULES)
+        assert refusal.value.code == "UNAVAILABLE"
+        assert b"is being moved to another server" in refusal.value.reply()
+        assert str(move.target.port).encode() not in refusal.value.reply()
+        assert str(move.target.port) in str(refusal.value)
+
+
+async def test_an_address_of_a_single_server_is_no_address_of_a_cluster(
+    cluster: list[Server],
+) -> None:
+    slot = cluster[0].client.execute_command("CLUSTER", "KEYSLOT", INSTRUMENTS_KEY)
+    home = owner_of_slot(cluster, slot)
+    wrong = next(server for server in cluster if server is not home)
+    with pytest.raises(EngineError, match="belongs to a cluster"):
+        await Engine.connect(wrong.url)
