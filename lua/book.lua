@@ -34,6 +34,7 @@
 -- (stops.lua): by stop price in place of price, and without levels. A third, `dormant`, has the
 -- orders of order lists that are not armed yet (lists.lua). Only a book that has some opens them.
 
+local damage = require("damage")
 local events = require("events")
 local instrument = require("instrument")
 local keys = require("keys")
@@ -155,7 +156,30 @@ function book.from(record)
     timer_cancels_left = book.timer_cancels_per_call_max,
     is_spent = false,
     events = events.new(),
+    command_index = false,
+    epoch_changed = false,
+    expired_count = 0,
+    timer_cancel_count = 0,
+    checked_keys = {},
   }
+end
+
+-- An error reply where the keys of the orders do not hold as many as the counters say, else nil: a
+-- key is missing (evicted, deleted), or the book is half written. For the beginning of a call that
+-- may change the book; what is read here also shows that these keys have their types.
+function book.missing_key_error(b)
+  local record, bids_key, asks_key = b.instrument, b.buy.key, b.sell.key
+  local orders_key, extended = keys.orders(b.key), record.extended
+  local waiting = extended and extended.waiting_orders + extended.dormant_orders or 0
+  local bids, asks = redis.call("ZCARD", bids_key), redis.call("ZCARD", asks_key)
+  local orders, open = redis.call("HLEN", orders_key), record.open_orders
+  if orders ~= open or bids + asks ~= open - waiting then
+    return redis.error_reply("DAMAGED orders of the book are missing: run verify_book")
+  end
+  b.buy.exhausted, b.sell.exhausted = bids == 0, asks == 0
+  local checked = b.checked_keys
+  checked[b.key], checked[bids_key], checked[asks_key], checked[orders_key] = true, true, true, true
+  return nil
 end
 
 -- Bounds on the work of one call. Every account of a call is two arguments of its one XADD, and Lua
@@ -211,6 +235,9 @@ local function read_order(b, order_id)
     text = redis.call("HGET", keys.orders(b.key), order_id)
   end
   local o = text and order.parse(order_id, text) or false
+  if text and not o then
+    return damage.raise("order " .. order_id .. " has no valid record")
+  end
   b.orders[order_id] = o
   return o
 end
@@ -580,7 +607,7 @@ function book.queue(b, side_name)
         prefetch_records(b, side, stored)
       end
       stored = stored + 1
-      return book.order(b, order_id)
+      return book.order(b, order_id) or damage.raise("order " .. order_id .. " has no record")
     end
     if not stored then
       stored = #side.members + 1

@@ -3,9 +3,11 @@
 
 local book = require("book")
 local cascade = require("cascade")
+local epoch = require("epoch")
 local events = require("events")
 local fields = require("fields")
 local instrument = require("instrument")
+local isolation = require("isolation")
 local keys = require("keys")
 local reject = require("reject")
 local states = require("states")
@@ -40,46 +42,37 @@ function call.open_with(open, call_keys)
   return opened
 end
 
--- Tells what is told once a call, as it stands at its end.
-function call.conclude(b)
-  if b.trailing_touched then
-    stops.tell_trailed(b)
-  end
-end
-
--- Writes the working copy, then replies; or gives the error that kept it from being written.
-function call.finish(b, reply)
-  call.conclude(b)
-  local refused = writing.write(b)
-  if refused then
-    return refused
-  end
-  return reply
-end
-
--- What a call does before its commands: the time is read and what is due is done. Returns how many
--- orders expired, and how many timers have canceled. Of several books one clock reading is given.
-function call.begin(b, now_ms)
-  book.stamp(b, now_ms)
+-- Does what is due before the commands of a call; nothing in a book that an internal error halted.
+local function run_scheduled(b)
   local extended = b.instrument.extended
   local expired = extended and book.expire(b) or {}
   for i = 1, #expired do
     events.expired(b, expired[i])
   end
-  local canceled_count = 0
+  b.expired_count = #expired
   if extended then
-    canceled_count = extended.timers > 0 and switch.fire(b) or 0
+    b.timer_cancel_count = extended.timers > 0 and switch.fire(b) or 0
     states.watch(b)
     states.carry_on(b)
   end
   if b.agenda or b.notes then
     cascade.run(b)
   end
-  return #expired, canceled_count
 end
 
--- Carries out what a command has led to.
+-- What a call does before its commands: the time is set, a new epoch begins where the server is
+-- another one, and what is due is done. Of several books one clock reading is given.
+function call.begin(b, now_ms)
+  book.stamp(b, now_ms)
+  epoch.follow_server(b)
+  if not isolation.is_halted(b) then
+    run_scheduled(b)
+  end
+end
+
+-- Carries out what a command has led to. An error in it comes from what is stored.
 function call.follow_up(b)
+  b.command_index = false
   if b.breaker then
     states.settle(b)
   end
@@ -90,16 +83,71 @@ end
 
 -- Runs commands one after the other, and what the trades of each trigger; false in the list is one
 -- that was refused before. Adds the replies by their places.
-function call.run(b, list, replies)
+local function run(b, list, replies)
   for i = 1, #list do
     local values = list[i]
     if values then
+      b.command_index = i
       local reply, refusal = values.method.run(b, values)
       if b.agenda or b.notes or b.breaker then
         call.follow_up(b)
       end
       replies[i] = reply or reject.json(refusal, values.client_order_id)
     end
+  end
+  b.command_index = false
+end
+
+-- The plan of everything that a call has changed. Tells first what is told once a call, as it
+-- stands at its end. Returns as writing.plan.
+function call.plan(b)
+  if b.trailing_touched then
+    stops.tell_trailed(b)
+  end
+  return writing.plan(b)
+end
+
+-- Writes what a call has changed, after the time of the call was set. Returns nil, or an error
+-- reply: nothing was written then.
+function call.commit(b)
+  local plan, problem = call.plan(b)
+  return problem or (plan and writing.carry_out(b, plan)) or nil
+end
+
+-- Runs a batch on a working copy, up to the plan of its writes. Returns as writing.plan.
+local function prepare(b, batch, now_ms)
+  isolation.apply(batch, b)
+  call.begin(b, now_ms)
+  if batch.prefetch then
+    batch.prefetch(b, batch.list)
+  end
+  run(b, batch.list, batch.replies)
+  return call.plan(b)
+end
+
+-- Runs a batch { list, replies, prefetch } as one change of the book: does what is due, runs the
+-- commands of the list, and writes. Returns the working copy as it was written, or nil and an error
+-- reply. A command that raises an error is refused, and the others run: see isolation.lua.
+function call.transact(b, batch)
+  local now_ms
+  while true do
+    local refused = book.missing_key_error(b)
+    if refused then
+      return nil, refused
+    end
+    local plan
+    local is_prepared, problem, redis_error = isolation.attempt(function()
+      plan, refused = prepare(b, batch, now_ms)
+    end)
+    if is_prepared then
+      refused = refused or (plan and writing.carry_out(b, plan))
+      return not refused and b or nil, refused
+    end
+    refused = redis_error or isolation.note(batch, b, problem)
+    if refused then
+      return nil, refused
+    end
+    b, now_ms = book.open(b.key), b.now_ms
   end
 end
 

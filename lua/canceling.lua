@@ -10,6 +10,7 @@ local call = require("call")
 local changing = require("changing")
 local events = require("events")
 local fields = require("fields")
+local isolation = require("isolation")
 local keys = require("keys")
 local reject = require("reject")
 local writing = require("writing")
@@ -34,56 +35,38 @@ local function keys_refusal(call_keys)
   return nil
 end
 
--- The working copies of all books, with what is due done; or nil and why not.
-local function open_all(call_keys)
+-- Opens all books and does what is due. Returns a refusal, or nil.
+local function open_all(change, call_keys)
   local refusal = keys_refusal(call_keys)
   if refusal then
-    return nil, refusal
+    return refusal
   end
-  local books = {}
+  local books = change.books
   for i, key in ipairs(call_keys) do
     books[i] = book.open(key)
     if not books[i] then
-      return reject.with("UNKNOWN_SYMBOL", "there is no such instrument")
+      return reject.new("UNKNOWN_SYMBOL", "there is no such instrument")
     end
   end
   local now_ms = book.clock_ms()
   for i, b in ipairs(books) do
+    change.current, change.refused = b, change.refused or book.missing_key_error(b)
     if i > 1 then
       book.share_limits(books[i - 1], b)
     end
     call.begin(b, now_ms)
   end
-  return books
-end
-
--- Writes all books, then replies; or gives the error that kept all of them from being written.
-local function finish_all(books, reply)
-  local plans = {}
-  for i, b in ipairs(books) do
-    call.conclude(b)
-    local plan, refused = writing.plan(b)
-    refused = refused or (plan and events.events_refusal(b))
-    if refused then
-      return refused
-    end
-    plans[i] = plan or false
-  end
-  for i, b in ipairs(books) do
-    local refused = plans[i] and writing.carry_out(b, plans[i])
-    if refused then
-      return refused
-    end
-  end
-  return reply
+  return nil
 end
 
 -- Cancels in one book after the other, up to the limit of a call over all. Returns the reply, or
 -- nil and why not.
-local function cancel_in(books, values)
+local function cancel_in(change, values)
   local rows, canceled_count, remaining_count = {}, 0, 0
+  local books = change.books
   local before = books[#books]
   for i, b in ipairs(books) do
+    change.current = b
     book.share_limits(before, b)
     before = b
     local reply, refusal, counts = changing.cancel_all_orders(b, values)
@@ -105,22 +88,69 @@ local function cancel_in(books, values)
   )
 end
 
+-- Plans the writes of all books, and looks at everything that could refuse one of them.
+local function plan_all(change)
+  for i, b in ipairs(change.books) do
+    change.current = b
+    local plan, refused = call.plan(b)
+    refused = refused or (plan and events.events_refusal(b))
+    change.plans[i], change.refused = plan or false, change.refused or refused
+  end
+end
+
+-- Runs the whole call up to its writes. Returns the reply.
+local function prepare(change, call_keys, arguments)
+  local refusal = open_all(change, call_keys)
+  if refusal then
+    change.books = {}
+    return reject.json(refusal)
+  end
+  local values, malformed = fields.from_arguments(arguments, changing.cancel_all_schema)
+  local reply, refused
+  if values then
+    reply, refused = cancel_in(change, values)
+  end
+  plan_all(change)
+  return reply or reject.json(malformed or refused)
+end
+
+-- An error was raised while the call worked on one of its books: that book is halted, and nothing
+-- is done in the others.
+local function halt_current(change, problem)
+  local batch = { list = {}, replies = {} }
+  local refused = isolation.note(batch, change.current, problem)
+  local halted
+  if not refused then
+    halted, refused = call.transact(book.open(change.current.key), batch)
+  end
+  return halted and reject.json(isolation.refusal()) or refused
+end
+
 -- cancel_all_orders with 2 to 100 keys: cancels an account's open orders in several books of one
 -- segment, as one change of all.
 -- Fields: account; session side valid_until_ms. Reply: account books (each symbol and as with one
 -- key) canceled_count remaining_count timestamp_ms.
--- Rejects: INVALID_BOOK_KEY, UNKNOWN_SYMBOL, TOO_LATE, and those of the fields' forms.
+-- Rejects: INVALID_BOOK_KEY, UNKNOWN_SYMBOL, TOO_LATE, INTERNAL_ERROR, and those of the fields'
+-- forms.
 function canceling.cancel_in_books(call_keys, arguments)
-  local books, refusal = open_all(call_keys)
-  if not books then
-    return reject.json(refusal)
+  local change = { books = {}, plans = {}, current = false, refused = nil }
+  local reply
+  local is_prepared, problem, redis_error = isolation.attempt(function()
+    reply = prepare(change, call_keys, arguments)
+  end)
+  if not is_prepared then
+    return redis_error or halt_current(change, problem)
   end
-  local values, malformed = fields.from_arguments(arguments, changing.cancel_all_schema)
-  if not values then
-    return finish_all(books, reject.json(malformed))
+  if change.refused then
+    return change.refused
   end
-  local reply, refused = cancel_in(books, values)
-  return finish_all(books, reply or reject.json(refused))
+  for i, b in ipairs(change.books) do
+    local refused = change.plans[i] and writing.carry_out(b, change.plans[i])
+    if refused then
+      return refused
+    end
+  end
+  return reply
 end
 
 return canceling

@@ -4,7 +4,7 @@
 --   fields -> remembered? -> checks against instrument and book -> plan -> working copy -> reply
 --
 -- A command runs against a working copy (book.lua) and returns its reply as JSON text. Nothing is
--- written before all commands of the call have run; `call.finish` writes, once. `execute` is
+-- written before all commands of the call have run; `call.transact` writes, once. `execute` is
 -- therefore the same as single calls, only that they share one sequence. The commands on orders are
 -- in placing.lua, changing.lua, listing.lua, replacing.lua, quoting.lua, canceling.lua and
 -- switch.lua, what only reads in queries.lua and history.lua.
@@ -16,6 +16,7 @@ local call = require("call")
 local canceling = require("canceling")
 local changing = require("changing")
 local depth = require("depth")
+local epoch = require("epoch")
 local events = require("events")
 local fields = require("fields")
 local history = require("history")
@@ -28,6 +29,7 @@ local placing = require("placing")
 local queries = require("queries")
 local quoting = require("quoting")
 local reject = require("reject")
+local server = require("server")
 local states = require("states")
 local statistics = require("statistics")
 local replacing = require("replacing")
@@ -79,15 +81,15 @@ local function single(method)
     if not b then
       return reject.json(refusal)
     end
-    call.begin(b)
     local values, malformed = fields.from_arguments(arguments, method.schema)
-    if not values then
-      return call.finish(b, reject.json(malformed, fields.echo_argument(arguments)))
+    local one = { list = { values or false }, replies = {} }
+    if values then
+      values.method = method
+    else
+      one.replies[1] = reject.json(malformed, fields.echo_argument(arguments))
     end
-    values.method = method
-    local replies = {}
-    call.run(b, { values }, replies)
-    return call.finish(b, replies[1])
+    local written, refused = call.transact(b, one)
+    return written and one.replies[1] or refused
   end
 end
 
@@ -117,10 +119,9 @@ local function execute(call_keys, arguments)
     return reject.json(refusal)
   end
   local list, replies = batch.decode(arguments, methods)
-  call.begin(b)
-  batch.prefetch(b, list)
-  call.run(b, list, replies)
-  return call.finish(b, replies)
+  local many = { list = list, replies = replies, prefetch = batch.prefetch }
+  local written, refused = call.transact(b, many)
+  return written and replies or refused
 end
 
 -- ---- instruments and housekeeping
@@ -170,17 +171,26 @@ local function define(key, values)
     return instrument.json(record, record.sequence)
   end
   local b = book.from(record)
+  local refused = book.missing_key_error(b)
+  if refused then
+    return refused
+  end
   refusal = known and states.set(b, known)
   if refusal then
     return reject.json(refusal)
   end
   book.stamp(b)
+  if known then
+    epoch.follow_server(b)
+  else
+    epoch.start(b)
+  end
   book.change_rules(b)
   if states.is_uncrossing(b) then
-    call.begin(b)
+    call.begin(b, b.now_ms)
   end
   record.sequence = b.call_sequence
-  local refused = call.finish(b)
+  refused = call.commit(b)
   if refused then
     return refused
   end
@@ -223,17 +233,13 @@ local function begin_epoch(call_keys, arguments)
   end
   local record = b.instrument
   if record.run_id ~= values.run_id then
-    record.epoch = numbers.integer_text(tonumber(record.epoch) + 1)
-    record.sequence = b.call_sequence
     book.stamp(b)
-    events.epoch_begun(b)
-    local refused = events.append(b, {}, {})
+    epoch.begin(b, values.run_id)
+    record.sequence = b.call_sequence
+    local refused = book.missing_key_error(b) or call.commit(b)
     if refused then
       return refused
     end
-    local sequence = numbers.integer_text(b.call_sequence)
-    local run_id, epoch = values.run_id, record.epoch
-    redis.call("HSET", b.key, "run_id", run_id, "epoch", epoch, "sequence", sequence)
   end
   return string.format('{"epoch":%s,"sequence":%.0f}', record.epoch, record.sequence)
 end
@@ -255,16 +261,17 @@ local function tick(call_keys, arguments)
   end
   local done = '{"expired_count":%.0f,"canceled_count":%.0f,"triggered_count":%.0f,"pending":%s,'
     .. '"sequence":%.0f}'
-  -- An instrument without anything rare never has anything due, and many hosts ask twice a second.
-  if not record.extended then
+  -- An instrument without features never has anything due, and many hosts ask twice a second.
+  if not record.extended and not epoch.is_due(record) then
     return done:format(0, 0, 0, "false", record.sequence)
   end
-  local b = book.from(record)
-  local expired_count, canceled_count = call.begin(b)
+  local b, refused = call.transact(book.from(record), { list = {}, replies = {} })
+  if not b then
+    return refused
+  end
   local triggered_count = book.triggers_per_call_max - b.triggers_left
   local pending, sequence = tostring(is_behind(b)), book.current_sequence(b)
-  local reply = done:format(expired_count, canceled_count, triggered_count, pending, sequence)
-  return call.finish(b, reply)
+  return done:format(b.expired_count, b.timer_cancel_count, triggered_count, pending, sequence)
 end
 
 -- What an auction would come to now, for the half-second book; empty where there is none.
@@ -360,8 +367,17 @@ end
 local when_memory_is_full = { "allow-oom" }
 local read_only = { "no-writes" }
 
+-- A book whose hash slot is being moved is no book that a function may look at: see server.lua.
+local function where_slot_stays(callback)
+  return function(call_keys, arguments)
+    local refused = call_keys[1] and server.moving_error(call_keys[1])
+    return refused or callback(call_keys, arguments)
+  end
+end
+
 local function register(name, callback, flags)
-  redis.register_function({ function_name = name, callback = callback, flags = flags })
+  local guarded = where_slot_stays(callback)
+  redis.register_function({ function_name = name, callback = guarded, flags = flags })
 end
 
 function commands.register()

@@ -9,6 +9,7 @@
 -- From these reports alone the book can be rebuilt: they carry the priority an order queued with.
 -- This file has the only XADDs.
 
+local acceptance = require("acceptance")
 local instrument = require("instrument")
 local keys = require("keys")
 local numbers = require("numbers")
@@ -309,6 +310,17 @@ local function add(list, topic, message)
   list[length + 1], list[length + 2] = topic, message
 end
 
+-- A new epoch, with the counters as they are at the end of the call: they skip what was lost.
+local function epoch_message(b)
+  local record = b.instrument
+  return head(b, "epoch")
+    .. ',"last_order_id":"'
+    .. numbers.integer_text(record.last_order_id)
+    .. '","last_trade_id":"'
+    .. numbers.integer_text(record.last_trade_id)
+    .. '"}'
+end
+
 -- Topic, message, topic, message … of this call.
 local function topics(b, bid_prices, ask_prices, trades_message)
   local list, told = {}, b.events
@@ -331,30 +343,31 @@ local function topics(b, bid_prices, ask_prices, trades_message)
     add(list, "instruments", head(b, "instruments") .. ',"instrument":' .. text .. "}")
   end
   if told.epoch then
-    add(list, "epoch", head(b, "epoch") .. "}")
+    add(list, "epoch", epoch_message(b))
   end
   return list
 end
 
-local function taken(stream_key, id)
-  return #redis.call("XREVRANGE", stream_key, "+", id, "COUNT", 1) > 0
+-- Whether a stream has an entry with this sequence or a later one.
+local function taken(stream_key, sequence)
+  local before = numbers.integer_text(sequence - 1) .. "-18446744073709551615"
+  local found = redis.call("XREAD", "COUNT", 1, "STREAMS", stream_key, before)
+  return type(found) == "table" and #found > 0
 end
 
-local function add_entry(stream_key, length_max, id, list)
-  return redis.pcall("XADD", stream_key, "MAXLEN", "~", length_max, id, unpack(list))
+local function damaged(problem)
+  return redis.error_reply("DAMAGED " .. problem .. ": run verify_book")
 end
 
-local function damaged(stream_name)
-  return redis.error_reply(
-    "DAMAGED the stream " .. stream_name .. " is ahead of the book: run verify_book"
-  )
+local function is_ahead(stream_name)
+  return damaged("the stream " .. stream_name .. " is ahead of the book")
 end
 
 -- An error reply where the stream of trades has the call's sequence already, else nil. The stream
 -- of events needs no look: its entry is the first write, and Redis refuses it by itself.
 function events.trades_refusal(b)
-  if #b.events.trades > 0 and taken(keys.trades(b.key), b.sequence_text .. "-0") then
-    return damaged("trades")
+  if #b.events.trades > 0 and taken(keys.trades(b.key), b.call_sequence) then
+    return is_ahead("trades")
   end
   return nil
 end
@@ -362,44 +375,75 @@ end
 -- The same of the stream of events: for a call that writes several books, of which all but the
 -- first are refused too late.
 function events.events_refusal(b)
-  if taken(keys.events(b.key), b.sequence_text .. "-0") then
-    return damaged("events")
+  if taken(keys.events(b.key), b.call_sequence) then
+    return is_ahead("events")
   end
   return nil
 end
 
--- Appends the call's entry, the first write of every command. bid_prices and ask_prices are the
--- levels it changed. Returns nil, or an error reply when the stream has that sequence already:
--- nothing was written then. Of a call with trades `trades_refusal` was asked before.
-function events.append(b, bid_prices, ask_prices)
-  local id = b.sequence_text .. "-0"
-  local trades_key = keys.trades(b.key)
+-- The call's entry: the messages for the stream of events, and the one for the stream of trades or
+-- nil. bid_prices and ask_prices are the levels that the call changed.
+function events.entry(b, bid_prices, ask_prices)
   local trades_message
   if #b.events.trades > 0 then
     trades_message = head(b, "trades") .. ',"trades":[' .. table.concat(b.events.trades) .. "]}"
   end
-  local list = topics(b, bid_prices, ask_prices, trades_message)
-  local added = add_entry(keys.events(b.key), b.instrument.events_length_max, id, list)
-  if type(added) == "table" and added.err then
-    return damaged("events")
+  return { messages = topics(b, bid_prices, ask_prices, trades_message), trades = trades_message }
+end
+
+-- Appends to a stream with the id of a sequence. Returns nil, or an error reply where the stream
+-- refused it: nothing was written then. A stream that must be there already is not made.
+local function append_to(stream_name, stream_key, ...)
+  local added = redis.pcall("XADD", stream_key, ...)
+  if not added then
+    return damaged("the stream " .. stream_name .. " is missing")
   end
-  if trades_message then
-    local length_max = b.instrument.trades_length_max
-    redis.call("XADD", trades_key, "MAXLEN", "~", length_max, id, "trades", trades_message)
+  if type(added) ~= "table" or not added.err then
+    return nil
   end
-  return nil
+  if added.err:find("WRONGTYPE", 1, true) then
+    return damaged("the stream " .. stream_name .. " has the type of another key")
+  end
+  return is_ahead(stream_name)
+end
+
+-- Appends the call's entry to the stream of events, the first write of every call. Returns nil, or
+-- an error reply where the stream refused it: nothing was written then.
+function events.append(b, entry)
+  local events_key, length_max = keys.events(b.key), b.instrument.events_length_max
+  local id, list = b.sequence_text .. "-0", entry.messages
+  if b.sequence == 0 then
+    return append_to("events", events_key, "MAXLEN", "~", length_max, id, unpack(list))
+  end
+  -- Only a new book has no stream yet.
+  local trim = "NOMKSTREAM"
+  return append_to("events", events_key, trim, "MAXLEN", "~", length_max, id, unpack(list))
+end
+
+-- The write of the call's trades to their own stream: see writing.lua.
+function events.each_write(b, entry, run)
+  if entry.trades then
+    local length_max, id = b.instrument.trades_length_max, b.sequence_text .. "-0"
+    run("XADD", keys.trades(b.key), { "MAXLEN", "~", length_max, id, "trades", entry.trades })
+  end
+end
+
+-- An error reply where the caller's Redis user may not append to the stream of events, else nil.
+function events.right_error(b)
+  return acceptance.right_error("XADD", keys.events(b.key))
 end
 
 -- Writes the half-second book and what goes with it (topic, message, …) under the sequence that it
 -- shows. Returns nil or an error reply.
 function events.publish_book(record, list)
   local id = string.format("%.0f-0", record.sequence)
-  local stream_key = keys.published_book(record.key)
-  local added = add_entry(stream_key, record.book_length_max, id, list)
-  if type(added) == "table" and added.err then
-    return damaged("book")
+  local stream_key, length_max = keys.published_book(record.key), record.book_length_max
+  local refused = acceptance.right_error("XADD", stream_key)
+    or acceptance.right_error("HSET", record.key)
+  if refused then
+    return refused
   end
-  return nil
+  return append_to("book", stream_key, "MAXLEN", "~", length_max, id, unpack(list))
 end
 
 return events

@@ -20,6 +20,7 @@ local stored_fields = {
   "sequence",
   "epoch",
   "run_id",
+  "server_run_id",
   "last_order_id",
   "last_trade_id",
   "last_priority",
@@ -36,8 +37,8 @@ local stored_fields = {
 -- What few instruments use, read only where one of them was ever set (`extended` is 1): rules; then
 -- where the circuit breaker and an auction that is being uncrossed stand (states.lua, auction.lua);
 -- how many open orders expire, are icebergs, wait for a trade price, trail it, are not armed yet;
--- how many order lists there are and timers are running; and what trades have led to that is still
--- to be carried out.
+-- how many order lists there are and timers are running; what trades have led to that is still to
+-- be carried out; which internal error halted the book, and how many there were (isolation.lua).
 local extended_fields = {
   "self_trade_prevention",
   "protection",
@@ -52,6 +53,8 @@ local extended_fields = {
   "reference_price",
   "window_start_ms",
   "uncrossing",
+  "halt_reason",
+  "internal_errors",
   "gtd_orders",
   "iceberg_orders",
   "waiting_orders",
@@ -63,6 +66,7 @@ local extended_fields = {
 }
 
 local extended_counters = {
+  "internal_errors",
   "gtd_orders",
   "iceberg_orders",
   "waiting_orders",
@@ -88,6 +92,8 @@ local function extended_defaults()
     reference_price = "",
     window_start_ms = "0",
     uncrossing = "",
+    halt_reason = "",
+    internal_errors = 0,
     gtd_orders = 0,
     iceberg_orders = 0,
     waiting_orders = 0,
@@ -203,17 +209,18 @@ function instrument.load(book_key)
     sequence = values[6] + 0,
     epoch = values[7],
     run_id = values[8] or nil,
-    last_order_id = values[9] + 0,
-    last_trade_id = values[10] + 0,
-    last_priority = values[11] + 0,
-    last_price = values[12] or nil,
-    open_orders = values[13] + 0,
-    remembered_replies = values[14] + 0,
-    largest_order_lots = values[15] + 0,
-    events_length_max = values[16],
-    trades_length_max = values[17],
-    book_length_max = values[18],
-    extended = values[19] == "1" and load_extended(book_key),
+    server_run_id = values[9] or values[8] or nil,
+    last_order_id = values[10] + 0,
+    last_trade_id = values[11] + 0,
+    last_priority = values[12] + 0,
+    last_price = values[13] or nil,
+    open_orders = values[14] + 0,
+    remembered_replies = values[15] + 0,
+    largest_order_lots = values[16] + 0,
+    events_length_max = values[17],
+    trades_length_max = values[18],
+    book_length_max = values[19],
+    extended = values[20] == "1" and load_extended(book_key),
   })
 end
 
@@ -290,6 +297,7 @@ function instrument.json(record, sequence)
   local last_price = record.last_price and ',"last_price":"' .. record.last_price .. '"' or ""
   local extended = record.extended or extended_defaults()
   local reopens = extended.reopen_time_ms ~= "0"
+  local is_halted = extended.halt_reason ~= ""
   local rules = string.format(
     ',"self_trade_prevention":"%s","protection":"%s","price_band":"%s","min_notional":"%s",'
       .. '"open_orders_max":%s,"limit_percent":"%s","window_ms":%s,"breaker_status":"%s",'
@@ -315,7 +323,8 @@ function instrument.json(record, sequence)
     numbers.text(record.quantity_min, record.quantity_step),
     numbers.text(record.quantity_max, record.quantity_step),
     record.status,
-    reopens and ',"reopen_time_ms":' .. extended.reopen_time_ms or "",
+    (reopens and ',"reopen_time_ms":' .. extended.reopen_time_ms or "")
+      .. (is_halted and ',"halt_reason":"' .. extended.halt_reason .. '"' or ""),
     record.events_length_max,
     record.trades_length_max,
     record.book_length_max,
@@ -336,7 +345,7 @@ local function fresh(book_key)
     symbol = symbol,
     status = "trading",
     sequence = 0,
-    epoch = "1",
+    epoch = "0",
     last_order_id = 0,
     last_trade_id = 0,
     last_priority = 0,
@@ -430,8 +439,9 @@ local function apply_rest(record, values)
   end
   record.status = values.status or record.status
   if values.status and record.extended then
-    -- What an operator says stands until he says otherwise.
+    -- The status that an operator sets stays until the operator changes it.
     record.extended.reopen_time_ms = "0"
+    record.extended.halt_reason = ""
   end
   return true
 end

@@ -18,8 +18,6 @@ local memory = {}
 
 memory.generation_length = 100000
 
-local arguments_max = 4000
-
 function memory.new()
   return { replies = {}, names = {}, forgotten = {} }
 end
@@ -153,17 +151,16 @@ function memory.rotation(b)
   return full and redis.call("EXISTS", keys.replies(b.key)) == 1
 end
 
--- Writes what was forgotten and what is remembered.
-function memory.write(b, rotation)
-  local forgotten = b.memory.forgotten
-  for from = 1, #forgotten, arguments_max do
-    local to = math.min(from + arguments_max - 1, #forgotten)
-    redis.call("HDEL", keys.replies(b.key), unpack(forgotten, from, to))
-    redis.call("HDEL", keys.replies_previous(b.key), unpack(forgotten, from, to))
+-- The writes of what was forgotten and what is remembered: see writing.lua.
+function memory.each_write(b, rotation, run)
+  local forgotten, current = b.memory.forgotten, keys.replies(b.key)
+  if forgotten[1] then
+    run("HDEL", current, forgotten)
+    run("HDEL", keys.replies_previous(b.key), forgotten)
   end
   if rotation then
-    redis.call("UNLINK", keys.replies_previous(b.key))
-    redis.call("RENAME", keys.replies(b.key), keys.replies_previous(b.key))
+    run("UNLINK", keys.replies_previous(b.key), {})
+    run("RENAME", current, { keys.replies_previous(b.key) })
   end
   local texts = {}
   for _, name in ipairs(b.memory.names) do
@@ -173,8 +170,8 @@ function memory.write(b, rotation)
       texts[#texts + 1] = text
     end
   end
-  if #texts > 0 then
-    redis.call("HSET", keys.replies(b.key), unpack(texts))
+  if texts[1] then
+    run("HSET", current, texts)
   end
 end
 

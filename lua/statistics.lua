@@ -237,11 +237,11 @@ function statistics.plan(b, add)
   b.candles_finished = finished
 end
 
--- Drops the oldest of what a call has finished more than is kept.
-function statistics.trim(b)
+-- The writes that drop the oldest of what a call has finished more than is kept: see writing.lua.
+function statistics.each_trim(b, run)
   for _, row in ipairs(b.candles_finished) do
     local candles_key = keys.interval_candles(b.key, row[1])
-    redis.call("ZREMRANGEBYRANK", candles_key, 0, -kept_max[row[1]] - 1)
+    run("ZREMRANGEBYRANK", candles_key, { 0, -kept_max[row[1]] - 1 })
   end
 end
 

@@ -82,9 +82,9 @@ function timers.are_changed(b)
   return #b.timers.members > 0
 end
 
--- Writes the timers that the call has set. Their number goes first: a book that counts too many
--- looks in vain, one that counts too few would never look.
-function timers.write(b)
+-- The writes of the timers that the call has set: see writing.lua. Their number goes first: a book
+-- that counts too many looks in vain, one that counts too few would never look.
+function timers.each_write(b, run)
   local copy = b.timers
   if not timers.are_changed(b) then
     return
@@ -98,12 +98,12 @@ function timers.write(b)
       gone[#gone + 1] = name
     end
   end
-  redis.call("HSET", b.key, "extended", "1", "timers", numbers.integer_text(count(b)))
-  if #gone > 0 then
-    redis.call("ZREM", keys.timers(b.key), unpack(gone))
+  run("HSET", b.key, { "extended", "1", "timers", numbers.integer_text(count(b)) })
+  if gone[1] then
+    run("ZREM", keys.timers(b.key), gone)
   end
-  if #set > 0 then
-    redis.call("ZADD", keys.timers(b.key), unpack(set))
+  if set[1] then
+    run("ZADD", keys.timers(b.key), set)
   end
 end
 

@@ -5,7 +5,9 @@
 -- entry is the first write and the counters with `sequence` are the last, so a write that was
 -- broken off leaves the stream ahead of the book, and the book stands still until it is repaired.
 
+local acceptance = require("acceptance")
 local book = require("book")
+local damage = require("damage")
 local events = require("events")
 local instrument = require("instrument")
 local keys = require("keys")
@@ -35,9 +37,13 @@ local function changed_levels(b, side)
     changed[i] = changed[i] * sign
   end
   book.read_totals(b, side, changed)
+  b.checked_keys[side.levels_key] = true
   for i = 1, #changed do
     local price = changed[i]
     totals[price] = totals[price] + differences[price]
+    if totals[price] < 0 then
+      return damage.raise("a level has less than its orders")
+    end
   end
   return changed
 end
@@ -272,10 +278,15 @@ local function state_pairs(b)
     texts[#texts + 1] = "agenda"
     texts[#texts + 1] = agenda_text(b)
   end
-  if record.last_trade_id ~= b.last_trade_id_before then
-    add_counter(texts, "last_trade_id", record.last_trade_id, nil)
+  add_counter(texts, "last_trade_id", record.last_trade_id, b.last_trade_id_before)
+  if b.candle then
     texts[#texts + 1] = "last_price"
     texts[#texts + 1] = record.last_price
+  end
+  if b.epoch_changed then
+    local run_id, server_run_id = record.run_id, record.server_run_id
+    texts =
+      { "epoch", record.epoch, "run_id", run_id, "server_run_id", server_run_id, unpack(texts) }
   end
   texts[#texts + 1] = "sequence"
   texts[#texts + 1] = b.sequence_text
@@ -297,26 +308,64 @@ end
 
 local write_commands = { "ZREM", "HDEL", "SREM", "ZADD", "HSET", "SADD" }
 
+-- Every write of a plan after the entry in the stream of events, in order: `run` gets the command,
+-- the key and the list of the other arguments.
+local function each_write(b, plan, run)
+  if plan.is_timers_alone then
+    return timers.each_write(b, run)
+  end
+  events.each_write(b, plan.entry, run)
+  for i = 1, #write_commands do
+    local command = write_commands[i]
+    for key, arguments in pairs(plan[command]) do
+      if arguments[1] then
+        run(command, key, arguments)
+      end
+    end
+  end
+  memory.each_write(b, plan.rotation, run)
+  if b.candle then
+    statistics.each_trim(b, run)
+  end
+  if b.timers then
+    timers.each_write(b, run)
+  end
+  run("HSET", b.key, plan.state)
+end
+
+-- An error reply where Redis would refuse one of the planned writes, else nil. The same pass that
+-- writes asks for each of its writes first, so none can be forgotten.
+local function write_error(b, plan)
+  local found = plan.entry and events.right_error(b)
+  each_write(b, plan, function(command, key)
+    found = found or acceptance.error(command, key, b.checked_keys)
+  end)
+  return found
+end
+
 -- Everything that is read before the working copy is written: the plan of its writes; or nil, and
--- an error reply where a stream would refuse it. nil alone where nothing has changed.
+-- an error reply where Redis would refuse one of them. nil alone where nothing has changed.
 function writing.plan(b)
   if not b.changed then
-    return plan_timers_alone(b)
+    local plan, refused = plan_timers_alone(b)
+    refused = refused or (plan and write_error(b, plan))
+    return not refused and plan or nil, refused
   end
   local plan = { ZREM = {}, ZADD = {}, HSET = {}, HDEL = {}, SADD = {}, SREM = {} }
-  plan.bid_prices, plan.ask_prices = changed_levels(b, b.buy), changed_levels(b, b.sell)
+  local bid_prices, ask_prices = changed_levels(b, b.buy), changed_levels(b, b.sell)
   plan_order_writes(b, plan)
   if b.order_lists then
     plan_list_writes(b, plan)
   end
-  plan_level_writes(b, b.buy, plan.bid_prices, plan)
-  plan_level_writes(b, b.sell, plan.ask_prices, plan)
+  plan_level_writes(b, b.buy, bid_prices, plan)
+  plan_level_writes(b, b.sell, ask_prices, plan)
   if b.candle then
     plan_candle_writes(b, plan)
   end
   plan.rotation = memory.rotation(b)
   plan.state = state_pairs(b)
-  local refused = events.trades_refusal(b)
+  plan.entry = events.entry(b, bid_prices, ask_prices)
+  local refused = events.trades_refusal(b) or write_error(b, plan)
   if refused then
     return nil, refused
   end
@@ -326,38 +375,11 @@ end
 -- Writes as planned. Returns nil, or an error reply where the event stream refuses the entry: then
 -- nothing was written.
 function writing.carry_out(b, plan)
-  if plan.is_timers_alone then
-    timers.write(b)
-    return nil
+  local refused = plan.entry and events.append(b, plan.entry)
+  if not refused then
+    each_write(b, plan, call_in_chunks)
   end
-  local refused = events.append(b, plan.bid_prices, plan.ask_prices)
-  if refused then
-    return refused
-  end
-  for _, command in ipairs(write_commands) do
-    for key, arguments in pairs(plan[command]) do
-      call_in_chunks(command, key, arguments)
-    end
-  end
-  memory.write(b, plan.rotation)
-  if b.candle then
-    statistics.trim(b)
-  end
-  if b.timers then
-    timers.write(b)
-  end
-  redis.call("HSET", b.key, unpack(plan.state))
-  return nil
-end
-
--- Puts the working copy into Redis. Returns nil, or an error reply where a stream refuses it: then
--- nothing was written.
-function writing.write(b)
-  local plan, refused = writing.plan(b)
-  if not plan then
-    return refused
-  end
-  return writing.carry_out(b, plan)
+  return refused
 end
 
 return writing

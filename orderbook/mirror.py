@@ -94,7 +94,11 @@ class _InstrumentMessage(Struct):
 
 
 class _EpochMessage(Struct):
+    """A new epoch, and the ids from which its orders and trades count on."""
+
     epoch: int
+    last_order_id: str
+    last_trade_id: str
 
 
 _decode_orders = msgspec.json.Decoder(OrdersMessage).decode
@@ -271,7 +275,7 @@ class Mirror:
 
     def __init__(self) -> None:
         self.sequence = 0
-        self.epoch = 1
+        self.epoch = 0
         self.instrument: dict[str, Any] = {}
         self.last_price = ""
         self.last_trade_id = 0
@@ -290,7 +294,10 @@ class Mirror:
                 told = _decode_instrument(message)
                 self.instrument, self.epoch = told.instrument, told.epoch
             elif topic == b"epoch":
-                self.epoch = _decode_epoch(message).epoch
+                begun = _decode_epoch(message)
+                self.epoch = begun.epoch
+                self.book.last_order_id = int(begun.last_order_id)
+                self.last_trade_id = int(begun.last_trade_id)
         self.book.touched.clear()
 
     # ---- what it looks like

@@ -17,6 +17,8 @@ Words = str | bytes
 
 TIMESTAMP_MS_MIN = 1_500_000_000_000
 TIMESTAMP_MS_MAX = 10_000_000_000_000
+# An epoch is a time in seconds times 2^20, and less than 2^20 more.
+EPOCH_MIN, EPOCH_MAX = TIMESTAMP_MS_MIN // 1000 << 20, 1 << 53
 
 TICK_SIZE = "0.01"
 LOT_SIZE = "1"
@@ -149,7 +151,8 @@ def _object(members: list[tuple[str, Any]]) -> Json:
 
 
 def timeless(value: Any) -> Any:
-    """The same with every timestamp_ms checked for sense and set to 0, as the reference has it."""
+    """The same with every timestamp_ms and epoch checked for sense and set to 0, as the reference
+    has them."""
     if isinstance(value, dict):
         return {name: _timeless_member(name, member) for name, member in value.items()}
     if isinstance(value, list):
@@ -158,6 +161,10 @@ def timeless(value: Any) -> Any:
 
 
 def _timeless_member(name: str, member: Any) -> Any:
+    if name == "epoch" and not isinstance(member, dict):
+        assert isinstance(member, int), member
+        assert EPOCH_MIN < member < EPOCH_MAX, member
+        return 0
     if name != "timestamp_ms":
         return timeless(member)
     assert isinstance(member, int), member

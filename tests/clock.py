@@ -25,6 +25,11 @@ local redis = {
   error_reply = function(text) return server().error_reply(text) end,
   status_reply = function(text) return server().status_reply(text) end,
   log = function(...) return server().log(...) end,
+  LOG_WARNING = 3,
+  -- fakeredis has no users, and so nothing to check.
+  acl_check_cmd = function(...)
+    return not server().acl_check_cmd or server().acl_check_cmd(...)
+  end,
 }
 """
 

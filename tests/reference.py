@@ -116,6 +116,7 @@ decimal.getcontext().prec = 100
 EXACT_MAX = 2**53 - 1
 NUMBER_LENGTH_MAX = 40
 FILLS_MAX = 10_000
+IDS_SKIPPED = 1_000_000_000
 MAKER_ACCOUNTS_MAX = 3500
 BATCH_MAX = 256
 CANCELED_MAX = 1000
@@ -515,7 +516,8 @@ class ReferenceBook:
         self.trades: list[Json] = []
         self.entries: list[tuple[int, Json]] = []
         self.sequence = 0
-        self.epoch = 1
+        # An epoch is made of the time and of the server: here it is 0, as every time is.
+        self.epoch = 0
         self.run_id: str | None = None
         self.last_order_id = 0
         self.last_trade_id = 0
@@ -829,10 +831,15 @@ class ReferenceBook:
         reply = {"epoch": self.epoch, "sequence": self.sequence}
         if fields["run_id"] != self.run_id:
             self.run_id = fields["run_id"]
-            self.epoch += 1
-            reply["epoch"] = self.epoch
+            # What was lost with the end of a history is never numbered again.
+            self.last_order_id += IDS_SKIPPED
+            self.last_trade_id += IDS_SKIPPED
+            self.last_priority += IDS_SKIPPED
             call.changed = True
-            call.topics["epoch"] = {}
+            call.topics["epoch"] = {
+                "last_order_id": str(self.last_order_id),
+                "last_trade_id": str(self.last_trade_id),
+            }
             call.stamped.append(reply)
         return reply
 

@@ -218,6 +218,7 @@ def running_cluster(engine: str) -> Iterator[list[Server]]:
     """Three primaries that share all slots and agree that they do."""
     with contextlib.ExitStack() as cleanup:
         settings = {"cluster-enabled": "yes", "cluster-node-timeout": "5000"}
+        settings["enable-debug-command"] = "yes"
         servers = [cleanup.enter_context(running(engine, settings)) for _ in range(3)]
         bounds = [SLOTS * i // len(servers) for i in range(len(servers) + 1)]
         for server, first, end in zip(servers, bounds, bounds[1:], strict=False):

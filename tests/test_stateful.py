@@ -42,6 +42,8 @@ PHASES = [Phase.generate]
 if os.environ.get("HYPOTHESIS_SHRINK") != "no":
     PHASES.append(Phase.shrink)
 
+# Ids of past orders that commands may name: the latest ones.
+RECENT_ORDERS = 50
 ACCOUNTS = ("alice", "bob", "carol")
 OWNER = "the owner"
 TICK_SIZE, LOT_SIZE = "0.5", "0.1"
@@ -605,7 +607,8 @@ class BookMachine(RuleBasedStateMachine):
     def known_order(self, pick: int) -> tuple[str, str]:
         """order_id and account: an open order's, rather than a past one's or the next one's."""
         owners = {order.order_id: order.account for order in self.reference.orders}
-        known = [*owners, *owners, *range(1, self.reference.last_order_id + 2)]
+        last = self.reference.last_order_id
+        known = [*owners, *owners, *range(max(1, last - RECENT_ORDERS), last + 2)]
         order_id = known[pick % len(known)]
         return str(order_id), owners.get(order_id, ACCOUNTS[0])
 

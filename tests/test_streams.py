@@ -89,11 +89,8 @@ def test_batch_is_one_entry_and_its_replies_share_the_sequence(book: Book) -> No
 def test_entry_of_a_trade_tells_everyone_what_concerns_them(book: Book) -> None:
     book.limit("alice", "sell", "5", "100.50", client_order_id="a1")
     reply = book.limit("bob", "buy", "7", "101", client_order_id="b1")
-    sequence, instrument = reply["sequence"], book.read("get_instrument")
-    head = {
-        "symbol": book.symbol, "type": "update", "sequence": sequence,
-        "epoch": instrument["epoch"],
-    }  # fmt: skip
+    sequence = reply["sequence"]
+    head = {"symbol": book.symbol, "type": "update", "sequence": sequence, "epoch": 0}
     traded = {"trade_id": "1", "price": "100.5", "quantity": "5", "timestamp_ms": 0}
     terms = {
         "order_id": "2", "client_order_id": "b1", "side": "buy", "order_type": "limit",
@@ -258,13 +255,18 @@ def test_epoch_begins_when_another_server_is_reported(book: Book) -> None:
     again = book.ask("begin_epoch", run_id="a" * 40)
     assert again == first
     other = book.ask("begin_epoch", run_id="b" * 40)
-    assert other == {"epoch": first["epoch"] + 1, "sequence": first["sequence"] + 1}
-    assert entry(book, other["sequence"])["epoch"] == {
+    assert other["epoch"] > first["epoch"]
+    assert other["sequence"] == first["sequence"] + 1
+    ((_, begun),) = book.entries("events", first["sequence"])
+    assert begun["epoch"] == {
         "channel": "epoch", "symbol": book.symbol, "type": "update",
         "sequence": other["sequence"], "epoch": other["epoch"],
+        "last_order_id": "2000000000", "last_trade_id": "2000000000",
     }  # fmt: skip
-    assert book.limit("alice", "buy", "1", "99")["sequence"] == other["sequence"] + 1
-    assert entry(book, book.sequence())["level2"]["epoch"] == other["epoch"]
+    placed = book.limit("alice", "buy", "1", "99")
+    assert (placed["sequence"], placed["order_id"]) == (other["sequence"] + 1, "2000000001")
+    ((_, after),) = book.entries("events", other["sequence"])
+    assert after["level2"]["epoch"] == other["epoch"]
 
 
 def test_streams_are_bounded_and_the_book_outlives_its_events(new_book: NewBook) -> None:

@@ -1,0 +1,67 @@
+-- Whether Redis will accept a write: asked before the first write of a call, because nothing takes
+-- back what was written before a refusal.
+--
+-- Redis refuses a single write of a function for two reasons: the Redis user has no right to the
+-- command or the key, or the key holds another type. Everything else (memory, a read-only replica,
+-- too few replicas, a failed save) it refuses before the function runs.
+
+local acceptance = {}
+
+local function hash_length(key)
+  return redis.pcall("HLEN", key)
+end
+
+local function set_length(key)
+  return redis.pcall("SCARD", key)
+end
+
+local function sorted_set_length(key)
+  return redis.pcall("ZCARD", key)
+end
+
+-- Reads the length of a key of the type that a command writes.
+local lengths = {
+  HDEL = hash_length,
+  HSET = hash_length,
+  SADD = set_length,
+  SREM = set_length,
+  ZADD = sorted_set_length,
+  ZREM = sorted_set_length,
+  ZREMRANGEBYRANK = sorted_set_length,
+}
+
+-- An error reply where the caller's Redis user may not use this command on this key, else nil.
+function acceptance.right_error(command, key)
+  local is_allowed = redis.acl_check_cmd
+  if not is_allowed or is_allowed(command, key, key) then
+    return nil
+  end
+  local needs = "the Redis user needs the right to " .. command .. " on the keys of the book"
+  return redis.error_reply("NOPERM " .. needs)
+end
+
+local function type_error(command, key)
+  local read = lengths[command]
+  local length = read and read(key)
+  if type(length) ~= "table" then
+    return nil
+  end
+  if length.err:find("WRONGTYPE", 1, true) then
+    local problem = "DAMAGED the key " .. key .. " has the type of another key: run verify_book"
+    return redis.error_reply(problem)
+  end
+  return redis.error_reply(length.err)
+end
+
+-- An error reply where Redis would refuse this write, else nil. The types of keys in `checked` are
+-- known; what is asked is added. Other commands than those above write keys that were read before.
+function acceptance.error(command, key, checked)
+  local refused = acceptance.right_error(command, key)
+  if refused or checked[key] then
+    return refused
+  end
+  checked[key] = true
+  return type_error(command, key)
+end
+
+return acceptance
