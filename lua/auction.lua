@@ -11,6 +11,7 @@
 -- is uncrossed at a price found anew: trading never begins with a crossed book.
 
 local book = require("book")
+local decimal = require("decimal")
 local events = require("events")
 local instrument = require("instrument")
 local keys = require("keys")
@@ -53,16 +54,16 @@ local function add_hidden(b, side_name, levels)
     if not levels[o.price] then
       return
     end
-    levels[o.price] = levels[o.price] + o.remaining - order.shown(o)
+    levels[o.price] = decimal.add(levels[o.price], o.remaining - order.shown(o))
   end
 end
 
 -- For each of the prices, given in the order in which a side's orders agree to more and more, how
--- much of it would trade there. Beyond exactness more is not told apart.
+-- much of it would trade there: naturals (decimal.lua), for many orders are more than one may be.
 local function cumulated(levels, prices)
   local sum, sums = 0, {}
   for _, price in ipairs(prices) do
-    sum = math.min(sum + (levels[price] or 0), numbers.exact_max)
+    sum = decimal.add(sum, levels[price] or 0)
     sums[price] = sum
   end
   return sums
@@ -74,11 +75,13 @@ end
 
 -- Whether an outcome is better than another.
 local function is_better(left, right)
-  if not right or left.volume ~= right.volume then
-    return not right or left.volume > right.volume
+  local more = right and decimal.compare(left.volume, right.volume)
+  if more ~= 0 then
+    return not right or more > 0
   end
-  if left.imbalance ~= right.imbalance then
-    return left.imbalance < right.imbalance
+  local left_over = decimal.compare(left.imbalance, right.imbalance)
+  if left_over ~= 0 then
+    return left_over < 0
   end
   if left.distance ~= right.distance then
     return left.distance < right.distance
@@ -124,12 +127,15 @@ function auction.outcome(b)
   local demand, supply = cumulated(bids, reversed(prices)), cumulated(asks, prices)
   local best
   for _, price in ipairs(prices) do
-    local surplus = demand[price] - supply[price]
+    local fewer, more, side = demand[price], supply[price], "sell"
+    if decimal.compare(fewer, more) > 0 then
+      fewer, more, side = more, fewer, "buy"
+    end
     local outcome = {
       price = price,
-      volume = math.min(demand[price], supply[price]),
-      imbalance = math.abs(surplus),
-      side = surplus > 0 and "buy" or "sell",
+      volume = fewer,
+      imbalance = decimal.subtract(more, fewer),
+      side = side,
       distance = distance(price, last_price),
     }
     best = is_better(outcome, best) and outcome or best
@@ -146,12 +152,12 @@ function auction.outcome_json(b)
   local text = ',"indicative_price":"'
     .. instrument.price_text(record, outcome.price)
     .. '","indicative_quantity":"'
-    .. instrument.quantity_text(record, outcome.volume)
+    .. numbers.text(outcome.volume, record.quantity_step)
     .. '"'
   if outcome.imbalance == 0 then
     return text
   end
-  local imbalance = instrument.quantity_text(record, outcome.imbalance)
+  local imbalance = numbers.text(outcome.imbalance, record.quantity_step)
   return text
     .. ',"imbalance_side":"'
     .. outcome.side

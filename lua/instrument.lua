@@ -4,6 +4,7 @@
 -- counters of the book. `sequence` is written last of all by every command: it is the mark of a
 -- command carried out whole.
 
+local decimal = require("decimal")
 local keys = require("keys")
 local numbers = require("numbers")
 local reject = require("reject")
@@ -123,15 +124,20 @@ function instrument.extend(record)
   return record.extended
 end
 
--- The steps in which price times quantity counts: the decimals of both.
-function instrument.notional_step(record)
-  local decimals = record.price_step.decimals + record.quantity_step.decimals
-  return { decimals = decimals, size = 1, is_unit = false }
+-- A notional is price times quantity, a natural (decimal.lua) in units of the last of the decimals
+-- that both steps have together. From text: nil where it is no strict decimal text, or finer.
+function instrument.notional(record, text)
+  return decimal.parse(text, record.price_step.decimals + record.quantity_step.decimals)
 end
 
--- What one lot costs at a price, in notional steps.
+-- A notional as the shortest decimal text.
+function instrument.notional_text(record, notional)
+  return decimal.text(notional, record.price_step.decimals + record.quantity_step.decimals)
+end
+
+-- What one lot costs at a price.
 function instrument.lot_cost(record, ticks)
-  return ticks * record.price_step.size * record.quantity_step.size
+  return decimal.multiply(ticks * record.price_step.size, record.quantity_step.size)
 end
 
 local function with_steps(record)
@@ -417,12 +423,11 @@ local function apply_extended(record, values)
   if tonumber(extended.open_orders_max) > stream_length_max then
     return reject.with("INVALID_VALUE", "open_orders_max must be at most 10000000")
   end
-  local step = instrument.notional_step(record)
-  local least = numbers.parse(extended.min_notional, step)
+  local least = instrument.notional(record, extended.min_notional)
   if not least then
     return reject.with("INVALID_NUMBER", "min_notional is not decimal text the engine can hold")
   end
-  extended.min_notional = numbers.text(least, step)
+  extended.min_notional = instrument.notional_text(record, least)
   extended.protection = numbers.percent_text(extended.protection)
   extended.price_band = numbers.percent_text(extended.price_band)
   extended.limit_percent = numbers.percent_text(extended.limit_percent)

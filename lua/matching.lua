@@ -6,6 +6,7 @@
 -- the whole command. A fill is always at the maker's price.
 
 local book = require("book")
+local decimal = require("decimal")
 local events = require("events")
 local instrument = require("instrument")
 local numbers = require("numbers")
@@ -79,12 +80,14 @@ local function are_one_trader(taker, maker)
   return group and maker.extras and maker.extras.stp_group == group
 end
 
--- How many lots the taker still wants at a price; of a quote quantity, as many as it can pay.
+-- How many lots the taker still wants at a price; of a quote quantity, as many as it can pay. More
+-- lots than are exact are more than any order has.
 local function wanted_at(walk, price)
   if not walk.quote_left then
     return walk.left
   end
-  return math.floor(walk.quote_left / instrument.lot_cost(walk.b.instrument, price))
+  local lots = decimal.quotient(walk.quote_left, instrument.lot_cost(walk.b.instrument, price))
+  return type(lots) == "number" and lots or numbers.exact_max
 end
 
 -- One step of the plan: lots that are traded, of those wanted, or what self-trade prevention does
@@ -101,7 +104,8 @@ local function add_step(walk, maker, lots, wanted, prevented)
     prevented = prevented,
   }
   if walk.quote_left then
-    walk.quote_left = walk.quote_left - lots * instrument.lot_cost(walk.b.instrument, maker.price)
+    local cost = decimal.multiply(instrument.lot_cost(walk.b.instrument, maker.price), lots)
+    walk.quote_left = decimal.subtract(walk.quote_left, cost)
   else
     walk.left = walk.left - lots
   end
@@ -200,16 +204,21 @@ local function walk_queue(walk)
   end
 end
 
--- How much a taker by quote_quantity buys, and whether it cannot pay one lot more.
+-- How much a taker by quote_quantity buys, and whether it cannot pay one lot more; or nil and a
+-- refusal where that is more than an order may have.
 local function settle_quote(walk)
   local fills, bought = walk.fills, 0
   for i = 1, #fills do
     bought = bought + (fills[i].prevented and 0 or fills[i].lots)
   end
+  if bought > walk.b.instrument.lots_max then
+    return reject.with("QUANTITY_TOO_LARGE", "quote_quantity buys more than the engine can hold")
+  end
   fills.bought = bought
   local last = fills[#fills]
   local is_short = fills.is_spent or (last and wanted_at(walk, last.maker.price) == 0)
   fills.is_spent = bought > 0 and is_short and not fills.ended
+  return fills
 end
 
 local function plan_with_care(b, taker)
@@ -227,7 +236,10 @@ local function plan_with_care(b, taker)
     return too_many_fills()
   end
   if walk.quote_left then
-    settle_quote(walk)
+    local settled, refusal = settle_quote(walk)
+    if not settled then
+      return nil, refusal
+    end
   end
   if walk.fills.ended and taker.time_in_force == "fok" then
     return matching.no_fills, taker.remaining

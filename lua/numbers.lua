@@ -2,29 +2,16 @@
 --
 -- A price is a whole number of ticks and a quantity a whole number of lots; no fraction ever enters
 -- the engine. Lua's only number is the double, exact for integers up to 2^53 - 1, so that is the
--- limit of everything here. Lua would read `0x10`, `1e5` and ` 1` as numbers and write 1e15 as
--- `1e+15`; therefore text is taken in by pattern and put out with `%d`.
+-- limit of what is parsed here. Lua would read `0x10`, `1e5` and ` 1` as numbers and write 1e15 as
+-- `1e+15`; therefore text is taken in by pattern and put out with `%d`. Figures made of prices and
+-- quantities may be larger: see decimal.lua.
+
+local decimal = require("decimal")
 
 local numbers = {}
 
-numbers.exact_max = 9007199254740991
-numbers.text_length_max = 40
+numbers.exact_max = decimal.exact_max
 numbers.decimals_max = 15
-
--- The digits before and after the point, or nil where the text is not strict decimal text.
-local function split(text)
-  if #text > numbers.text_length_max then
-    return nil
-  end
-  local whole, fraction = string.match(text, "^(%d+)%.(%d+)$")
-  if not whole then
-    whole, fraction = string.match(text, "^%d+$"), ""
-  end
-  if not whole or (#whole > 1 and string.byte(whole) == 48) then
-    return nil
-  end
-  return whole, fraction
-end
 
 -- An exact non-negative integer from digits, or nil when it is beyond exact_max.
 local function exact(digits)
@@ -37,7 +24,7 @@ end
 
 -- Reads a step: see numbers.step.
 local function read_step(text)
-  local whole, fraction = split(text)
+  local whole, fraction = decimal.split(text)
   if not whole then
     return nil
   end
@@ -83,7 +70,7 @@ function numbers.parse(text, step)
   if step.is_unit and #text < 16 and text:find("^[1-9]%d*$") then
     return text + 0, nil, true
   end
-  local whole, fraction = split(text)
+  local whole, fraction = decimal.split(text)
   if not whole then
     return nil, "malformed"
   end
@@ -116,11 +103,13 @@ function numbers.integer_text(number)
   return ("%d"):format(number)
 end
 
--- A whole number of steps as the shortest decimal text: 100.5, not 100.50.
--- The product is exact: what was parsed was at most exact_max, and sums are kept within
--- numbers.steps_max of the step.
+-- A whole number of steps, or a natural of them, as the shortest decimal text: 100.5, not 100.50.
+-- What was parsed is within numbers.steps_max; a sum may be beyond it.
 function numbers.text(count, step)
-  local scaled = count * step.size
+  local scaled = type(count) == "number" and count * step.size
+  if not scaled or scaled > decimal.exact_max then
+    return decimal.text(decimal.multiply(count, step.size), step.decimals)
+  end
   local decimals = step.decimals
   if decimals == 0 then
     return numbers.integer_text(scaled)

@@ -8,9 +8,10 @@
 --
 -- Unfinished candles are lines in the hash `…:candles`: when it opened, open, high, low, close,
 -- volume, number of trades. Finished ones are JSON in a sorted set an interval, by when they
--- opened. All are in decimal text, which stays what it is when tick_size or lot_size change; a
--- volume may outgrow exactness, and is added up in two parts, thousands of millions and the rest.
+-- opened. All are in decimal text, which stays what it is when tick_size or lot_size change. A
+-- volume may outgrow 2^53 - 1: within a call it is counted as billions and the remainder.
 
+local decimal = require("decimal")
 local instrument = require("instrument")
 local keys = require("keys")
 local numbers = require("numbers")
@@ -19,7 +20,7 @@ local statistics = {}
 
 local minute_ms = 60000
 local day_ms = 86400000
-local part_max = 1000000000
+local billion = 1000000000
 
 -- The intervals, and how many finished candles are kept of each.
 statistics.intervals = { "1m", "5m", "15m", "1h", "1d" }
@@ -29,58 +30,6 @@ local kept_max = { ["1m"] = 1500, ["5m"] = 1000, ["15m"] = 1000, ["1h"] = 1000, 
 
 statistics.candles_max = 500
 
--- ---- decimal text
-
--- Decimal text as thousands of millions and the rest of the last of so many decimals; what is finer
--- is left out.
-local function parts_of(text, decimals)
-  local whole, fraction = text:match("^(%d+)%.?(%d*)$")
-  local digits = whole .. (fraction .. ("0"):rep(decimals)):sub(1, decimals)
-  if #digits <= 9 then
-    return 0, digits + 0
-  end
-  return digits:sub(1, -10) + 0, digits:sub(-9) + 0
-end
-
--- Such parts as the shortest decimal text.
-local function text_of(millions, rest, decimals)
-  local digits = millions > 0 and ("%d%09d"):format(millions, rest) or ("%d"):format(rest)
-  if decimals == 0 then
-    return digits
-  end
-  digits = ("0"):rep(decimals + 1 - #digits) .. digits
-  local fraction = digits:sub(-decimals):gsub("0+$", "")
-  local whole = digits:sub(1, -decimals - 1)
-  return fraction == "" and whole or whole .. "." .. fraction
-end
-
-local function decimals_of(left, right)
-  return math.max(#left:match("%.?(%d*)$"), #right:match("%.?(%d*)$"))
-end
-
-local function sum(left, right)
-  local decimals = decimals_of(left, right)
-  local millions, rest = parts_of(left, decimals)
-  local more_millions, more = parts_of(right, decimals)
-  millions, rest = millions + more_millions, rest + more
-  if rest >= part_max then
-    millions, rest = millions + 1, rest - part_max
-  end
-  return text_of(millions, rest, decimals)
-end
-
-local function is_greater(left, right)
-  local left_whole, left_fraction = left:match("^(%d+)%.?(%d*)$")
-  local right_whole, right_fraction = right:match("^(%d+)%.?(%d*)$")
-  if #left_whole ~= #right_whole then
-    return #left_whole > #right_whole
-  end
-  if left_whole ~= right_whole then
-    return left_whole > right_whole
-  end
-  return left_fraction > right_fraction
-end
-
 -- ---- candles: { open_ms, open, high, low, close, volume, trades }
 
 -- Counts a trade of a call, in ticks and lots, into the candle of its minute.
@@ -88,8 +37,8 @@ function statistics.count(b, price, lots)
   local candle = b.candle
   local volume = lots * b.instrument.quantity_step.size
   if not candle then
-    candle = { open = price, high = price, low = price, close = price, millions = 0, rest = 0 }
-    candle.trades, b.candle = 0, candle
+    candle = { open = price, high = price, low = price, close = price, trades = 0 }
+    candle.billions, candle.remainder, b.candle = 0, 0, candle
   end
   if price > candle.high then
     candle.high = price
@@ -97,27 +46,35 @@ function statistics.count(b, price, lots)
     candle.low = price
   end
   candle.close, candle.trades = price, candle.trades + 1
-  local rest = candle.rest + volume % part_max
-  if volume >= part_max then
-    candle.millions = candle.millions + math.floor(volume / part_max)
+  local remainder = candle.remainder + volume % billion
+  if volume >= billion then
+    candle.billions = candle.billions + math.floor(volume / billion)
   end
-  if rest >= part_max then
-    candle.millions, rest = candle.millions + 1, rest - part_max
+  if remainder >= billion then
+    candle.billions, remainder = candle.billions + 1, remainder - billion
   end
-  candle.rest = rest
+  candle.remainder = remainder
+end
+
+-- The volume that a call has counted, as decimal text.
+local function counted_volume(candle, decimals)
+  local digits = ("%d"):format(candle.remainder)
+  if candle.billions > 0 then
+    digits = ("%d%09d"):format(candle.billions, candle.remainder)
+  end
+  return decimal.text_of_digits(digits, decimals)
 end
 
 -- What a call has counted, as a candle.
 local function counted(b)
   local record, candle = b.instrument, b.candle
-  local decimals = record.quantity_step.decimals
   return {
     open_ms = b.now_ms - b.now_ms % length_ms["1m"],
     open = instrument.price_text(record, candle.open),
     high = instrument.price_text(record, candle.high),
     low = instrument.price_text(record, candle.low),
     close = instrument.price_text(record, candle.close),
-    volume = text_of(candle.millions, candle.rest, decimals),
+    volume = counted_volume(candle, record.quantity_step.decimals),
     trades = candle.trades,
   }
 end
@@ -157,15 +114,20 @@ local function opening(time_ms, interval)
   return time_ms - time_ms % length_ms[interval]
 end
 
+-- A stored volume. One that an earlier library wrote wrong, as no decimal text, counts as nothing.
+local function volume_of(candle)
+  return candle.volume:find("^%d+%.?%d*$") and candle.volume or "0"
+end
+
 -- Two candles of one interval as one; the second is the later.
 local function joined(first, second)
   return {
     open_ms = first.open_ms,
     open = first.open,
-    high = is_greater(second.high, first.high) and second.high or first.high,
-    low = is_greater(first.low, second.low) and second.low or first.low,
+    high = decimal.is_greater(second.high, first.high) and second.high or first.high,
+    low = decimal.is_greater(first.low, second.low) and second.low or first.low,
     close = second.close,
-    volume = sum(first.volume, second.volume),
+    volume = decimal.sum(volume_of(first), volume_of(second)),
     trades = first.trades + second.trades,
   }
 end
@@ -317,19 +279,18 @@ local function last_day(record, now_ms)
 end
 
 -- How far the last price is from the first, with its sign, and in percent.
-local function change_members(open, last)
-  local decimals = decimals_of(open, last)
-  local open_millions, open_rest = parts_of(open, decimals)
-  local last_millions, last_rest = parts_of(last, decimals)
-  local sign = is_greater(open, last) and "-" or ""
-  local distance = math.abs((last_millions - open_millions) * part_max + last_rest - open_rest)
-  local hundredths = math.floor(distance * 10000 / (open_millions * part_max + open_rest))
+local function change_members(open_text, last_text)
+  local open, last, decimals = decimal.pair(open_text, last_text)
+  local is_fall = decimal.compare(open, last) > 0
+  local sign = is_fall and "-" or ""
+  local distance = is_fall and decimal.subtract(open, last) or decimal.subtract(last, open)
+  local hundredths = decimal.quotient(decimal.multiply(distance, 10000), open)
   return string.format(
     ',"change_24h":"%s%s","change_percent_24h":"%s%s"',
     sign,
-    text_of(math.floor(distance / part_max), distance % part_max, decimals),
-    hundredths > 0 and sign or "",
-    text_of(math.floor(hundredths / part_max), hundredths % part_max, 2)
+    decimal.text(distance, decimals),
+    hundredths ~= 0 and sign or "",
+    decimal.text(hundredths, 2)
   )
 end
 

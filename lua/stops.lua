@@ -39,10 +39,16 @@ function stops.is_due(waits, stop_price, price)
   return price <= stop_price
 end
 
+-- The percentage that a trailing_offset is, without its sign; nil where it is in price units. No
+-- other field takes a percent sign.
+local function percentage_of(trailing_offset)
+  return trailing_offset:match("^(.*)%%$")
+end
+
 -- How far a trailing stop stays from its reference, in ticks: of a percentage the whole part, at
 -- least one.
 local function offset_ticks(record, text, reference)
-  local percent = text:match("^(.*)%%$")
+  local percent = percentage_of(text)
   if not percent then
     return (instrument.price(record, text))
   end
@@ -67,11 +73,9 @@ end
 
 -- A refusal where a stop price or an offset in price units is no price, else nil.
 function stops.price_refusal(record, values)
-  local text = values.stop_price or values.trailing_offset
-  if not text or text:find("%", 1, true) then
-    return nil
-  end
-  return select(2, instrument.price(record, text))
+  local offset = values.trailing_offset
+  local text = values.stop_price or (offset and not percentage_of(offset) and offset)
+  return text and select(2, instrument.price(record, text)) or nil
 end
 
 -- Adds what makes a drafted order wait. Its prices have been looked at.

@@ -5,6 +5,7 @@
 -- what few use costs nobody else.
 
 local book = require("book")
+local decimal = require("decimal")
 local instrument = require("instrument")
 local matching = require("matching")
 local numbers = require("numbers")
@@ -122,15 +123,15 @@ function terms.lateness_refusal(b, values)
 end
 
 local function read_quote(b, extras, text)
-  local step = instrument.notional_step(b.instrument)
-  local units = numbers.parse(text, step)
+  local units = instrument.notional(b.instrument, text)
   if not units then
     return reject.with("INVALID_NUMBER", "quote_quantity is not decimal text the engine can hold")
   end
   if units == 0 then
     return reject.with("QUANTITY_TOO_SMALL", "quote_quantity must be above zero")
   end
-  extras.quote_units, extras.quote_quantity = units, numbers.text(units, step)
+  extras.quote_units = units
+  extras.quote_quantity = instrument.notional_text(b.instrument, units)
   return extras
 end
 
@@ -215,7 +216,7 @@ end
 
 local function notional_refusal(b, o)
   local record = b.instrument
-  local least = numbers.parse(record.extended.min_notional, instrument.notional_step(record))
+  local least = instrument.notional(record, record.extended.min_notional)
   if least == 0 then
     return nil
   end
@@ -227,8 +228,8 @@ local function notional_refusal(b, o)
   if o.order_type == "trailing_stop" or (not quote_units and not price) then
     return nil
   end
-  -- A product beyond exactness is larger than any min_notional.
-  if (quote_units or instrument.lot_cost(record, price) * o.quantity) < least then
+  local notional = quote_units or decimal.multiply(instrument.lot_cost(record, price), o.quantity)
+  if decimal.compare(notional, least) < 0 then
     return reject.new("NOTIONAL_TOO_SMALL", "price times quantity is below min_notional")
   end
   return nil

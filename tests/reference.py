@@ -1511,6 +1511,8 @@ class ReferenceBook:
         accounts = {*call.reports, *trial.reports, taker.account}
         if call.fills + trial.fills > FILLS_MAX or len(accounts) > MAKER_ACCOUNTS_MAX:
             raise RejectedError("TOO_MANY_FILLS")
+        if taker.quote_quantity is not None:
+            exact_number(text(outcome.filled), self.instrument["lot_size"], "QUANTITY_TOO_LARGE")
         if taker.rests and outcome.end == "ioc":
             self._check_level(taker, outcome.left)
         return outcome
@@ -2328,19 +2330,19 @@ def decimal_number(value: str) -> Decimal:
     return Decimal(value)
 
 
-def exact_number(value: str, step: Decimal) -> Decimal:
+def exact_number(value: str, step: Decimal, code: str = "INVALID_NUMBER") -> Decimal:
     """Refuses what, counted in the last decimal of the step, is beyond exactness."""
     number = decimal_number(value)
     if number * Decimal(10) ** decimals(step) > EXACT_MAX:
-        raise RejectedError("INVALID_NUMBER")
+        raise RejectedError(code)
     return number
 
 
 def notional_number(value: str, instrument: Json) -> Decimal:
-    """A sum of money: exact where price times quantity is, in the decimals of both."""
+    """A sum of money: as fine as price times quantity, in the decimals of both."""
     number = decimal_number(value)
     places = decimals(instrument["tick_size"]) + decimals(instrument["lot_size"])
-    if decimals(number) > places or number * Decimal(10) ** places > EXACT_MAX:
+    if decimals(number) > places:
         raise RejectedError("INVALID_NUMBER")
     return number
 
