@@ -43,6 +43,7 @@ EXIT_INTERRUPTED = 130
 WORKERS_MAX = 64
 SEED_LEVELS_MAX = 1000
 CANCELED_BOOKS_MAX = 100
+REPLICAS_MAX = 100
 
 REDIS_URL_DEFAULT = "redis://127.0.0.1:6379"
 REDIS_PORT_DEFAULT = 6379
@@ -87,6 +88,13 @@ account_option = option("--account", envvar="ORDERBOOK_ACCOUNT", help="Whose ord
 client_order_id_option = option("--client-order-id", help="Makes the command safe to repeat.")
 valid_until_option = option(
     "--valid-until-ms", help="Refuse the command when it arrives later; milliseconds since 1970."
+)
+_DURABILITIES = ("memory", "fsync", "replica", "fsync+replica")
+durability_option = option(
+    "--durability",
+    type=click.Choice(_DURABILITIES),
+    show_default="memory",
+    help="Wait until the change is on the server's disk, on a replica, or both.",
 )
 session_option = option("--session", help="Only orders placed with this session.")
 symbol_argument = click.argument("symbol")
@@ -187,7 +195,8 @@ def _exit_code(error: Exception) -> int:
         return EXIT_UNKNOWN
     if isinstance(cause, LibraryError):
         return EXIT_LIBRARY
-    if code is RejectCode.OUT_OF_MEMORY or isinstance(cause, ResponseError):
+    refused = {RejectCode.OUT_OF_MEMORY, RejectCode.DURABILITY_UNAVAILABLE}
+    if code in refused or isinstance(cause, ResponseError):
         return EXIT_SERVER
     return EXIT_UNREACHABLE
 
@@ -313,6 +322,18 @@ def demo(
     help="Embedded Valkey: its port; 0 takes any free one.",
 )
 @option("--allow-origin", multiple=True, help="Web origin that may connect; repeat for more.")
+@option(
+    "--durability",
+    type=click.Choice(_DURABILITIES),
+    default="memory",
+    help="What every command's answer waits for at least.",
+)
+@option(
+    "--durability-replicas",
+    type=click.IntRange(1, REPLICAS_MAX),
+    default=1,
+    help="On how many replicas a change must be, where replica is asked for.",
+)
 @json_option
 @click.option("--as-worker", is_flag=True, hidden=True)
 def serve(
@@ -324,6 +345,8 @@ def serve(
     data_dir: Path | None,
     redis_port: int | None,
     allow_origin: tuple[str, ...],
+    durability: str,
+    durability_replicas: int,
     as_json: bool,
     as_worker: bool,
 ) -> None:
@@ -337,7 +360,8 @@ def serve(
     with contextlib.ExitStack() as cleanup:
         server = None if redis_url else _start_embedded(cleanup, data_dir, redis_port)
         books_url = redis_url or (server.url if server else "")
-        settings = _HostSettings(host, port, books_url, read_url, allow_origin)
+        asked = _Durability(durability, durability_replicas)
+        settings = _HostSettings(host, port, books_url, read_url, allow_origin, asked)
         announce = partial(_announce, settings, as_json)
         if workers == 1 or as_worker:
             _run_host(settings, as_worker, announce)
@@ -345,6 +369,14 @@ def serve(
             _run_workers(settings, workers, announce)
         if server is not None and server.has_ended:
             raise Failure("the embedded server has ended", EXIT_UNREACHABLE)
+
+
+@dataclass(frozen=True)
+class _Durability:
+    """What every command of a host waits for at least."""
+
+    level: str
+    replicas: int
 
 
 @dataclass(frozen=True)
@@ -356,12 +388,15 @@ class _HostSettings:
     redis_url: str
     read_url: str | None
     origins: tuple[str, ...]
+    durability: _Durability
 
     def environment(self) -> dict[str, str]:
         return {
             "ORDERBOOK_REDIS_URL": self.redis_url,
             "ORDERBOOK_SERVE_READ_URL": self.read_url or "",
             "ORDERBOOK_SERVE_ALLOW_ORIGIN": " ".join(self.origins),
+            "ORDERBOOK_SERVE_DURABILITY": self.durability.level,
+            "ORDERBOOK_SERVE_DURABILITY_REPLICAS": str(self.durability.replicas),
             # For the parent to act on, not for the worker.
             "ORDERBOOK_SERVE_DATA_DIR": "",
             "ORDERBOOK_SERVE_REDIS_PORT": "",
@@ -417,6 +452,7 @@ def _run_host(settings: _HostSettings, reuse_port: bool, announce: Callable[[int
     import logging
 
     from orderbook.host import HostConfig, run
+    from orderbook.messages import Durability
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
@@ -427,6 +463,8 @@ def _run_host(settings: _HostSettings, reuse_port: bool, announce: Callable[[int
         port=settings.port,
         reuse_port=reuse_port,
         origins=settings.origins,
+        durability=Durability(settings.durability.level),
+        durability_replicas=settings.durability.replicas,
     )
     try:
         with _failures_explained(settings.redis_url):
@@ -688,6 +726,7 @@ def with_history_options(command: Command) -> Command:
 @with_new_order_options
 @option("--validate-only", is_flag=True, help="Tell what would happen, and change nothing.")
 @valid_until_option
+@durability_option
 @client_order_id_option
 @redis_url_option
 @json_option
@@ -713,6 +752,7 @@ def place_order(
 @click.argument("orders", metavar="ORDERS")
 @option("--session", help="Placed with this session, whose timer must be running.")
 @valid_until_option
+@durability_option
 @client_order_id_option
 @redis_url_option
 @json_option
@@ -733,6 +773,7 @@ def place_order_list(
 @account_option
 @client_order_id_option
 @valid_until_option
+@durability_option
 @redis_url_option
 @json_option
 def cancel_order(symbol: str, redis_url: str, as_json: bool, **fields: str | None) -> None:
@@ -750,6 +791,7 @@ def cancel_order(symbol: str, redis_url: str, as_json: bool, **fields: str | Non
 @option("--quantity", help="The new total, what is filled already included.")
 @option("--remaining-quantity", help="What is to stay open, in place of --quantity.")
 @valid_until_option
+@durability_option
 @redis_url_option
 @json_option
 def amend_order(symbol: str, redis_url: str, as_json: bool, **fields: str | None) -> None:
@@ -770,6 +812,7 @@ def amend_order(symbol: str, redis_url: str, as_json: bool, **fields: str | None
 )
 @with_new_order_options
 @valid_until_option
+@durability_option
 @client_order_id_option
 @redis_url_option
 @json_option
@@ -794,6 +837,7 @@ def replace_order(
 @option("--stp-group", help="Accounts that name the same group count as one trader.")
 @option("--session", help="Placed with this session, whose timer must be running.")
 @valid_until_option
+@durability_option
 @redis_url_option
 @json_option
 def mass_quote(
@@ -895,6 +939,7 @@ def own_trades(as_json: bool, **fields: Any) -> None:
 @option("--side", type=click.Choice(["buy", "sell"]), show_default="both")
 @session_option
 @valid_until_option
+@durability_option
 @redis_url_option
 @json_option
 def cancel_all_orders(
@@ -942,6 +987,7 @@ def _all_canceled(before: Reply, reply: Reply) -> Reply:
 @option("--timeout-ms", required=True, help="1000 to 86400000; 0 stops the timer.")
 @session_option
 @valid_until_option
+@durability_option
 @redis_url_option
 @json_option
 def cancel_all_after(symbol: str, redis_url: str, as_json: bool, **fields: str | None) -> None:

@@ -25,10 +25,17 @@ import msgspec
 from aiohttp import WSMsgType, web
 from aiohttp.abc import AbstractStreamWriter
 
-from orderbook.engine import Batcher, Engine, EngineError
+from orderbook.engine import Acknowledged, Batcher, Engine, EngineError, with_durability
 from orderbook.feed import Feed, Subscription, Wanted
 from orderbook.guard import Guard
-from orderbook.messages import PLACING_METHODS, Channel, RejectCode
+from orderbook.messages import (
+    PLACING_METHODS,
+    REJECTED_PREFIX,
+    UNCONFIRMED,
+    Channel,
+    Durability,
+    RejectCode,
+)
 from orderbook.metrics import Metrics
 from orderbook.session import (
     CancelInBooks,
@@ -232,10 +239,10 @@ class Connection:
             self._heard_at = self._loop.time()
             if type(outcome) is Command:
                 batcher = self._backend.batchers.get(outcome.symbol)
-                if batcher is not None:
+                if batcher is not None and outcome.durability is Durability.MEMORY:
                     self._command(outcome, batcher)
                 else:
-                    await self._handle(self._command_for_new_symbol(outcome))
+                    await self._handle(self._unusual_command(outcome))
             elif type(outcome) is Close:
                 self._write(text_frame(outcome.frame))
                 self.close_soon(outcome.code, outcome.reason)
@@ -316,14 +323,20 @@ class Connection:
 
     # ---- commands and queries
 
-    async def _command_for_new_symbol(self, command: Command) -> None:
+    async def _unusual_command(self, command: Command) -> None:
+        """A command of a symbol that is new here, or whose acknowledgement has to wait."""
         try:
             batcher = await self._backend.find_batcher(command.symbol)
+            if batcher is None:
+                self._fail(command.head, RejectCode.UNKNOWN_SYMBOL, "there is no such instrument")
+                return
+            engine = self._backend.engine
+            refusal = await engine.durability_refusal(command.durability, command.symbol)
         except EngineError as error:
             self._fail(command.head, error.code, error.message)
             return
-        if batcher is None:
-            self._fail(command.head, RejectCode.UNKNOWN_SYMBOL, "there is no such instrument")
+        if refusal:
+            self._refuse(command.head, refusal)
             return
         self._command(command, batcher)
 
@@ -336,16 +349,48 @@ class Connection:
             guard.before_order(command.symbol, batcher)
         self._in_flight += 1
         self._sent[command.symbol] = self._sent.get(command.symbol, 0) + 1
-        batcher.submit(command.payload, partial(self._answered, command, time.perf_counter()))
+        answered = partial(self._answered, command, time.perf_counter())
+        if command.durability is not Durability.MEMORY:
+            answered = partial(self._executed, command, batcher, time.perf_counter())
+        batcher.submit(command.payload, answered)
+
+    def _executed(
+        self, command: Command, batcher: Batcher, received_at: float, reply: bytes
+    ) -> None:
+        """A command whose acknowledgement waits until it is safe has been run. Others do not wait
+        for it, nor do its sender's queries."""
+        if reply.startswith(REJECTED_PREFIX):
+            self._answered(command, received_at, reply)
+            return
+        self._let_queries_go(command.symbol)
+        self._spawn(self._acknowledge(command, batcher.acknowledged, received_at, reply))
+
+    async def _acknowledge(
+        self,
+        command: Command,
+        acknowledged: Acknowledged | None,
+        received_at: float,
+        reply: bytes,
+    ) -> None:
+        engine, metrics = self._backend.engine, self._backend.metrics
+        started = time.perf_counter()
+        confirmed = await engine.is_confirmed(acknowledged, command.durability)
+        metrics.confirmation_seconds.observe(time.perf_counter() - started)
+        told = command.durability if confirmed else UNCONFIRMED
+        metrics.count_durable(told)
+        self._deliver(command, received_at, with_durability(reply, told))
 
     def _answered(self, command: Command, received_at: float, reply: bytes) -> None:
+        self._deliver(command, received_at, reply)
+        self._let_queries_go(command.symbol)
+
+    def _deliver(self, command: Command, received_at: float, reply: bytes) -> None:
         self._in_flight -= 1
         self._tell_answered()
         self._write(text_frame(answer(command.head, reply)))
         metrics = self._backend.metrics
         metrics.count_reply(command.method, reply)
         metrics.acknowledgement_seconds.observe(time.perf_counter() - received_at)
-        self._let_queries_go(command.symbol)
 
     async def _cancel_in_books(self, request: CancelInBooks) -> None:
         """Cancels in several books at once. What was sent before is done before; nothing that was
@@ -362,13 +407,17 @@ class Connection:
                     self._fail(request.head, RejectCode.UNKNOWN_SYMBOL, message)
                     return
             engine = self._backend.engine
-            reply = await engine.cancel_all_orders(request.symbols, **request.fields)
+            reply = await engine.cancel_all_orders(
+                request.symbols, durability=request.durability, **request.fields
+            )
         except EngineError as error:
             self._fail(request.head, error.code, error.message)
             return
         frame = answer(request.head, msgspec.json.encode(reply))
         self._write(text_frame(frame))
         metrics = self._backend.metrics
+        if "durability" in reply:
+            metrics.count_durable(reply["durability"])
         metrics.count_reply("cancel_all_orders", frame[len(request.head) :])
         metrics.acknowledgement_seconds.observe(time.perf_counter() - started)
 

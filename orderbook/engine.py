@@ -15,7 +15,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeGuard
 
 import msgspec
@@ -36,7 +36,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from orderbook import library, topology
-from orderbook.messages import RejectCode
+from orderbook.durability import Change
+from orderbook.messages import UNCONFIRMED, Durability, RejectCode
 from orderbook.topology import ClusterTopology, Node, Topology
 from orderbook.wire import NotSentError, RedisReply, Wire
 
@@ -105,10 +106,27 @@ def rejection(code: RejectCode, message: str) -> bytes:
     )
 
 
+class Acknowledged(NamedTuple):
+    """A reply, and where the change lies that it acknowledges."""
+
+    reply: RedisReply
+    node: Node
+    change: Change
+
+
+class Replies(list[bytes]):
+    """The replies of a batch, and the acknowledgement of its change."""
+
+    acknowledged: Acknowledged | None = None
+
+
 class Engine:
     """Every function of docs/protocol.md on a single server, a Sentinel service or a cluster."""
 
     def __init__(self, primaries: Topology, readers: Topology) -> None:
+        # What commands wait for that do not say it, and on how many replicas.
+        self.durability = Durability.MEMORY
+        self.durability_replicas = 1
         self._topology = primaries
         # Where streams are read: replicas, or the primaries themselves.
         self._readers = readers
@@ -172,19 +190,19 @@ class Engine:
 
     async def read_stream(self, symbol: str, *arguments: str | bytes | int) -> RedisReply:
         """One Redis command where a book's streams are read. Raises EngineError."""
-        return await self._ask(self._readers, self.book_key(symbol), arguments)
+        return (await self._ask(self._readers, self.book_key(symbol), arguments)).reply
 
     async def instruments(self) -> dict[str, str]:
         """Symbol to segment of every instrument, read anew."""
-        reply = await self._call_key(INSTRUMENTS_KEY, "HGETALL", INSTRUMENTS_KEY)
-        texts = [text.decode() for text in reply]
+        found = await self._call_key(INSTRUMENTS_KEY, "HGETALL", INSTRUMENTS_KEY)
+        texts = [text.decode() for text in found.reply]
         self._segments = dict(zip(texts[::2], texts[1::2], strict=True))
         return dict(self._segments)
 
     async def ping(self) -> None:
         """Returns when every primary has answered. Raises EngineError."""
         for node in self._topology.nodes():
-            await self._on_node(node, ("PING",))
+            await self._send((await self._wire(node)).call, node, ("PING",))
 
     # ---- epochs
 
@@ -239,32 +257,43 @@ class Engine:
     async def call(self, function: str, symbol: str, *arguments: str | bytes) -> bytes:
         """FCALL with JSON text as reply. Raises EngineError."""
         key = self.book_key(symbol)
-        reply: bytes = await self._call_function(key, "FCALL", function, 1, key, *arguments)
+        carried = await self._call_function(key, "FCALL", function, 1, key, *arguments)
+        reply: bytes = carried.reply
         return reply
 
     async def query(self, function: str, symbol: str, *arguments: str | bytes) -> bytes:
         """FCALL_RO on the primary: what it says is never older than a reply seen before."""
         key = self.book_key(symbol)
-        reply: bytes = await self._call_function(key, "FCALL_RO", function, 1, key, *arguments)
+        carried = await self._call_function(key, "FCALL_RO", function, 1, key, *arguments)
+        reply: bytes = carried.reply
         return reply
 
-    async def execute(self, symbol: str, commands: Sequence[bytes]) -> list[bytes]:
+    async def execute(self, symbol: str, commands: Sequence[bytes]) -> Replies:
         """Runs JSON commands as one atomic change; one JSON reply each, in order.
 
         When memory is full the batch is refused as a whole: then cancels, which free memory, are
         run one by one and the others answered with OUT_OF_MEMORY. Raises EngineError.
         """
         key = self.book_key(symbol)
+        replies = Replies()
         try:
-            replies = await self._call_function(key, "FCALL", "execute", 1, key, *commands)
+            replies.acknowledged = await self._call_function(
+                key, "FCALL", "execute", 1, key, *commands
+            )
         except EngineError as error:
             if error.code is not RejectCode.OUT_OF_MEMORY:
                 raise
-            return [await self._execute_cancel(symbol, command, error) for command in commands]
+            for command in commands:
+                replies.append(await self._execute_cancel(replies, symbol, command, error))
+            return replies
+        reply = replies.acknowledged.reply
         # A batch that is refused as a whole has a single reply.
-        return replies if isinstance(replies, list) else [replies] * len(commands)
+        replies += reply if isinstance(reply, list) else [reply] * len(commands)
+        return replies
 
-    async def _execute_cancel(self, symbol: str, command: bytes, full: EngineError) -> bytes:
+    async def _execute_cancel(
+        self, replies: Replies, symbol: str, command: bytes, full: EngineError
+    ) -> bytes:
         try:
             fields = msgspec.json.decode(command, type=dict[str, str])
         except msgspec.DecodeError:
@@ -272,12 +301,75 @@ class Engine:
         method = fields.pop("method", "")
         if method not in _CANCELS:
             return full.reply()
+        key = self.book_key(symbol)
         try:
-            return await self.call(method, symbol, *_arguments(fields))
+            replies.acknowledged = await self._call_function(
+                key, "FCALL", method, 1, key, *_arguments(fields)
+            )
         except EngineError as error:
             return error.reply()
+        reply: bytes = replies.acknowledged.reply
+        return reply
 
-    async def _call_function(self, key: str, *arguments: str | bytes | int) -> RedisReply:
+    # ---- durability
+
+    async def durability_refusal(self, durability: Durability, symbol: str | None = None) -> bytes:
+        """The refusal of commands that ask for what their server can never confirm; empty where it
+        can. Without a symbol every primary is asked. Raises EngineError."""
+        if durability is Durability.MEMORY:
+            return b""
+        nodes = self._topology.nodes()
+        if symbol is not None:
+            nodes = [_node(self._topology, self.book_key(symbol))]
+        for node in nodes:
+            try:
+                reason = await node.confirmer.refusal(durability)
+            except (RedisError, OSError) as error:
+                raise _unavailable(error) from error
+            if reason is not None:
+                return rejection(RejectCode.DURABILITY_UNAVAILABLE, reason)
+        return b""
+
+    async def is_confirmed(self, acknowledged: Acknowledged | None, durability: Durability) -> bool:
+        """Whether a change is known, within a bounded time, to be as safe as was asked for. Where
+        it is not, it stands all the same."""
+        if acknowledged is None:
+            return False
+        confirmer = acknowledged.node.confirmer
+        return await confirmer.confirm(durability, acknowledged.change, self.durability_replicas)
+
+    def _durability_of(self, fields: dict[str, Field]) -> Durability:
+        """What a command waits for, taken out of its fields. Raises ValueError for what is none."""
+        wanted = fields.pop("durability", None)
+        return self.durability if wanted is None else Durability(str(wanted))
+
+    async def _command(
+        self, function: str, symbols: Sequence[str], fields: Mapping[str, Field]
+    ) -> Reply:
+        """A command over books of one segment, acknowledged when its change is as safe as asked."""
+        others = dict(fields)
+        try:
+            durability = self._durability_of(others)
+        except ValueError:
+            text = "durability is one of: " + ", ".join(Durability)
+            return _decode(rejection(RejectCode.INVALID_VALUE, text))
+        if durability is not Durability.MEMORY:
+            refusal = await self.durability_refusal(durability, symbols[0])
+            if refusal:
+                return _decode(refusal)
+        keys = [self.book_key(symbol) for symbol in symbols]
+        acknowledged = await self._call_function(
+            keys[0], "FCALL", function, len(keys), *keys, *_arguments(others)
+        )
+        reply = _decode(acknowledged.reply)
+        if durability is not Durability.MEMORY and reply.get("status") != "rejected":
+            confirmed = await self.is_confirmed(acknowledged, durability)
+            reply["durability"] = str(durability) if confirmed else UNCONFIRMED
+        return reply
+
+    # ---- the way of a call
+
+    async def _call_function(self, key: str, *arguments: str | bytes | int) -> Acknowledged:
         try:
             return await self._call_key(key, *arguments)
         except _FunctionMissingError as error:
@@ -289,12 +381,12 @@ class Engine:
         except (library.LibraryError, RedisError, OSError, _FunctionMissingError) as error:
             raise EngineError(RejectCode.UNAVAILABLE, str(missing), str(error)) from error
 
-    async def _call_key(self, key: str, *arguments: str | bytes | int) -> RedisReply:
+    async def _call_key(self, key: str, *arguments: str | bytes | int) -> Acknowledged:
         return await self._ask(self._topology, key, arguments)
 
     async def _ask(
         self, nodes: Topology, key: str, arguments: Sequence[str | bytes | int]
-    ) -> RedisReply:
+    ) -> Acknowledged:
         """One command where a key is, asked again while its slot moves: it has not run then."""
         try:
             return await self._on_node(_node(nodes, key), arguments, key)
@@ -310,7 +402,7 @@ class Engine:
         key: str,
         arguments: Sequence[str | bytes | int],
         refusal: Exception,
-    ) -> RedisReply:
+    ) -> Acknowledged:
         """Repeats a command that was refused because its slot moves, for a bounded time."""
         deadline_s = time.monotonic() + MOVE_WAIT_S_MAX
         # A slot that has moved is there already: the first look is at once.
@@ -320,7 +412,7 @@ class Engine:
             wait_s = min(max(2 * wait_s, MOVE_BACKOFF_FIRST_S), MOVE_BACKOFF_MAX_S)
             try:
                 if _is_asked_of_another(refusal) and arguments[0] not in _FUNCTION_CALLS:
-                    return await self._ask_another(nodes, refusal, arguments)
+                    return await self._ask_another(nodes, refusal, key, arguments)
                 if not (_is_asked_of_another(refusal) or isinstance(refusal, TryAgainError)):
                     await nodes.refresh()
                 return await self._on_node(nodes.node(key), arguments, key)
@@ -332,29 +424,33 @@ class Engine:
         raise _moving(refusal) from refusal
 
     async def _ask_another(
-        self, nodes: ClusterTopology, ask: AskError, arguments: Sequence[str | bytes | int]
-    ) -> RedisReply:
+        self,
+        nodes: ClusterTopology,
+        ask: AskError,
+        key: str,
+        arguments: Sequence[str | bytes | int],
+    ) -> Acknowledged:
         """One command at the node to which its key has been moved before the slot itself was."""
         node = nodes.node_at(ask.host, ask.port)
-        return await self._send(await self._wire(node), node, arguments, is_asking=True)
+        wire = await self._wire(node)
+        reply = await self._send(wire.call_asking, node, arguments)
+        return Acknowledged(reply, node, _change(wire, key))
 
     async def _on_node(
-        self, node: Node, arguments: Sequence[str | bytes | int], key: str | None = None
-    ) -> RedisReply:
+        self, node: Node, arguments: Sequence[str | bytes | int], key: str
+    ) -> Acknowledged:
         wire = await self._wire(node)
-        if key is not None and arguments[0] == "FCALL" and arguments[1] != "begin_epoch":
+        if arguments[0] == "FCALL" and arguments[1] != "begin_epoch":
             await self._before(wire, node, key)
-        return await self._send(wire, node, arguments)
+        reply = await self._send(wire.call, node, arguments)
+        return Acknowledged(reply, node, _change(wire, key))
 
     async def _send(
         self,
-        wire: Wire,
+        send: Callable[..., Awaitable[RedisReply]],
         node: Node,
         arguments: Sequence[str | bytes | int],
-        *,
-        is_asking: bool = False,
     ) -> RedisReply:
-        send = wire.call_asking if is_asking else wire.call
         try:
             return await send(*arguments)
         except BusyLoadingError as error:
@@ -410,8 +506,8 @@ class Engine:
             return _decode(rejection(code, f"the symbol is defined in the segment {known}"))
         key = f"orderbook:{{{segment}}}:{symbol}"
         arguments = _arguments(fields)
-        reply = await self._call_function(key, "FCALL", "define_instrument", 1, key, *arguments)
-        decoded = _decode(reply)
+        defined = await self._call_function(key, "FCALL", "define_instrument", 1, key, *arguments)
+        decoded = _decode(defined.reply)
         if decoded.get("status") != "rejected":
             await self._call_key(INSTRUMENTS_KEY, "HSET", INSTRUMENTS_KEY, symbol, segment)
             self._segments[symbol] = segment
@@ -419,7 +515,7 @@ class Engine:
 
     async def place_order(self, symbol: str, **fields: Field) -> Reply:
         """Fields: account side order_type, quantity or quote_quantity, … (docs/protocol.md)."""
-        return _decode(await self.call("place_order", symbol, *_arguments(fields)))
+        return await self._command("place_order", [symbol], fields)
 
     async def place_order_list(
         self, symbol: str, orders: str | Sequence[Mapping[str, Field]], **fields: Field
@@ -427,21 +523,21 @@ class Engine:
         """Orders that hang together, all or none; each of `orders` (or their JSON text) has the
         fields of place_order. Fields: account list_type; client_order_id valid_until_ms."""
         listed = orders if isinstance(orders, str) else msgspec.json.encode(orders)
-        arguments = (*_arguments(fields), "orders", listed)
-        return _decode(await self.call("place_order_list", symbol, *arguments))
+        text = listed if isinstance(listed, str) else listed.decode()
+        return await self._command("place_order_list", [symbol], {**fields, "orders": text})
 
     async def cancel_order(self, symbol: str, **fields: Field) -> Reply:
         """Fields: order_id, or account and client_order_id; valid_until_ms."""
-        return _decode(await self.call("cancel_order", symbol, *_arguments(fields)))
+        return await self._command("cancel_order", [symbol], fields)
 
     async def amend_order(self, symbol: str, **fields: Field) -> Reply:
         """Fields: the order as in cancel_order; price stop_price quantity remaining_quantity."""
-        return _decode(await self.call("amend_order", symbol, *_arguments(fields)))
+        return await self._command("amend_order", [symbol], fields)
 
     async def replace_order(self, symbol: str, **fields: Field) -> Reply:
         """Fields: account; cancel_order_id or cancel_client_order_id; on_failure; and the new
         order's. Reply: canceled placed sequence."""
-        return _decode(await self.call("replace_order", symbol, *_arguments(fields)))
+        return await self._command("replace_order", [symbol], fields)
 
     async def mass_quote(
         self, symbol: str, *, quotes: Sequence[Mapping[str, str]] | str, **fields: Field
@@ -451,8 +547,7 @@ class Engine:
         Reply: account canceled_order_ids placed sequence.
         """
         text = quotes if isinstance(quotes, str) else msgspec.json.encode(quotes).decode()
-        arguments = _arguments({**fields, "quotes": text})
-        return _decode(await self.call("mass_quote", symbol, *arguments))
+        return await self._command("mass_quote", [symbol], {**fields, "quotes": text})
 
     async def cancel_all_orders(self, symbol: str | Sequence[str], **fields: Field) -> Reply:
         """Fields: account; session side valid_until_ms.
@@ -464,7 +559,7 @@ class Engine:
         Where only some segments could be asked an EngineError says OUTCOME_UNKNOWN.
         """
         if isinstance(symbol, str):
-            return _decode(await self.call("cancel_all_orders", symbol, *_arguments(fields)))
+            return await self._command("cancel_all_orders", [symbol], fields)
         groups: dict[str, list[str]] = {}
         instruments = await self.instruments()
         for name in dict.fromkeys(symbol):
@@ -491,25 +586,20 @@ class Engine:
 
     async def _cancel_together(self, symbols: Sequence[str], fields: Mapping[str, Field]) -> Reply:
         """The same of books of one segment; the reply has `books` even of one."""
-        keys = [self.book_key(symbol) for symbol in symbols]
-        arguments = _arguments(fields)
-        count = len(keys)
-        reply = _decode(
-            await self._call_function(
-                keys[0], "FCALL", "cancel_all_orders", count, *keys, *arguments
-            )
-        )
-        if count > 1 or reply.get("status") == "rejected":
+        reply = await self._command("cancel_all_orders", symbols, fields)
+        if len(symbols) > 1 or reply.get("status") == "rejected":
             return reply
+        durability = {"durability": reply.pop("durability")} if "durability" in reply else {}
         counts = ("account", "canceled_count", "remaining_count", "timestamp_ms")
         return {
             **{name: reply[name] for name in counts},
             "books": [{"symbol": symbols[0], **reply}],
+            **durability,
         }
 
     async def cancel_all_after(self, symbol: str, **fields: Field) -> Reply:
         """Fields: account, timeout_ms (0 stops the timer); session, valid_until_ms."""
-        return _decode(await self.call("cancel_all_after", symbol, *_arguments(fields)))
+        return await self._command("cancel_all_after", [symbol], fields)
 
     async def tick(self, symbol: str) -> Reply:
         """Does what is due. Reply: expired_count canceled_count triggered_count pending (call
@@ -574,7 +664,8 @@ class Engine:
     async def library_version(self, symbol: str = "") -> Reply:
         """Reply: library version digest, of the node that holds this symbol."""
         key = self.book_key(symbol)
-        return _decode(await self._call_function(key, "FCALL_RO", "library_version", 0))
+        found = await self._call_function(key, "FCALL_RO", "library_version", 0)
+        return _decode(found.reply)
 
 
 def _node(nodes: Topology, key: str) -> Node:
@@ -655,18 +746,31 @@ def _lost(error: BaseException, arguments: Sequence[object]) -> EngineError:
     return EngineError(RejectCode.OUTCOME_UNKNOWN, message)
 
 
+def _change(wire: Wire, key: str) -> Change:
+    """What a call has written, as a later round can confirm it: by a key of the same slot."""
+    return Change(wire.replication_id, key.rpartition(":")[0] + ":durability")
+
+
+def with_durability(reply: bytes, durability: str) -> bytes:
+    """A reply that tells how safe its change is."""
+    return b'%s,"durability":"%s"}' % (reply[:-1], durability.encode())
+
+
 def _decode(reply: bytes) -> Reply:
     return msgspec.json.decode(reply, type=dict[str, Any])
 
 
 def _joined(replies: Sequence[Reply]) -> Reply:
     """The replies of several segments as one."""
+    told = {reply["durability"] for reply in replies if "durability" in reply}
+    durability = UNCONFIRMED if UNCONFIRMED in told else "".join(told)
     return {
         "account": replies[0]["account"],
         "books": [book for reply in replies for book in reply["books"]],
         "canceled_count": sum(reply["canceled_count"] for reply in replies),
         "remaining_count": sum(reply["remaining_count"] for reply in replies),
         "timestamp_ms": replies[-1]["timestamp_ms"],
+        **({"durability": durability} if durability else {}),
     }
 
 
@@ -687,7 +791,7 @@ class _Call(NamedTuple):
     """Commands that are being run."""
 
     batch: list[tuple[bytes, OnReply]]
-    replies: asyncio.Task[list[bytes]]
+    replies: asyncio.Task[Replies]
 
 
 class Batcher:
@@ -712,6 +816,8 @@ class Batcher:
         self._queue_length_max = queue_length_max
         self._observe_call_s = observe_call_s
         self._task: asyncio.Task[None] | None = None
+        # That of the replies that are being given out: for who waits until it is confirmed.
+        self.acknowledged: Acknowledged | None = None
 
     def submit(self, command: bytes, on_reply: OnReply) -> None:
         """Queues one JSON command; a full queue answers SYSTEM_BUSY at once."""
@@ -738,6 +844,7 @@ class Batcher:
                 call = self._begin_call()
                 # It is written when the loop turns.
                 await asyncio.sleep(0)
+                self.acknowledged = replies.acknowledged
                 for (_, on_reply), reply in zip(batch, replies, strict=True):
                     self._answer(on_reply, reply)
                 call = call or self._begin_call()
@@ -768,15 +875,15 @@ class Batcher:
             # One client's trouble must not cost the others of its batch their answers.
             logger.exception("an answer could not be delivered")
 
-    async def _execute(self, commands: list[bytes]) -> list[bytes]:
+    async def _execute(self, commands: list[bytes]) -> Replies:
         started = time.perf_counter()
         try:
             return await self._engine.execute(self._symbol, commands)
         except EngineError as error:
-            return [error.reply()] * len(commands)
+            return Replies([error.reply()] * len(commands))
         except Exception:
             logger.exception("a call to the engine failed unexpectedly")
             unknown = EngineError(RejectCode.OUTCOME_UNKNOWN, "the host failed: ask again")
-            return [unknown.reply()] * len(commands)
+            return Replies([unknown.reply()] * len(commands))
         finally:
             self._observe_call_s(time.perf_counter() - started)

@@ -29,6 +29,7 @@ from orderbook import library
 from orderbook.connection import CLOSE_DRAINING, Connection, Limits, Socket, text_frame
 from orderbook.engine import Batcher, Engine, EngineError
 from orderbook.feed import Feed
+from orderbook.messages import Durability, Refusal, RejectCode
 from orderbook.metrics import Metrics
 from orderbook.session import Session
 
@@ -61,6 +62,9 @@ class HostConfig:
     port: int = 8080
     reuse_port: bool = False
     origins: tuple[str, ...] = ()
+    # What every command waits for at least, and on how many replicas.
+    durability: Durability = Durability.MEMORY
+    durability_replicas: int = 1
     limits: Limits = field(default_factory=Limits)
 
 
@@ -93,6 +97,8 @@ class Host:
             self.engine = await Engine.connect(config.redis_url, read_url=config.read_url)
             cleanup.push_async_callback(self.engine.close)
             await library.check(self.engine)
+            self.engine.durability_replicas = config.durability_replicas
+            await self._check_durability(config.durability)
             encoder = text_frame
             self.feed = Feed(self.engine, encode=encoder, observe_sent=self.metrics.count_sent)
             cleanup.push_async_callback(self.feed.stop)
@@ -101,6 +107,13 @@ class Host:
             self._heartbeats = asyncio.create_task(self._beat())
             cleanup.callback(self._heartbeats.cancel)
             self._cleanup = cleanup.pop_all()
+
+    async def _check_durability(self, durability: Durability) -> None:
+        """Raises EngineError where the server can never confirm what is asked of every command."""
+        refusal = await self.engine.durability_refusal(durability)
+        if refusal:
+            refused = msgspec.json.decode(refusal, type=Refusal)
+            raise EngineError(RejectCode(refused.code), refused.message)
 
     async def drain(self) -> None:
         """Ends the host as its clients would wish: see the head of this file."""
@@ -189,12 +202,23 @@ class Host:
         if _ACCOUNT.fullmatch(account) is None:
             text = "account is 1 to 64 characters of A-Z a-z 0-9 _ . @ -"
             return web.Response(status=400, text=text)
+        try:
+            # A plus sign in a query stands for a space.
+            asked = Durability(request.query.get("durability", "memory").replace(" ", "+"))
+            await self._check_durability(asked)
+        except ValueError:
+            return web.Response(status=400, text="durability is " + ", ".join(Durability))
+        except EngineError as error:
+            status = 400 if error.code is RejectCode.DURABILITY_UNAVAILABLE else 503
+            return web.Response(status=status, text=f"{error.code}: {error.message}")
         socket = Socket(self.limits, self.metrics)
         writer = await socket.prepare(request)
         transport = request.transport
         if transport is None:
             return socket
-        connection = Connection(self, socket, transport, Session(account))
+        connection = Connection(
+            self, socket, transport, Session(account, asked, self.config.durability)
+        )
         self._connections.add(connection)
         self.metrics.connections.inc()
         try:

@@ -86,10 +86,37 @@ class RejectCode(StrEnum):
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     UNAVAILABLE = "UNAVAILABLE"
+    DURABILITY_UNAVAILABLE = "DURABILITY_UNAVAILABLE"
     DRAINING = "DRAINING"
     FRAME_TOO_LARGE = "FRAME_TOO_LARGE"
     NOT_SUBSCRIBED = "NOT_SUBSCRIBED"
     TOO_MANY_SUBSCRIPTIONS = "TOO_MANY_SUBSCRIPTIONS"
+
+
+class Durability(StrEnum):
+    """What an acknowledgement waits for: that its change is on the disk of the primary, on a
+    replica, or both."""
+
+    MEMORY = "memory"
+    FSYNC = "fsync"
+    REPLICA = "replica"
+    FSYNC_REPLICA = "fsync+replica"
+
+    @property
+    def parts(self) -> "tuple[Durability, ...]":
+        """What is to be confirmed, one by one; nothing for memory."""
+        if self is Durability.MEMORY:
+            return ()
+        return tuple(Durability(part) for part in self.split("+"))
+
+    def with_minimum(self, minimum: "Durability") -> "Durability":
+        """The weakest that is as strong as both."""
+        parts = sorted({*self.parts, *minimum.parts})
+        return Durability("+".join(parts)) if parts else Durability.MEMORY
+
+
+# What a reply says where its change stands and was not confirmed in time.
+UNCONFIRMED = "unconfirmed"
 
 
 class Channel(StrEnum):
@@ -133,6 +160,8 @@ class Command(Params, kw_only=True):
     all."""
 
     valid_until_ms: OptionalTime = UNSET
+    # For the host, which waits for it; the engine never sees it.
+    durability: Durability | UnsetType = UNSET
 
 
 class NewOrder(Command):
@@ -353,6 +382,13 @@ class Ticked(Struct):
     """Whether tick is to be called again at once; read out of its reply."""
 
     pending: bool
+
+
+class Refusal(Struct):
+    """Why something was refused; read out of its reply."""
+
+    code: str
+    message: str
 
 
 class CanceledAll(Struct):

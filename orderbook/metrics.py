@@ -63,6 +63,11 @@ class Metrics(Collector):
         self.acknowledgement_seconds = Latencies(
             "orderbook_acknowledgement_seconds", "Time from a command's arrival to its answer."
         )
+        self.confirmation_seconds = Latencies(
+            "orderbook_confirmation_seconds",
+            "Time for which answers waited until their change was on disk or on a replica.",
+        )
+        self._durable: Tally[str] = Tally()
         self._commands: Tally[str] = Tally()
         self._rejects: Tally[str] = Tally()
         self._messages_sent: Tally[str] = Tally()
@@ -94,12 +99,19 @@ class Metrics(Collector):
         yield _family("orderbook_rejects", "Requests refused, by code.", "code", self._rejects)
         sent = "Messages given to subscribers, by channel."
         yield _family("orderbook_messages_sent", sent, "channel", self._messages_sent)
+        durable = "Commands answered that asked for more than memory, by what they were told."
+        yield _family("orderbook_durable_commands", durable, "durability", self._durable)
+        yield self.confirmation_seconds.told()
         yield self.call_seconds.told()
         yield self.acknowledgement_seconds.told()
 
     def count_sent(self, channel: str, count: int) -> None:
         """Counts messages given to subscribers."""
         self._messages_sent[channel] += count
+
+    def count_durable(self, told: str) -> None:
+        """Counts an answer that has waited until its change was safe, or was not confirmed."""
+        self._durable[told] += 1
 
     def count_reply(self, method: str, reply: bytes) -> None:
         """Counts a command's answer, and its code when it was refused."""

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from orderbook import messages
-from orderbook.messages import PLACING_METHODS, REJECTED_PREFIX, Channel, RejectCode
+from orderbook.messages import PLACING_METHODS, REJECTED_PREFIX, Channel, Durability, RejectCode
 
 MALFORMED_FRAMES_MAX = 100
 CLOSE_CODE_ABUSE = 1008
@@ -42,6 +42,7 @@ class Command:
     symbol: str
     payload: bytes
     head: bytes
+    durability: Durability
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class CancelInBooks:
     symbols: tuple[str, ...]
     fields: dict[str, str]
     head: bytes
+    durability: Durability
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +145,22 @@ def failure(head: bytes, code: RejectCode, message: str) -> bytes:
 class Session:
     """The client of one connection, acting for one account."""
 
-    __slots__ = ("_malformed_in_a_row", "_mark", "_prefixes", "account")
+    __slots__ = (
+        *("_durability", "_durability_min", "_malformed_in_a_row", "_mark", "_prefixes"),
+        "account",
+    )
 
-    def __init__(self, account: str) -> None:
+    def __init__(
+        self,
+        account: str,
+        durability: Durability = Durability.MEMORY,
+        durability_min: Durability = Durability.MEMORY,
+    ) -> None:
+        """`durability` is for commands that do not say it; none has less than the minimum."""
         # The account's characters need no escaping: the host has checked them.
         self.account = account
+        self._durability = durability.with_minimum(durability_min)
+        self._durability_min = durability_min
         self._mark = ""
         # How commands begin, by method; made when needed, for most connections only listen.
         self._prefixes: dict[str, bytes] = {}
@@ -223,13 +236,22 @@ class Session:
         _check_duplicates(raw_params, body.count(b'"') + 2 * _MARKS_PER_TEXT, head)
         if not isinstance(params, messages.Command):
             return Query(method, symbol, self._arguments(method, params), head)
-        if _tell_as_text(params):
+        durability = self._durability_of(params)
+        if _tell_as_text(params) or params.durability is not UNSET:
+            params.durability = UNSET
             body = msgspec.json.encode(params)
         if isinstance(params, messages.MassQuote):
             body = _with_quotes_as_text(params)
         separator = b"," if len(body) > len(b"{}") else b""
         prefix = self._prefixes.get(method) or self._make_prefix(method)
-        return Command(method, symbol, prefix + separator + body[1:], head)
+        return Command(method, symbol, prefix + separator + body[1:], head, durability)
+
+    def _durability_of(self, params: messages.Command) -> Durability:
+        """What a command waits for: what it says, or else the connection; never less than the
+        host's minimum."""
+        if params.durability is UNSET:
+            return self._durability
+        return params.durability.with_minimum(self._durability_min)
 
     def _make_prefix(self, method: str) -> bytes:
         mark = self._mark if method in PLACING_METHODS else ""
@@ -244,10 +266,12 @@ class Session:
             message = "give symbol or symbols, not both"
             raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, message)
         _check_duplicates(raw_params, msgspec.json.encode(params).count(b'"'), head)
+        durability = self._durability_of(params)
+        params.durability = UNSET
         fields = _given(params)
         symbols = tuple(dict.fromkeys(fields.pop("symbols")))
         texts = {name: str(value) for name, value in fields.items()}
-        return CancelInBooks(symbols, {"account": self.account, **texts}, head)
+        return CancelInBooks(symbols, {"account": self.account, **texts}, head, durability)
 
     def _arguments(self, method: str, params: messages.Params) -> list[str]:
         arguments = []

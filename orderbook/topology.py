@@ -22,7 +22,8 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
-from orderbook.wire import SOCKET_TIMEOUT_S, Wire
+from orderbook.durability import Confirmer
+from orderbook.wire import SOCKET_TIMEOUT_S, Wire, information_field, replication_id
 
 CONNECT_TIMEOUT_S = 2.0
 REDIS_PORT_DEFAULT = 6379
@@ -39,6 +40,7 @@ class Node:
         self._wire: Wire | None = None
         self._opening: asyncio.Task[Wire] | None = None
         self._has_left = False
+        self.confirmer = Confirmer(self.open_wire, self.distrust)
 
     async def wire(self) -> Wire:
         """The wire that all share. Raises what redis-py raises where no server can be reached."""
@@ -68,7 +70,9 @@ class Node:
             raise
         wire = Wire(connection)
         try:
-            wire.run_id = _run_id(await wire.call("INFO", "server"))
+            server = await wire.call("INFO", "server")
+            wire.run_id = information_field(server, "run_id")
+            wire.replication_id = replication_id(await wire.call("INFO", "replication"))
         except ResponseError:
             # INFO may be forbidden to us; epochs are then somebody else's to begin.
             pass
@@ -86,6 +90,7 @@ class Node:
         """Lets go of a node that is no primary any more; what is on its way is still answered."""
         self._has_left = True
         self.distrust()
+        await self.confirmer.close()
         await self.client.aclose()
 
     async def close(self) -> None:
@@ -94,14 +99,8 @@ class Node:
         if self._wire is not None:
             self._wire.close()
             await self._wire.wait_closed()
+        await self.confirmer.close()
         await self.client.aclose()
-
-
-def _run_id(information: bytes) -> str | None:
-    for line in information.decode().splitlines():
-        if line.startswith("run_id:"):
-            return line.removeprefix("run_id:")
-    return None
 
 
 def _client_options() -> dict[str, Any]:

@@ -44,11 +44,13 @@ class _Waiter(NamedTuple):
 
 
 class Wire:
-    """A connection that is open. `run_id` is that of its server, None where it does not tell."""
+    """A connection that is open. `run_id` is that of its server, `replication_id` that of its reign
+    as a primary when the connection was opened; None where it does not tell."""
 
     def __init__(self, connection: AbstractConnection) -> None:
         connection.socket_timeout = None
         self.run_id: str | None = None
+        self.replication_id: str | None = None
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._outbox: list[bytes] = []
@@ -182,3 +184,16 @@ class Wire:
         self._reader.cancel()
         self._writer.cancel()
         self._closing = self._loop.create_task(self._connection.disconnect(nowait=True))
+
+
+def replication_id(information: bytes) -> str | None:
+    """What INFO replication says of the present reign; another one begins at every promotion."""
+    return information_field(information, "master_replid")
+
+
+def information_field(information: bytes, name: str) -> str | None:
+    """One field of what INFO says."""
+    for line in information.decode().splitlines():
+        if line.startswith(f"{name}:"):
+            return line.partition(":")[2]
+    return None

@@ -708,3 +708,28 @@ def test_serve_without_a_reachable_redis_fails_with_its_exit_code() -> None:
     )
     assert result.returncode == cli.EXIT_UNREACHABLE, result.stderr
     assert "Traceback" not in result.stderr
+
+
+# ---- durability
+
+
+def test_durability_is_asked_for_and_told(orderbook: Orderbook, redis: Redis) -> None:
+    orderbook("functions", "load")
+    orderbook("instrument", "define", SYMBOL, "--tick-size", "1", "--lot-size", "1")
+    terms = ("--account", "alice", "--side", "buy", "--price", "9", "--quantity", "1")
+    order = ("order", "place", SYMBOL, *terms, "--durability", "fsync")
+    refused = orderbook(*order, "--json")
+    assert refused.exit_code == cli.EXIT_REJECTED
+    assert json.loads(refused.stdout)["code"] == "DURABILITY_UNAVAILABLE"
+    redis.config_set("appendonly", "yes")
+    redis.config_set("appendfsync", "always")
+    try:
+        assert orderbook.json(*order)["durability"] == "fsync"
+    finally:
+        redis.config_set("appendonly", "no")
+
+
+def test_serve_refuses_a_minimum_that_the_server_cannot_confirm(orderbook: Orderbook) -> None:
+    refused = orderbook("serve", "--port", "0", "--durability", "fsync")
+    assert refused.exit_code == cli.EXIT_SERVER
+    assert "no append-only file" in refused.stderr

@@ -184,6 +184,26 @@ def test_function_on_the_wrong_node_is_redirected(cluster: list[Server]) -> None
         Book(wrong.client, SYMBOL).read("get_book")
 
 
+async def test_each_node_confirms_the_changes_of_its_books(
+    cluster: list[Server], connected: Engine
+) -> None:
+    if b"waitaof" not in cluster[0].client.execute_command("COMMAND LIST"):
+        pytest.skip("the server has no WAITAOF")
+    for server in cluster:
+        server.client.config_set("appendonly", "yes")
+        server.client.config_set("appendfsync", "always")
+    try:
+        for symbol, segment in zip((SYMBOL, OTHER_SYMBOL), two_segments(cluster), strict=True):
+            await connected.define_instrument(symbol, segment=segment, **RULES)
+        reply = await connected.cancel_all_orders(
+            [SYMBOL, OTHER_SYMBOL], account="alice", durability="fsync"
+        )
+        assert (len(reply["books"]), reply["durability"]) == (2, "fsync")
+    finally:
+        for server in cluster:
+            server.client.config_set("appendonly", "no")
+
+
 # ---- while a slot moves
 
 

@@ -34,13 +34,14 @@ DATA_MODEL = (ROOT / "docs" / "data-model.md").read_text("utf-8")
 # Codes that a host gives; all others are the engine's.
 HOST_CODES = {
     "SYSTEM_BUSY", "OUTCOME_UNKNOWN", "OUT_OF_MEMORY", "UNAVAILABLE", "DRAINING",
+    "DURABILITY_UNAVAILABLE",
     "FRAME_TOO_LARGE", "NOT_SUBSCRIBED", "TOO_MANY_SUBSCRIPTIONS",
 }  # fmt: skip
 
 # Which modules may know a library; the demo's traders are websocket clients, and host and command
 # line catch what redis raises.
 MAY_IMPORT = {
-    "redis": {"engine", "topology", "wire", "feed", "library", "host", "cli"},
+    "redis": {"engine", "topology", "wire", "durability", "feed", "library", "host", "cli"},
     "aiohttp": {"host", "connection", "demo"},
 }
 
