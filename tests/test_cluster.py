@@ -268,15 +268,20 @@ async def test_a_call_waits_until_its_slot_has_moved(
         assert Book(move.target.client, SYMBOL, "moving").stored_keys()
 
 
-async def test_a_call_whose_keys_are_half_moved_waits(
+async def test_a_book_that_moves_is_read_and_written_when_it_is_there(
     cluster: list[Server], connected: Engine
 ) -> None:
     await connected.define_instrument(SYMBOL, segment="moving", **RULES)
-    key = connected.book_key(SYMBOL)
+    terms = {"order_type": "limit", "price": "1", "quantity": "1"}
     with moving(cluster, "moving") as move:
-        # The server itself says TRYAGAIN where one declared key is there and another is not.
-        call = connected._call_function(key, "FCALL_RO", "get_book", 2, key, f"{key}:none")
-        assert b"INVALID_BOOK_KEY" in await _answered_after_the_move(move, call)
+        calls = asyncio.gather(
+            connected.place_order(SYMBOL, account="alice", side="buy", **terms),
+            connected.get_book(SYMBOL),
+        )
+        placed, _ = await _answered_after_the_move(move, calls)
+        assert placed["status"] == "open"
+        assert (await connected.get_book(SYMBOL))["bids"] == [["1", "1"]]
+        assert (await connected.verify_book(SYMBOL))["verified"] is True
 
 
 async def test_a_stream_that_has_moved_before_its_slot_is_read_there(

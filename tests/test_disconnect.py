@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from clients import Client, connected, new_symbol
-from orderbook.engine import Batcher, EngineError
+from orderbook.engine import Batcher, EngineError, Replies
 from orderbook.guard import Guard
 from orderbook.host import Host, HostConfig
 from orderbook.messages import RejectCode
@@ -238,11 +238,11 @@ class FakeEngine:
         self.away = False
         self.remaining_counts: list[int] = []
 
-    async def execute(self, _: str, commands: list[bytes]) -> list[bytes]:
+    async def execute(self, _: str, commands: list[bytes]) -> Replies:
         if self.away:
             raise EngineError(RejectCode.UNAVAILABLE, "away")
         self.commands += commands
-        return [self._reply(command) for command in commands]
+        return Replies(self._reply(command) for command in commands)
 
     def _reply(self, command: bytes) -> bytes:
         if b"cancel_all_orders" not in command:
