@@ -258,26 +258,45 @@ local function crc32(text)
   return bxor(value, 0xFFFFFFFF) % 4294967296
 end
 
--- Decimal text as it counts in a checksum: without the point and leading zeros.
-local function digits_of(text)
-  local digits = string.gsub(text, "%.", "")
-  return (string.gsub(digits, "^0+", ""))
+-- Decimal text as it counts in a checksum: with all decimals of its step, but without the point and
+-- leading zeros. So 1, 0.1 and 0.01 differ.
+local function digits_of(text, decimals)
+  local point = text:find(".", 1, true)
+  if not point then
+    return text .. ("0"):rep(decimals)
+  end
+  local digits = text:sub(1, point - 1) .. text:sub(point + 1)
+  digits = digits .. ("0"):rep(decimals - (#text - point))
+  return digits:byte() == 48 and digits:gsub("^0+", "") or digits
 end
 
-local function checksum_text(levels)
+local function checksum_text(record, levels)
   local parts = {}
+  local price_decimals, quantity_decimals =
+    record.price_step.decimals, record.quantity_step.decimals
   local length = math.min(#levels, depth.published_levels * pieces_per_level)
   for i = pieces_per_level, length, pieces_per_level do
-    parts[#parts + 1] = digits_of(levels[i - 2])
-    parts[#parts + 1] = digits_of(levels[i])
+    parts[#parts + 1] = digits_of(levels[i - 2], price_decimals)
+    parts[#parts + 1] = digits_of(levels[i], quantity_decimals)
   end
   return table.concat(parts)
 end
 
+-- The checksum of both sides as JSON members with a comma before them, and the steps by which a
+-- reader can compute it.
+local function checksum_members(record, asks_text, bids_text)
+  return string.format(
+    ',"checksum":%.0f,"tick_size":"%s","lot_size":"%s"',
+    crc32(asks_text .. bids_text),
+    record.price_step.text,
+    record.quantity_step.text
+  )
+end
+
 -- Adds the common part of get_book's reply and of the published book to a list of pieces of text:
--- "bids":…,"asks":…,"checksum":… The checksum is that of the published levels, however many are
--- asked for. Pieces, because a full book is long, and every string that it passes through costs as
--- much again.
+-- bids asks checksum tick_size lot_size. The checksum is that of the published levels, however many
+-- are asked for. Pieces, because a full book is long, and every string that it passes through costs
+-- as much again.
 function depth.add_json(pieces, record, levels_count)
   local read_count = math.max(levels_count, depth.published_levels)
   local bids = side_levels(record, keys.bids(record.key), -1, read_count)
@@ -286,8 +305,8 @@ function depth.add_json(pieces, record, levels_count)
   add_levels_json(pieces, bids, levels_count)
   pieces[#pieces + 1] = ',"asks":'
   add_levels_json(pieces, asks, levels_count)
-  local checksum = crc32(checksum_text(asks) .. checksum_text(bids))
-  pieces[#pieces + 1] = ',"checksum":' .. numbers.integer_text(checksum)
+  local asks_text, bids_text = checksum_text(record, asks), checksum_text(record, bids)
+  pieces[#pieces + 1] = checksum_members(record, asks_text, bids_text)
 end
 
 -- ---- order by order
@@ -349,21 +368,24 @@ local function add_orders_json(pieces, side, levels_count)
   pieces[#pieces + 1] = opening == "[[" and "[]" or "]]"
 end
 
-local function orders_checksum_text(side)
+local function orders_checksum_text(record, side)
   local parts = {}
+  local price_decimals, quantity_decimals =
+    record.price_step.decimals, record.quantity_step.decimals
   for i = 1, math.min(#side.orders, checksum_orders_max) do
     local o = side.orders[i]
     if o.level > depth.published_levels then
       break
     end
-    parts[i] = digits_of(o.price) .. digits_of(o.quantity) .. o.order_id
+    local price = digits_of(o.price, price_decimals)
+    local quantity = digits_of(o.quantity, quantity_decimals)
+    parts[i] = price .. quantity .. o.order_id
   end
   return table.concat(parts)
 end
 
--- Adds the common part of get_level3's reply to a list of pieces of text:
--- "bids":…,"asks":…,"more":…,"checksum":… The checksum is that of the published levels, however
--- many are asked for.
+-- Adds the common part of get_level3's reply to a list of pieces of text: bids asks more checksum
+-- tick_size lot_size. The checksum is that of the published levels, however many are asked for.
 function depth.add_orders_json(pieces, record, levels_count)
   local wanted = math.max(levels_count, depth.published_levels)
   local bids = side_orders(record, keys.bids(record.key), wanted)
@@ -372,11 +394,10 @@ function depth.add_orders_json(pieces, record, levels_count)
   add_orders_json(pieces, bids, levels_count)
   pieces[#pieces + 1] = ',"asks":'
   add_orders_json(pieces, asks, levels_count)
-  pieces[#pieces + 1] = string.format(
-    ',"more":%s,"checksum":%.0f',
-    tostring(bids.more or asks.more or false),
-    crc32(orders_checksum_text(asks) .. orders_checksum_text(bids))
-  )
+  pieces[#pieces + 1] = ',"more":' .. tostring(bids.more or asks.more or false)
+  local asks_text, bids_text =
+    orders_checksum_text(record, asks), orders_checksum_text(record, bids)
+  pieces[#pieces + 1] = checksum_members(record, asks_text, bids_text)
 end
 
 return depth

@@ -48,8 +48,8 @@ local function depth_query(call_keys, arguments, add_json)
 end
 
 -- get_book: the best levels of both sides.
--- Fields: depth (1 to 10000 or full; 10). Reply: symbol sequence epoch bids asks checksum.
--- Rejects: INVALID_VALUE.
+-- Fields: depth (1 to 10000 or full; 10). Reply: symbol sequence epoch bids asks checksum tick_size
+-- lot_size. Rejects: INVALID_VALUE.
 function queries.get_book(call_keys, arguments)
   return depth_query(call_keys, arguments, depth.add_json)
 end
@@ -57,7 +57,7 @@ end
 -- get_level3: the orders of the best levels of both sides, in queue order, as everybody may see
 -- them.
 -- Fields: depth (levels; 1 to 10000 or full; 10). Reply: symbol sequence epoch bids asks more
--- checksum. Rejects: INVALID_VALUE.
+-- checksum tick_size lot_size. Rejects: INVALID_VALUE.
 function queries.get_level3(call_keys, arguments)
   return depth_query(call_keys, arguments, depth.add_orders_json)
 end

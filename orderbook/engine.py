@@ -611,11 +611,11 @@ class Engine:
         return _decode(await self.call("publish_book", symbol))
 
     async def get_book(self, symbol: str, **fields: Field) -> Reply:
-        """Field: depth (10). Reply: symbol sequence epoch bids asks checksum."""
+        """Field: depth (10). Reply: symbol sequence epoch bids asks checksum tick_size lot_size."""
         return _decode(await self.query("get_book", symbol, *_arguments(fields)))
 
     async def get_level3(self, symbol: str, **fields: Field) -> Reply:
-        """Field: depth (levels; 10). Reply: symbol sequence epoch bids asks more checksum."""
+        """Field: depth (levels; 10). Reply: as get_book, but for orders; more."""
         return _decode(await self.query("get_level3", symbol, *_arguments(fields)))
 
     async def get_order(self, symbol: str, **fields: Field) -> Reply:

@@ -29,6 +29,7 @@ SNAPSHOT_ROWS_MAX = 10_000
 DECIMALS_MAX = 15
 
 _LEVEL2, _LEVEL3, _ORDERS_PREFIX = b"level2", b"level3", b"orders:"
+_INSTRUMENTS = b"instruments"
 
 
 class View(Protocol):
@@ -46,9 +47,47 @@ def view_of(channel: Channel, snapshot: bytes) -> View:
     return Level2(snapshot) if channel is Channel.LEVEL2 else Level3(snapshot)
 
 
-def digits(number: str) -> bytes:
-    """Decimal text as it counts in a checksum: without the point and leading zeros."""
-    return number.replace(".", "").lstrip("0").encode()
+def digits(number: str, decimals: int) -> bytes:
+    """Decimal text as it counts in a checksum: with all decimals of its step, but without the point
+    and leading zeros."""
+    whole, _, fraction = number.partition(".")
+    return (whole + fraction.ljust(decimals, "0")).lstrip("0").encode()
+
+
+class _Steps(Struct):
+    """What a snapshot, or an `instruments` message, says of the steps of prices and quantities."""
+
+    tick_size: str
+    lot_size: str
+
+
+class _InstrumentMessage(Struct):
+    instrument: _Steps
+
+
+_decode_steps = msgspec.json.Decoder(_Steps).decode
+_decode_instrument = msgspec.json.Decoder(_InstrumentMessage).decode
+
+
+def _decimals(step: str) -> int:
+    return len(step.partition(".")[2])
+
+
+class _Precision:
+    """How many decimals prices and quantities have in a checksum. They change with the instrument's
+    steps, which it tells in its stream while no order is open."""
+
+    def __init__(self, snapshot: bytes) -> None:
+        self._use(_decode_steps(snapshot))
+
+    def follow(self, fields: list[bytes]) -> None:
+        """Takes over new steps where an entry tells some."""
+        if _INSTRUMENTS in fields[::2]:
+            message = fields[2 * fields[::2].index(_INSTRUMENTS) + 1]
+            self._use(_decode_instrument(message).instrument)
+
+    def _use(self, steps: _Steps) -> None:
+        self.price, self.quantity = _decimals(steps.tick_size), _decimals(steps.lot_size)
 
 
 def _rank(price: str) -> int:
@@ -114,6 +153,7 @@ class Level2:
     def __init__(self, snapshot: bytes) -> None:
         told = _decode_level2(snapshot)
         self.since = told.sequence
+        self._precision = _Precision(snapshot)
         self._bids, self._asks = _Prices(-1), _Prices(1)
         for side, rows in ((self._bids, told.bids), (self._asks, told.asks)):
             self._apply(side, rows)
@@ -121,7 +161,10 @@ class Level2:
                 side.end_here()
 
     def complete(self, sequence: int, fields: list[bytes]) -> list[bytes] | None:
-        if sequence <= self.since or _LEVEL2 not in fields[::2]:
+        if sequence <= self.since:
+            return fields
+        self._precision.follow(fields)
+        if _LEVEL2 not in fields[::2]:
             return fields
         index = 2 * fields[::2].index(_LEVEL2) + 1
         told = _decode_level2(fields[index])
@@ -139,13 +182,14 @@ class Level2:
         """That of get_book: asks, then bids."""
         return zlib.crc32(b"".join(itertools.chain(self._asks.best(), self._bids.best())))
 
-    @staticmethod
-    def _apply(side: _Prices, rows: list[tuple[str, str]]) -> None:
+    def _apply(self, side: _Prices, rows: list[tuple[str, str]]) -> None:
+        precision = self._precision
         for price, quantity in rows:
             if quantity == "0":
                 side.remove(side.key(price))
             else:
-                side.put(side.key(price), digits(price) + digits(quantity))
+                text = digits(price, precision.price) + digits(quantity, precision.quantity)
+                side.put(side.key(price), text)
 
 
 class _Level3Message(Struct):
@@ -176,8 +220,9 @@ _decode_stamp = msgspec.json.Decoder(_Stamp).decode
 class _Queue:
     """The orders of a level in their order, and what they are in a checksum."""
 
-    def __init__(self, price: str) -> None:
-        self._price_digits = digits(price)
+    def __init__(self, price: str, precision: _Precision) -> None:
+        self._price_digits = digits(price, precision.price)
+        self._precision = precision
         # order_id → priority and digits.
         self._orders: dict[str, tuple[int, bytes]] = {}
         self._text: bytes | None = None
@@ -187,7 +232,8 @@ class _Queue:
         known = self._orders.get(order_id)
         if known is not None and known[0] != priority:
             del self._orders[order_id]
-        text = self._price_digits + digits(decimal_text(shown)) + order_id.encode()
+        quantity_digits = digits(decimal_text(shown), self._precision.quantity)
+        text = self._price_digits + quantity_digits + order_id.encode()
         self._orders[order_id] = (priority, text)
         self._text = None
 
@@ -224,6 +270,7 @@ class Level3:
     def __init__(self, snapshot: bytes) -> None:
         told = _decode_level3(snapshot)
         self.since = told.sequence
+        self._precision = _Precision(snapshot)
         self._head = f'{{"channel":"level3","symbol":"{told.symbol}","type":"update"'
         self._orders = Orders()
         self._sides = {"buy": _Prices(-1), "sell": _Prices(1)}
@@ -243,6 +290,7 @@ class Level3:
     def complete(self, sequence: int, fields: list[bytes]) -> list[bytes] | None:
         if sequence <= self.since:
             return fields
+        self._precision.follow(fields)
         stamp = None
         for topic, message in zip(fields[::2], fields[1::2], strict=True):
             if topic.startswith(_ORDERS_PREFIX):
@@ -293,7 +341,7 @@ class Level3:
         key = side.key(price)
         queue = side.get(key)
         if queue is None:
-            queue = _Queue(price)
+            queue = _Queue(price, self._precision)
             side.put(key, queue)
         queue.put(order_id, shown, priority)
 

@@ -15,8 +15,19 @@ LEVELS = 10
 ORDERS = 1000
 
 
-def digits(text: str) -> str:
-    return text.replace(".", "").lstrip("0")
+def digits(text: str, step: str) -> str:
+    """A number with as many decimals as its step, without point and leading zeros."""
+    scaled = Decimal(text) * 10 ** len(step.partition(".")[2])
+    assert scaled == int(scaled), f"{text} is finer than {step}"
+    return str(int(scaled)).lstrip("0")
+
+
+def checksum(asks: list[list[Any]], bids: list[list[Any]], tick_size: str, lot_size: str) -> int:
+    """Of rows that begin with price and quantity; of level3's, with the order_id behind them."""
+    text = ""
+    for price, quantity, *rest in asks + bids:
+        text += digits(price, tick_size) + digits(quantity, lot_size) + "".join(rest[:1])
+    return zlib.crc32(text.encode())
 
 
 class Checker:
@@ -26,6 +37,7 @@ class Checker:
         # level2: price → row; level3: order_id → row.
         self.sides: dict[str, dict[str, list[Any]]] = {"bids": {}, "asks": {}}
         self.sequence = -1
+        self.tick_size = self.lot_size = ""
         self.checked = 0
         self.without_checksum: list[int] = []
 
@@ -35,6 +47,7 @@ class Checker:
             return
         if message["type"] == "snapshot":
             self.sides = {"bids": {}, "asks": {}}
+            self.tick_size, self.lot_size = message["tick_size"], message["lot_size"]
         else:
             assert message["sequence"] > self.sequence, message
         self.sequence = message["sequence"]
@@ -59,10 +72,11 @@ class Checker:
         return sorted(self.sides[side].values(), key=lambda row: (sign * Decimal(row[0]), row[3:]))
 
     def checksum(self) -> int:
-        text = ""
-        for side in ("asks", "bids"):
-            rows = self.rows(side)
-            prices = list(dict.fromkeys(row[0] for row in rows))[:LEVELS]
-            best = [row for row in rows if row[0] in prices][:ORDERS]
-            text += "".join(digits(word) for row in best for word in row[:3])
-        return zlib.crc32(text.encode())
+        asks, bids = (self._best(side) for side in ("asks", "bids"))
+        return checksum(asks, bids, self.tick_size, self.lot_size)
+
+    def _best(self, side: str) -> list[list[Any]]:
+        """The rows of a side's best levels, as far as a checksum goes."""
+        rows = self.rows(side)
+        prices = list(dict.fromkeys(row[0] for row in rows))[:LEVELS]
+        return [row for row in rows if row[0] in prices][:ORDERS]

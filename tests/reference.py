@@ -2019,13 +2019,25 @@ class ReferenceBook:
         return [[text(price), text(quantity)] for price, quantity in levels]
 
     def checksum(self) -> int:
-        """Kraken v2: asks low to high, then bids high to low, without points and leading zeros."""
+        """Kraken v2: asks low to high, then bids high to low, each number in its last decimal."""
         digits = ""
         for side in ("sell", "buy"):
-            for price, quantity in self.depth(side, CHECKSUM_DEPTH):
-                digits += price.replace(".", "").lstrip("0")
-                digits += quantity.replace(".", "").lstrip("0")
+            for row in self.depth(side, CHECKSUM_DEPTH):
+                digits += self._checksum_digits(row)
         return zlib.crc32(digits.encode())
+
+    def _checksum_digits(self, row: list[Any]) -> str:
+        """The price and the quantity that a row begins with, counted in units of the last decimal
+        of tick_size and lot_size."""
+        steps = self.instrument["tick_size"], self.instrument["lot_size"]
+        scaled = (
+            Decimal(number) * Decimal(10) ** decimals(step)
+            for number, step in zip(row, steps, strict=False)
+        )
+        return "".join(str(int(number)) for number in scaled)
+
+    def _steps(self) -> Json:
+        return {name: text(self.instrument[name]) for name in ("tick_size", "lot_size")}
 
     def _get_book(self, _: Call, fields: Mapping[str, str]) -> Json:
         depth = fields.get("depth", "10")
@@ -2037,6 +2049,7 @@ class ReferenceBook:
             "bids": self.depth("buy", levels_max),
             "asks": self.depth("sell", levels_max),
             "checksum": self.checksum(),
+            **self._steps(),
         }
 
     def rows(self, side: str, levels_max: int) -> list[list[Any]]:
@@ -2053,7 +2066,7 @@ class ReferenceBook:
         digits = ""
         for side in ("sell", "buy"):
             for row in self.rows(side, CHECKSUM_DEPTH)[:LEVEL3_CHECKSUM_ORDERS_MAX]:
-                digits += "".join(word.replace(".", "").lstrip("0") for word in row[:3])
+                digits += self._checksum_digits(row) + row[2]
         return zlib.crc32(digits.encode())
 
     def _get_level3(self, _: Call, fields: Mapping[str, str]) -> Json:
@@ -2068,6 +2081,7 @@ class ReferenceBook:
             "asks": self.rows("sell", levels_max),
             "more": most > LEVEL3_ORDERS_MAX,
             "checksum": self.level3_checksum(),
+            **self._steps(),
         }
 
     def _described(self, order: Order) -> Json:

@@ -369,6 +369,8 @@ async def test_book_messages_have_the_form_of_the_protocol(alice: Client, symbol
         "channel": "book",
         "symbol": symbol,
         "type": "snapshot",
+        "tick_size": "0.01",
+        "lot_size": "1",
         "bids": [["100.25", "1"]],
         "asks": [],
     }

@@ -36,8 +36,9 @@ def test_first_call_publishes_the_top_of_the_book(book: Book) -> None:
     assert len(message["bids"]) == len(message["asks"]) == 10
     assert timeless(message) == {
         "channel": "book", "symbol": book.symbol, "type": "snapshot", "timestamp_ms": 0,
-        "sequence": top["sequence"], "epoch": top["epoch"],
+        "sequence": top["sequence"], "epoch": 0,
         "bids": top["bids"], "asks": top["asks"], "checksum": top["checksum"],
+        "tick_size": "0.01", "lot_size": "1",
     }  # fmt: skip
 
 

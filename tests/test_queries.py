@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 
 from books import Book, Json, assert_rejected, timeless
+from checker import checksum
+
+# What the book of these tests says of its steps.
+STEPS = {"tick_size": "0.01", "lot_size": "1"}
 
 
 def place(account: str, side: str, price: str, quantity: str = "1") -> Json:
@@ -18,10 +22,40 @@ def place(account: str, side: str, price: str, quantity: str = "1") -> Json:
     }  # fmt: skip
 
 
-def checksum(asks: list[list[str]], bids: list[list[str]]) -> int:
-    """As a client computes it from what is printed."""
-    digits = [text.replace(".", "").lstrip("0") for level in asks + bids for text in level]
-    return zlib.crc32("".join(digits).encode())
+# The book of Kraken's own guide to the checksum of its websocket v2: price and quantity.
+KRAKEN_ASKS = (
+    "45285.2 0.001, 45286.4 1.54571953, 45286.6 1.54571109, 45289.6 1.54560911, 45290.2 0.1589066, "
+    "45291.8 1.54553491, 45294.7 0.04454749, 45296.1 0.3538, 45297.5 0.09945542, 45299.5 0.18772827"
+)
+KRAKEN_BIDS = (
+    "45283.5 0.1, 45283.4 1.54582015, 45282.1 0.1, 45281 0.1, 45280.3 1.54592586, 45279 0.0799, "
+    "45277.6 0.03310103, 45277.5 0.3, 45277.3 1.54602737, 45276.6 0.15445238"
+)
+KRAKEN_CHECKSUM = 3310070434
+
+
+def test_checksum_is_krakens_for_krakens_book(new_book: Callable[[], Book]) -> None:
+    book = new_book()
+    book.define(tick_size="0.1", lot_size="0.00000001")
+    for side, rows in (("sell", KRAKEN_ASKS), ("buy", KRAKEN_BIDS)):
+        for row in rows.split(", "):
+            price, quantity = row.split()
+            book.limit("alice", side, quantity, price)
+    found = book.read("get_book")
+    assert found["checksum"] == KRAKEN_CHECKSUM
+    assert (found["tick_size"], found["lot_size"]) == ("0.1", "0.00000001")
+
+
+def test_checksum_tells_numbers_apart_that_differ_in_the_point_alone(
+    new_book: Callable[[], Book],
+) -> None:
+    sums = set()
+    for price, quantity in (("4521.5", "1"), ("4521.5", "0.1"), ("4521.5", "0.01"), ("45215", "1")):
+        book = new_book()
+        book.define(tick_size="0.5", lot_size="0.01")
+        book.limit("alice", "sell", quantity, price)
+        sums |= {book.read(name)["checksum"] for name in ("get_book", "get_level3")}
+    assert len(sums) == 8
 
 
 def test_checksum_is_of_digits_asks_before_bids(book: Book) -> None:
@@ -30,7 +64,7 @@ def test_checksum_is_of_digits_asks_before_bids(book: Book) -> None:
     book.limit("alice", "buy", "20", "100.25")
     book.limit("bob", "sell", "3", "100.50")
     book.limit("bob", "sell", "4", "101")
-    assert book.read("get_book")["checksum"] == zlib.crc32(b"100531014" + b"100252051")
+    assert book.read("get_book")["checksum"] == zlib.crc32(b"100503101004" + b"100252051")
 
 
 def test_checksum_is_of_ten_levels_a_side_whatever_the_depth(book: Book) -> None:
@@ -38,7 +72,7 @@ def test_checksum_is_of_ten_levels_a_side_whatever_the_depth(book: Book) -> None
         book.limit("alice", "sell", str(cents + 1), f"101.{cents:02}")
         book.limit("bob", "buy", "2", f"0.{cents + 1:02}")
     full = book.read("get_book", depth="full")
-    expected = checksum(full["asks"][:10], full["bids"][:10])
+    expected = checksum(full["asks"][:10], full["bids"][:10], "0.01", "1")
     assert full["checksum"] == expected
     for depth in ("1", "9", "10", "11", "10000"):
         assert book.read("get_book", depth=depth)["checksum"] == expected, depth
@@ -47,7 +81,7 @@ def test_checksum_is_of_ten_levels_a_side_whatever_the_depth(book: Book) -> None
 
 def test_checksum_of_an_empty_book_is_that_of_nothing(book: Book) -> None:
     empty = {"symbol": book.symbol, "sequence": 1, "epoch": 0, "bids": [], "asks": []}
-    assert timeless(book.read("get_book")) == {**empty, "checksum": 0}
+    assert timeless(book.read("get_book")) == {**empty, "checksum": 0, **STEPS}
 
 
 def test_depth_is_best_first_and_ten_by_default(book: Book) -> None:
@@ -185,12 +219,6 @@ def test_equal_books_have_equal_state_hashes_and_others_not(new_book: Any) -> No
 # ---- order by order
 
 
-def level3_checksum(asks: list[list[Any]], bids: list[list[Any]]) -> int:
-    """As a client computes it from what is printed."""
-    words = [word for row in asks + bids for word in row[:3]]
-    return zlib.crc32("".join(word.replace(".", "").lstrip("0") for word in words).encode())
-
-
 def test_level3_is_in_queue_order_and_shows_slices(book: Book) -> None:
     book.limit("alice", "sell", "9", "100.5", display_quantity="2")
     book.limit("bob", "sell", "3", "100.5")
@@ -207,7 +235,8 @@ def test_level3_is_in_queue_order_and_shows_slices(book: Book) -> None:
         "bids": [["0.05", "4", "4", 5]],
         "asks": [["100", "1", "3", 3], ["100.5", "2", "1", 1], ["100.5", "3", "2", 2]],
         "more": False,
-        "checksum": zlib.crc32(b"1001310052110053" + b"2" + b"544"),
+        "checksum": zlib.crc32(b"100001310050211005032" + b"544"),
+        **STEPS,
     }
 
 
@@ -218,7 +247,7 @@ def test_level3_checksum_is_of_ten_levels_whatever_the_depth(book: Book) -> None
                 book.limit("alice", side, str(cents + 1), price)
     full = book.read("get_level3", depth="full")
     assert len(full["asks"]) == len(full["bids"]) == 45
-    expected = level3_checksum(full["asks"][:30], full["bids"][:30])
+    expected = checksum(full["asks"][:30], full["bids"][:30], "0.01", "1")
     for depth, rows in (("1", 3), ("9", 27), ("10", 30), ("11", 33), ("10000", 45)):
         found = book.read("get_level3", depth=depth)
         assert found["checksum"] == expected, depth
@@ -231,7 +260,7 @@ def test_level3_checksum_is_of_a_thousand_orders_a_side(book: Book) -> None:
         book.execute(*[order | {"side": "sell", "price": price}] * 250)
     full = book.read("get_level3", depth="full")
     assert len(full["asks"]) == 1500
-    assert full["checksum"] == level3_checksum(full["asks"][:1000], [])
+    assert full["checksum"] == checksum(full["asks"][:1000], [], "0.01", "1")
 
 
 def test_level3_of_more_orders_than_it_tells_says_so(book: Book) -> None:

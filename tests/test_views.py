@@ -169,7 +169,7 @@ async def test_a_resumed_level2_has_checksums_from_the_moment_it_is_live(
     watcher = Watcher()
     watcher.checker.take(
         {"channel": "level2", "type": "snapshot", "bids": [["9", "1"]], "asks": []}
-        | {"sequence": first["sequence"]}
+        | {"sequence": first["sequence"], **RULES}
     )
     feed.subscribe(Wanted(Channel.LEVEL2, symbol, after=first["sequence"]), watcher)
     await watcher.reached(history[-1])
@@ -283,12 +283,15 @@ async def test_a_new_epoch_is_a_gap_and_a_new_view(host: tuple[Engine, Feed], sy
 # ---- views of books that a snapshot does not tell to the end
 
 
+STEPS = {"checksum": 0, "tick_size": "1", "lot_size": "1"}
+
+
 def snapshot_of(channel: str, rows: int) -> bytes:
     bids: list[list[Any]] = [[str(100 - number), "1"] for number in range(rows)]
     if channel == "level3":
         bids = [[*row, str(number + 1), number + 1] for number, row in enumerate(bids)]
     message = {"channel": channel, "type": "snapshot", "symbol": "X", "sequence": 5, "epoch": 1}
-    return json.dumps(message | {"bids": bids, "asks": [], "more": True, "checksum": 0}).encode()
+    return json.dumps(message | {"bids": bids, "asks": [], "more": True, **STEPS}).encode()
 
 
 def gone(number: int) -> list[bytes]:
@@ -327,3 +330,20 @@ async def test_subscribers_get_a_new_snapshot_when_a_view_ends(
         await watcher.reached(last)
         assert watcher.kinds() == ["snapshot", "gap", "snapshot"]
     assert trades.kinds() == ["snapshot"]
+
+
+async def test_checksums_follow_new_steps(host: tuple[Engine, Feed], symbol: str) -> None:
+    engine, feed = host
+    watchers = [watch(feed, channel, symbol) for channel in (Channel.LEVEL2, Channel.LEVEL3)]
+    first = await limit(engine, symbol, "buy", "9")
+    for watcher in watchers:
+        await watcher.reached(first["sequence"])
+    await engine.cancel_order(symbol, order_id=first["order_id"])
+    await engine.define_instrument(symbol, tick_size="0.001", lot_size="0.01")
+    last = await limit(engine, symbol, "buy", "8.125", quantity="0.5")
+    stored = {Channel.LEVEL2: "get_book", Channel.LEVEL3: "get_level3"}
+    for watcher, function in zip(watchers, stored.values(), strict=True):
+        watcher.checker.tick_size, watcher.checker.lot_size = "0.001", "0.01"
+        await watcher.reached(last["sequence"])
+        book = await engine.call(function, symbol)
+        assert watcher.messages[-1]["checksum"] == json.loads(book)["checksum"]
