@@ -1,9 +1,13 @@
 """One stream reader per process: from the books' streams to every subscriber, bytes as they are.
 
 A stream entry's fields are topics and its values finished messages, so relaying is a lookup and a
-send; nothing is parsed. Entry ids count without gaps, so the reader knows at once when it has
-missed something (the stream was trimmed, a server lost history) and then says so: a gap message, a
-new snapshot, and on from there.
+send; nothing is parsed but the epoch. Entry ids count without gaps, so the reader knows at once
+when it has missed something (the stream was trimmed, a server lost history) and then says so: a gap
+message, a new snapshot, and on from there.
+
+Every message names the epoch of its history, and no two histories of a book have one. Nothing of
+one epoch is given to a subscriber that knows another: an entry, a page of history or a snapshot of
+another epoch means gap and snapshot.
 
 A subscription goes from history to live in one step that cannot be interrupted: it reads what it
 missed until its cursor has reached the reader's position or what the reader still remembers, and is
@@ -21,6 +25,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -68,7 +73,8 @@ ORDERS_PER_PAGE = 1000
 BOOK_LEVELS = "10"
 
 _TROUBLE = (EngineError, RedisError, OSError)
-_LEVEL2, _EPOCH, _DEEP_BOOK = b"level2", b"epoch", b"book:"
+_LEVEL2, _DEEP_BOOK = b"level2", b"book:"
+_find_epoch = re.compile(rb'"epoch":(\d+)').search
 # Channels that are told by the half-second stream, or as often.
 _HALF_SECOND = frozenset({Channel.BOOK, Channel.TICKER, Channel.CANDLES})
 # Channels for which more is told than the stream has.
@@ -97,7 +103,8 @@ class Subscriber(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a subscription is for. No symbol: every instrument. `after` resumes a sequence."""
+    """What a subscription is for. No symbol: every instrument. `after` resumes a sequence of the
+    history that `epoch` names."""
 
     channel: Channel
     symbol: str | None
@@ -177,7 +184,6 @@ class _Book:
         self.changed_sequence = 0
         # Set when there is a change that no half-second book has yet.
         self.changed = asyncio.Event()
-        self.keeper: asyncio.Task[None] | None = None
         # Why what is due could not be done the last time; empty where it could.
         self.trouble = ""
         # The oldest sequence known to be unread, and since when.
@@ -420,14 +426,17 @@ class Feed:
             return snapshot.position.sequence, snapshot
         channel = subscription.wanted.channel
         if channel in _VIEWED and channel not in book.views:
-            return cursor, await self._snapshot(subscription.wanted)
+            return cursor, await self._snapshot_of_epoch(subscription.wanted)
         return cursor, None
 
     async def _is_continued(self, book: _Book, wanted: Wanted, after: int) -> bool:
         """Whether the history a client knows is the beginning of ours."""
-        if wanted.epoch is not None and wanted.epoch != book.epoch:
+        if wanted.epoch != book.epoch:
             return False
-        return after <= book.position or after <= (await self._position(book)).sequence
+        if after <= book.position:
+            return True
+        state = await self._position(book)
+        return state.epoch == wanted.epoch and after <= state.sequence
 
     def _attach(
         self, book: _Book, subscription: Subscription, cursor: int, snapshot: _Snapshot | None
@@ -496,7 +505,7 @@ class Feed:
         )
         for entry_id, fields in entries:
             sequence = _sequence(entry_id)
-            if sequence != cursor + 1:
+            if sequence != cursor + 1 or _epoch(fields) != book.epoch:
                 return None
             cursor = sequence
             self._give_from_entry(subscription, fields)
@@ -510,11 +519,18 @@ class Feed:
     async def _send_snapshot(self, subscription: Subscription, lost_after: int | None) -> _Snapshot:
         """Sends the state, after a gap message where something was lost."""
         await subscription.subscriber.ready()
-        snapshot = await self._snapshot(subscription.wanted)
+        snapshot = await self._snapshot_of_epoch(subscription.wanted)
         if lost_after is not None and not subscription.wanted.is_newest:
             self._give(subscription, _gap(subscription.wanted, lost_after, snapshot.position))
         for message in snapshot.messages:
             self._give(subscription, message)
+        return snapshot
+
+    async def _snapshot_of_epoch(self, wanted: Wanted) -> _Snapshot:
+        """The state of a channel, of the history that the reader reads. Raises EngineError."""
+        snapshot = await self._snapshot(wanted)
+        if snapshot.position.epoch != self._books[wanted.symbol or ""].epoch:
+            raise EngineError(RejectCode.UNAVAILABLE, "the reader has not come to this epoch")
         return snapshot
 
     async def _snapshot(self, wanted: Wanted) -> _Snapshot:
@@ -608,8 +624,10 @@ class Feed:
         self._checked_at = asyncio.get_running_loop().time()
         for symbol in instruments:
             book = self._books.get(symbol)
-            if book is None or book.key != self._engine.book_key(symbol):
+            if book is None:
                 self._add(symbol)
+            elif book.key != self._engine.book_key(symbol):
+                self._move(book)
             elif not book.attached.is_set():
                 book.defined = True
                 self._request_attach(book)
@@ -620,19 +638,35 @@ class Feed:
 
     def _add(self, symbol: str) -> None:
         book = _Book(symbol, self._engine.book_key(symbol))
-        previous = self._books.get(symbol)
-        if previous is not None and previous.keeper is not None:
-            previous.keeper.cancel()
         self._books[symbol] = book
-        book.keeper = self._spawn(self._keep(book))
-        name = (self._engine.segment(symbol) or "") if self._engine.is_cluster else ""
+        self._put_in_group(book)
+        self._spawn(self._keep(book))
+        for catalog in self._catalogs:
+            self._begin_part(catalog, book)
+
+    def _move(self, book: _Book) -> None:
+        """A book that has vanished and was defined again in another segment: it is another history
+        under the same symbol, for the same subscribers."""
+        name, group = next(
+            (name, group) for name, group in self._groups.items() if book in group.books.values()
+        )
+        del group.books[book.symbol]
+        group.to_attach.discard(book)
+        book.attached.clear()
+        book.key, book.defined = self._engine.book_key(book.symbol), True
+        self._put_in_group(book)
+        if not group.books and group.task is not None:
+            group.task.cancel()
+            del self._groups[name]
+
+    def _put_in_group(self, book: _Book) -> None:
+        """Has the streams of a book read together with those of its server or segment."""
+        name = (self._engine.segment(book.symbol) or "") if self._engine.is_cluster else ""
         if name not in self._groups:
             self._groups[name] = _Group()
             self._groups[name].task = self._spawn(self._read_forever(self._groups[name]))
-        self._groups[name].books[symbol] = book
+        self._groups[name].books[book.symbol] = book
         self._request_attach(book)
-        for catalog in self._catalogs:
-            self._begin_part(catalog, book)
 
     def _group_of(self, book: _Book) -> _Group:
         return next(group for group in self._groups.values() if book in group.books.values())
@@ -718,8 +752,10 @@ class Feed:
         """Finds out whether the book's stream continues what was read of it before."""
         events = await self._newest(book, ":events")
         books = await self._newest(book, ":book")
-        last_sequence = max((_sequence(entry_id) for entry_id, _ in events), default=0)
         state = await self._position(book)
+        # Where the book changed in between, the state read last counts.
+        is_known = events and _epoch(events[0][1]) == state.epoch
+        last_sequence = _sequence(events[0][0]) if is_known else state.sequence
         first_time = book.epoch is None
         lost = book.epoch != state.epoch or last_sequence < book.position
         book.epoch = state.epoch
@@ -729,7 +765,7 @@ class Feed:
             book.book_id, book.book_sequence, book.newest = b"0-0", 0, {}
             for entry_id, fields in books:
                 book.book_id, book.book_sequence = entry_id, _sequence(entry_id)
-                book.newest = dict(_pairs(fields))
+                book.newest = dict(_pairs(fields)) if _epoch(fields) == state.epoch else {}
         book.unread = None
         book.attached.set()
         if lost and not first_time:
@@ -766,7 +802,11 @@ class Feed:
         if not book.attached.is_set() or sequence <= book.position:
             return
         before, book.position = book.position, sequence
-        if sequence != before + 1:
+        epoch = _epoch(fields)
+        if epoch != book.epoch:
+            book.epoch, book.newest = epoch, {}
+            self._begin_again(book, before)
+        elif sequence != before + 1:
             self._skip(book, before, sequence)
             self._changed(book, sequence)
         if book.views:
@@ -775,9 +815,6 @@ class Feed:
                 self._begin_topic_again(book, channel, before)
         book.remember(sequence, fields)
         for topic, message in _pairs(fields):
-            if topic == _EPOCH:
-                self._relay_epoch(book, message, before)
-                return
             if topic == _LEVEL2:
                 self._changed(book, sequence)
             subscribers = book.topics.get(topic)
@@ -837,12 +874,6 @@ class Feed:
             logger.warning("the book of %s could not be read: %s", book.symbol, error)
         finally:
             book.reading.discard(topic)
-
-    def _relay_epoch(self, book: _Book, message: bytes, before: int) -> None:
-        epoch = _decode_position(message).epoch
-        if epoch != book.epoch:
-            book.epoch = epoch
-            self._begin_again(book, before)
 
     def _begin_again(self, book: _Book, before: int) -> None:
         """It is another history from here on: every subscription gets a gap and a snapshot."""
@@ -935,6 +966,13 @@ class _GoneError(EngineError):
 
 def _sequence(entry_id: bytes) -> int:
     return int(entry_id.partition(b"-")[0])
+
+
+def _epoch(fields: list[bytes]) -> int:
+    """The epoch of an entry: each message has it near its beginning, before anything that a client
+    may choose. 0 of an entry that is not the library's."""
+    found = _find_epoch(fields[1])
+    return int(found[1]) if found else 0
 
 
 def _pairs(fields: list[bytes]) -> Iterable[tuple[bytes, bytes]]:

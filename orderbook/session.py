@@ -67,7 +67,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """A channel's symbols (none: every symbol); `after` and `epoch` resume one of them."""
+    """A channel's symbols (none: every symbol); `after` and `epoch` (both or none) resume one."""
 
     channel: Channel
     symbols: tuple[str, ...]
@@ -561,6 +561,9 @@ def _subscribe(params: messages.SubscribeParams, head: bytes) -> Subscribe:
     epoch = None if params.epoch is UNSET else params.epoch
     if epoch is not None and after is None:
         raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, "epoch goes with after only")
+    if after is not None and epoch is None:
+        message = "after needs epoch: sequences of another history say nothing about this one"
+        raise _RefusedError(head, RejectCode.MISSING_FIELD, message)
     if after is not None and params.channel not in _RESUMABLE:
         message = "after goes with trades, level2, level3 and orders only"
         raise _RefusedError(head, RejectCode.FIELD_NOT_ALLOWED, message)

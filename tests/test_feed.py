@@ -63,6 +63,8 @@ class Venue:
         self.feed = feed
 
     def subscribe(self, channel: Channel, symbol: str | None = "X", **more: Any) -> Collector:
+        if "after" in more:
+            more.setdefault("epoch", self.feed._books[symbol or ""].epoch)
         collector = Collector()
         self.feed.subscribe(Wanted(channel, symbol, **more), collector)
         return collector
@@ -337,6 +339,29 @@ async def test_another_epoch_is_a_gap_and_then_a_snapshot(venue: Venue) -> None:
     assert (snapshot["type"], snapshot["sequence"]) == ("snapshot", last)
 
 
+_RESUMABLE = (Channel.TRADES, Channel.LEVEL2, Channel.LEVEL3, Channel.ORDERS)
+
+
+@pytest.mark.parametrize("channel", _RESUMABLE)
+async def test_resuming_across_the_beginning_of_an_epoch_is_a_gap(
+    venue: Venue, channel: Channel
+) -> None:
+    more = {"account": "bob"} if channel is Channel.ORDERS else {}
+    known = await venue.trade()
+    await venue.place("buy", price="9")
+    before = (await venue.engine.get_instrument("X"))["epoch"]
+    reply = json.loads(await venue.engine.call("begin_epoch", "X", "run_id", "another"))
+    last = await venue.trade()
+    book = venue.feed._books["X"]
+    await eventually(lambda: book.position == last, "the reader has come so far")
+    # Both cannot be: what was known in the new epoch was not before its beginning.
+    for epoch in (before, reply["epoch"]):
+        collector = venue.subscribe(channel, after=known, epoch=epoch, **more)
+        gap, snapshot = (await collector.wait(2))[:2]
+        assert (gap["type"], gap["after"], gap["epoch"]) == ("gap", known, reply["epoch"])
+        assert (snapshot["type"], snapshot["sequence"]) == ("snapshot", last)
+
+
 async def test_a_sequence_that_has_not_been_yet_is_a_gap(venue: Venue) -> None:
     collector = venue.subscribe(Channel.TRADES, after=1_000_000)
     await collector.wait(2)
@@ -427,6 +452,75 @@ async def test_a_new_epoch_is_a_gap_for_everybody(venue: Venue) -> None:
         gap = next(message for message in collector.messages if message["type"] == "gap")
         assert (gap["after"], gap["epoch"]) == (first, epoch)
         await eventually(lambda: collector.kinds()[-1] == "snapshot", "the snapshot")  # noqa: B023
+
+
+@pytest.mark.parametrize("channel", _RESUMABLE)
+async def test_an_epoch_that_begins_in_an_order_is_told_before_the_order(
+    venue: Venue, channel: Channel
+) -> None:
+    more = {"account": "bob"} if channel is Channel.ORDERS else {}
+    collector = venue.subscribe(channel, **more)
+    first = await venue.trade()
+    await collector.wait_for_sequence(first)
+    venue.server.client.hset("orderbook:{main}:X", "server_run_id", "another")
+    begun = await venue.place("buy", account="bob", price="9")
+    await collector.wait_for_sequence(begun["sequence"])
+    old = collector.messages[0]["epoch"]
+    news = [message for message in collector.messages if message["epoch"] != old]
+    assert [message["type"] for message in news] == ["gap", "snapshot"]
+    assert (news[0]["after"], news[0]["sequence"]) == (first, begun["sequence"])
+
+
+async def test_a_history_that_has_outgrown_the_one_it_replaced_is_not_taken_for_it(
+    venue: Venue,
+) -> None:
+    level2, level3 = venue.subscribe(Channel.LEVEL2), venue.subscribe(Channel.LEVEL3)
+    first = await venue.place("buy", price="9")
+    for collector in (level2, level3):
+        await collector.wait_for_sequence(first["sequence"])
+    old = level2.messages[0]["epoch"]
+    book = "orderbook:{main}:X"
+    with venue.server.client.pipeline(transaction=True) as pipeline:
+        pipeline.flushall()
+        define = ("tick_size", "0.01", "lot_size", "1")
+        pipeline.execute_command("FCALL", "define_instrument", 1, book, *define)
+        pipeline.hset("orderbook:instruments", "X", "main")
+        for price in range(20, 26):
+            fields = (LIMIT | {"side": "buy", "price": str(price)}).items()
+            words = [word for pair in fields for word in pair]
+            pipeline.execute_command("FCALL", "place_order", 1, book, *words)
+        pipeline.execute()
+    last = await venue.place("buy", price="8")
+    for collector in (level2, level3):
+        await collector.wait_for_sequence(last["sequence"])
+        news = [message for message in collector.messages if message["epoch"] != old]
+        assert [message["type"] for message in news[:2]] == ["gap", "snapshot"]
+        assert news[0]["after"] == first["sequence"]
+    told = [message for message in level2.messages if message["type"] != "gap"]
+    assert _levels(told) == _levels([await venue.engine.get_book("X")])
+
+
+async def test_a_book_that_was_defined_again_in_another_segment_is_another_history(
+    venue: Venue,
+) -> None:
+    collectors = [venue.subscribe(channel) for channel in (Channel.TRADES, Channel.LEVEL2)]
+    first = await venue.trade()
+    for collector in collectors:
+        await collector.wait_for_sequence(first)
+    with venue.server.client.pipeline(transaction=True) as pipeline:
+        pipeline.flushall()
+        define = ("tick_size", "0.01", "lot_size", "1")
+        pipeline.execute_command("FCALL", "define_instrument", 1, "orderbook:{other}:X", *define)
+        pipeline.hset("orderbook:instruments", "X", "other")
+        pipeline.execute()
+    for collector in collectors:
+        await eventually(lambda: collector.kinds()[-1] == "snapshot", "the new book")  # noqa: B023
+        await eventually(lambda: "gap" in collector.kinds(), "the gap has been told")  # noqa: B023
+    last = await venue.trade()
+    for collector in collectors:
+        messages = await collector.wait_for_sequence(last)
+        gap = next(message for message in messages if message["type"] == "gap")
+        assert (gap["after"], gap["epoch"]) == (first, messages[-1]["epoch"])
 
 
 async def test_a_broken_connection_loses_nothing(venue: Venue) -> None:

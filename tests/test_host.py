@@ -522,7 +522,8 @@ async def test_a_client_whose_history_was_trimmed_gets_a_gap_and_a_snapshot(
     made = [await _trade(bob, symbol) for _ in range(5)]
     valkey.client.xtrim(f"orderbook:{{main}}:{symbol}:events", maxlen=1, approximate=False)
     async with hosting(valkey) as other, connected(other.port) as client:
-        await client.subscribe("trades", symbol, after=made[0])
+        epoch = (await client.ask("get_instrument", symbol=symbol))["epoch"]
+        await client.subscribe("trades", symbol, after=made[0], epoch=epoch)
         gap, snapshot = await client.wait_for("trades", 2)
         assert (gap["type"], gap["after"], gap["sequence"]) == ("gap", made[0], made[-1])
         assert (snapshot["type"], len(snapshot["trades"])) == ("snapshot", 5)

@@ -329,13 +329,22 @@ def test_a_subscription_may_be_to_an_interval_or_a_depth() -> None:
         ({"channel": "book", "depth": 11}, "INVALID_VALUE"),
         ({"channel": "trades", "depth": 10}, "FIELD_NOT_ALLOWED"),
         ({"channel": "book", "interval": "1m"}, "FIELD_NOT_ALLOWED"),
-        ({"channel": "ticker", "after": 3}, "FIELD_NOT_ALLOWED"),
+        ({"channel": "ticker", "after": 3, "epoch": 1}, "FIELD_NOT_ALLOWED"),
     ):
         assert code(frame("subscribe", {"symbols": ["A"], **params})) == expected
 
 
+def test_after_needs_the_epoch_that_it_counts_in() -> None:
+    text = frame("subscribe", {"channel": "trades", "symbols": ["A"], "after": 7})
+    assert code(text) == "MISSING_FIELD"
+    outcome = receive(text)
+    assert isinstance(outcome, Reply)
+    assert b"after needs epoch" in outcome.frame
+
+
 def test_level3_can_be_resumed() -> None:
-    outcome = receive(frame("subscribe", {"channel": "level3", "symbols": ["A"], "after": 7}))
+    params = {"channel": "level3", "symbols": ["A"], "after": 7, "epoch": 2}
+    outcome = receive(frame("subscribe", params))
     assert isinstance(outcome, Subscribe)
     assert (outcome.channel, outcome.after) == (Channel.LEVEL3, 7)
 
@@ -589,8 +598,8 @@ def test_escapes_alone_are_no_duplicates() -> None:
         ({"channel": "book", "symbols": ["A"] * 257}, "INVALID_VALUE"),
         ({"channel": "book", "symbols": "A"}, "WRONG_TYPE"),
         ({"channel": "book", "symbols": [1]}, "WRONG_TYPE"),
-        ({"channel": "book", "symbols": ["A"], "after": 1}, "FIELD_NOT_ALLOWED"),
-        ({"channel": "trades", "symbols": ["A", "B"], "after": 1}, "FIELD_NOT_ALLOWED"),
+        ({"channel": "book", "symbols": ["A"], "after": 1, "epoch": 1}, "FIELD_NOT_ALLOWED"),
+        ({"channel": "trades", "symbols": ["A", "B"], "after": 1, "epoch": 1}, "FIELD_NOT_ALLOWED"),
         ({"channel": "trades", "symbols": ["A"], "epoch": 1}, "FIELD_NOT_ALLOWED"),
         ({"channel": "trades", "symbols": ["A"], "after": -1}, "INVALID_VALUE"),
         ({"channel": "trades", "symbols": ["A"], "after": 2**53}, "INVALID_VALUE"),

@@ -171,7 +171,8 @@ async def test_a_resumed_level2_has_checksums_from_the_moment_it_is_live(
         {"channel": "level2", "type": "snapshot", "bids": [["9", "1"]], "asks": []}
         | {"sequence": first["sequence"], **RULES}
     )
-    feed.subscribe(Wanted(Channel.LEVEL2, symbol, after=first["sequence"]), watcher)
+    resumed = {"after": first["sequence"], "epoch": feed._books[symbol].epoch}
+    feed.subscribe(Wanted(Channel.LEVEL2, symbol, **resumed), watcher)
     await watcher.reached(history[-1])
     last = await limit(engine, symbol, "sell", "11")
     await watcher.reached(last["sequence"])
@@ -190,7 +191,7 @@ async def test_a_second_subscriber_gets_what_the_first_one_got(
         await first.reached(start)
         last = (await limit(engine, symbol, "buy", "8"))["sequence"]
         await first.reached(last)
-        resumed = watch(feed, channel, symbol, after=start)
+        resumed = watch(feed, channel, symbol, after=start, epoch=first.messages[0]["epoch"])
         await eventually(lambda: resumed.messages, "history has come")  # noqa: B023
         assert resumed.messages == first.messages[-1:]
         assert "checksum" in resumed.messages[0]
@@ -250,16 +251,17 @@ async def test_level3_resumes_from_what_the_host_remembers_and_else_begins_again
 ) -> None:
     engine, feed = host
     start = (await limit(engine, symbol, "buy", "9"))["sequence"]
-    early = watch(feed, Channel.LEVEL3, symbol, after=start)
+    epoch = (await engine.get_instrument(symbol))["epoch"]
+    early = watch(feed, Channel.LEVEL3, symbol, after=start, epoch=epoch)
     await eventually(lambda: Channel.LEVEL3 in feed._books[symbol].views, "the view has begun")
     middle = (await limit(engine, symbol, "buy", "8"))["sequence"]
     last = (await limit(engine, symbol, "buy", "7"))["sequence"]
     await eventually(lambda: len(early.messages) == 2, "both changes have come")
     assert early.kinds() == ["update", "update"]
-    resumed = watch(feed, Channel.LEVEL3, symbol, after=middle)
+    resumed = watch(feed, Channel.LEVEL3, symbol, after=middle, epoch=epoch)
     await resumed.reached(last)
     assert resumed.messages == early.messages[1:]
-    late = watch(feed, Channel.LEVEL3, symbol, after=start - 1)
+    late = watch(feed, Channel.LEVEL3, symbol, after=start - 1, epoch=epoch)
     await late.reached(last)
     assert late.kinds() == ["gap", "snapshot"]
     assert late.messages[0]["after"] == start - 1
