@@ -6,7 +6,7 @@ PYTHON ?= python
 # else in ../shared/data.
 GOOG = GOOG_2012-06-21_34200000_57600000
 
-.PHONY: check static format-check lint types luacheck stylua test test-long fix bench bench-quick challenge lobster demo clean
+.PHONY: check static format-check lint types luacheck stylua test test-long fuzz fix bench bench-quick challenge lobster demo clean
 
 check: static test
 
@@ -33,6 +33,11 @@ test:
 # The same tests with many more generated command sequences.
 test-long:
 	HYPOTHESIS_PROFILE=long $(PYTHON) -m pytest -n 2
+
+# Values where they do not belong: as many calls as asked for, with a line of progress.
+CALLS ?= 100000
+fuzz:
+	ORDERBOOK_FUZZ_CALLS=$(CALLS) $(PYTHON) -m pytest -q -s tests/test_value_fuzz.py
 
 fix:
 	$(PYTHON) -m ruff format .
