@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,13 @@ from redis.exceptions import ResponseError
 from books import Book
 from orderbook import engine as engine_module
 from orderbook import library, topology
-from orderbook.engine import INSTRUMENTS_KEY, Engine, EngineError
+from orderbook.engine import (
+    BATCH_LENGTH_MAX,
+    INSTRUMENTS_KEY,
+    Batcher,
+    Engine,
+    EngineError,
+)
 from orderbook.topology import ClusterTopology, Node
 from servers import HOST, Server, running_cluster
 
@@ -282,6 +289,24 @@ async def test_a_book_that_moves_is_read_and_written_when_it_is_there(
         assert placed["status"] == "open"
         assert (await connected.get_book(SYMBOL))["bids"] == [["1", "1"]]
         assert (await connected.verify_book(SYMBOL))["verified"] is True
+
+
+async def test_commands_that_wait_for_a_move_keep_their_order(
+    cluster: list[Server], connected: Engine
+) -> None:
+    await connected.define_instrument(SYMBOL, segment="moving", **RULES)
+    order = b'{"method":"place_order","account":"alice","side":"buy","order_type":"limit",'
+    order += b'"price":"1","quantity":"1","client_order_id":"%d"}'
+    batcher, replies = Batcher(connected, SYMBOL), list[bytes]()
+    with moving(cluster, "moving") as move:
+        for number in range(BATCH_LENGTH_MAX + 2):
+            batcher.submit(order % number, replies.append)
+            await asyncio.sleep(0)
+        await _answered_after_the_move(move, batcher.drained())
+    placed = [json.loads(reply) for reply in replies]
+    assert [reply["client_order_id"] for reply in placed] == [str(n) for n in range(len(placed))]
+    order_ids = [int(reply["order_id"]) for reply in placed]
+    assert order_ids == list(range(order_ids[0], order_ids[0] + BATCH_LENGTH_MAX + 2))
 
 
 async def test_a_stream_that_has_moved_before_its_slot_is_read_there(

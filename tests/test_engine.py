@@ -339,6 +339,20 @@ async def test_a_damaged_book_is_unavailable_with_the_reason() -> None:
         assert "verify_book" in str(error)
 
 
+async def test_a_user_without_a_right_is_told_so_in_our_words() -> None:
+    async with own_server() as (server, _):
+        rights = ["+@all", "-zadd"]
+        server.client.acl_setuser(
+            "clerk", enabled=True, nopass=True, commands=rights, keys=["*"], channels=["*"]
+        )
+        async with connected(server.url.replace("redis://", "redis://clerk:any@")) as engine:
+            error = await failure(engine.place_order("X", **LIMIT))
+            assert error.code == "UNAVAILABLE"
+            assert error.message == "the server does not grant the rights that are needed"
+            assert "ZADD" in str(error)
+            assert (await engine.get_book("X"))["bids"] == []
+
+
 # ---- epochs
 
 
