@@ -718,7 +718,7 @@ class Feed:
                             await asyncio.sleep(GATHER_INTERVAL_S)
                         backoff_s = BACKOFF_FIRST_S
             except _TROUBLE as error:
-                logger.warning("the streams cannot be read: %s", error)
+                logger.warning("the streams cannot be read: %r", error)
             except Exception:
                 # Our own mistake. It must not leave every subscriber waiting for ever.
                 logger.exception("the reader failed and begins again")

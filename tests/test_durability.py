@@ -317,6 +317,22 @@ def _follows(replica: Server) -> bool:
     return bool(replica.client.info("replication")["master_link_status"] == "up")
 
 
+async def test_disk_and_replicas_are_waited_for_together(
+    able: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with exchange(able, APPENDING | {"appendfsync": "always"}) as (server, _):
+        with running(able) as replica:
+            replica.client.replicaof(HOST, server.port)
+            await eventually(lambda: _follows(replica), "the replica follows")
+            async with reached(server.url) as client:
+                both = await client.place_order("X", durability="fsync+replica", **LIMIT)
+                assert both["durability"] == "fsync+replica"
+                monkeypatch.setattr(durability, "CONFIRM_TIMEOUT_S", SHORT_S)
+                client.durability_replicas = 2
+                too_many = await client.place_order("X", durability="fsync+replica", **LIMIT)
+                assert too_many["durability"] == "unconfirmed"
+
+
 async def test_too_few_replicas_are_no_confirmation(
     valkey: Server,
     short_wait: None,  # noqa: ARG001
