@@ -1219,6 +1219,35 @@ def replay_book(
     return None
 
 
+@cli.command("repair")
+@symbol_argument
+@redis_url_option
+@json_option
+def repair_book(symbol: str, redis_url: str, as_json: bool) -> None:
+    """Bring a damaged book to what its event stream tells, and halt it.
+
+    What is replaced is kept under other names. Exit code 4 when the book is still not in order.
+    """
+    from orderbook.repair import Repair, RepairError, repair
+
+    async def work(engine: "Engine") -> Repair:
+        await engine.instruments()
+        return await repair(engine, symbol)
+
+    try:
+        done = _with_engine(redis_url, work)
+    except RepairError as error:
+        raise Failure(str(error), EXIT_SERVER) from error
+    if as_json:
+        _print_json(done.summary())
+    else:
+        from orderbook import display
+
+        _print(display.record(done.summary()))
+    if not (done.verified and done.equal):
+        raise click.exceptions.Exit(EXIT_VIOLATION)
+
+
 def _print_rows(rows: list[Reply], columns: tuple[str, ...], as_json: bool) -> None:
     from orderbook import display
 

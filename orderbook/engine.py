@@ -188,6 +188,14 @@ class Engine:
         given. Raises what redis-py raises."""
         return await self._readers.node(self.book_key(symbol)).open_wire()
 
+    async def open_primary(self, symbol: str) -> Wire:
+        """A wire of the caller's own to a book's primary, for transactions. Raises EngineError."""
+        node = _node(self._topology, self.book_key(symbol))
+        try:
+            return await node.open_wire()
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
+
     async def read_stream(self, symbol: str, *arguments: str | bytes | int) -> RedisReply:
         """One Redis command where a book's streams are read. Raises EngineError."""
         return (await self._ask(self._readers, self.book_key(symbol), arguments)).reply

@@ -41,7 +41,9 @@ HOST_CODES = {
 # Which modules may know a library; the demo's traders are websocket clients, and host and command
 # line catch what redis raises.
 MAY_IMPORT = {
-    "redis": {"engine", "topology", "wire", "durability", "feed", "library", "host", "cli"},
+    "redis": {
+        *("engine", "topology", "wire", "durability", "feed", "library", "host", "cli", "repair"),
+    },
     "aiohttp": {"host", "connection", "demo"},
 }
 
