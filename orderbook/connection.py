@@ -598,11 +598,15 @@ class Connection:
             # Where drain had nothing to wait for, others must get their turn all the same.
             await asyncio.sleep(0)
 
-    def heartbeat(self, frame: bytes) -> None:
-        """Sends the host's heartbeat if the client wants it and reads."""
+    def heartbeat(self, now_ms: int, turn: int) -> None:
+        """Sends the host's heartbeat if the client wants it and reads: up to which sequence it has
+        been sent everything of its books."""
         wanted = (Channel.HEARTBEAT, None, "") in self._subscriptions
         if wanted and self._backlog() <= self._limits.book_buffer_bytes_max:
-            self._write(frame)
+            subscriptions = (one for one in self._subscriptions.values() if one is not None)
+            books = b",".join(self._backend.feed.positions(subscriptions, turn))
+            head = b'{"channel":"heartbeat","type":"update","timestamp_ms":%d,"books":[' % now_ms
+            self._write(text_frame(head + books + b"]}"))
             self._backend.metrics.count_sent(Channel.HEARTBEAT, 1)
 
     def _backlog(self) -> int:

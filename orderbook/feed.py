@@ -36,7 +36,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from orderbook.engine import Engine, EngineError
-from orderbook.levels import View, view_of
+from orderbook.levels import View, view_of, with_previous
 from orderbook.messages import (
     REJECTED_PREFIX,
     Channel,
@@ -71,6 +71,10 @@ KEEP_JITTER_S = 0.02
 TRADES_IN_SNAPSHOT = 50
 ORDERS_PER_PAGE = 1000
 BOOK_LEVELS = "10"
+# How many books one heartbeat tells of.
+POSITIONS_MAX = 100
+# How many entries are looked at for the last change of levels: first, and at most at a time.
+LEVEL2_SEARCH_FIRST, LEVEL2_SEARCH_MAX = 4, 1024
 
 _TROUBLE = (EngineError, RedisError, OSError)
 _LEVEL2, _DEEP_BOOK = b"level2", b"book:"
@@ -141,6 +145,10 @@ class Subscription:
     # The sequence up to which the subscriber knows everything.
     after: int = -1
     ended: bool = False
+    # Whether every update reaches the subscriber as it is read.
+    live: bool = False
+    # The last level2 update that the subscriber was given, or where its knowledge begins.
+    level2_sequence: int = 0
     task: asyncio.Task[None] | None = None
     parts: dict[str, "Subscription"] = field(default_factory=dict)
 
@@ -156,6 +164,8 @@ class _Snapshot:
 
     messages: list[bytes]
     position: Position
+    # Of level2: the last sequence up to it that changed levels.
+    level2_sequence: int = 0
 
 
 class _Book:
@@ -216,7 +226,7 @@ class _Book:
     def begin_view(self, channel: Channel, snapshot: _Snapshot) -> bool:
         """Begins the view of a channel and brings it to where the reader is, together with what is
         remembered since; False where that does not reach back to the snapshot."""
-        view = view_of(channel, snapshot.messages[0])
+        view = view_of(channel, snapshot.messages[0], snapshot.level2_sequence)
         if view.since < self.position and not self.reaches_back_to(view.since + 1):
             return False
         for index, (sequence, fields) in enumerate(self.recent):
@@ -236,6 +246,10 @@ class _Book:
 
     def reaches_back_to(self, sequence: int) -> bool:
         return bool(self.recent) and self.recent[0][0] <= sequence
+
+    def position_json(self) -> bytes:
+        told = f'{{"symbol":"{self.symbol}","sequence":{self.position},"epoch":{self.epoch}}}'
+        return told.encode()
 
     def is_published(self) -> bool:
         """Whether a half-second book is out that has every change we saw."""
@@ -331,6 +345,25 @@ class Feed:
         unseen = now - self._checked_at - CHECK_INTERVAL_S
         return max([now - moment for moment in since] + [unseen, 0.0])
 
+    def positions(self, subscriptions: Iterable[Subscription], turn: int) -> list[bytes]:
+        """For each book of these subscriptions, as JSON: the sequence up to which they have been
+        given everything. None of a book of which one is not live. Of many books the next
+        POSITIONS_MAX, turn by turn."""
+        whole: dict[str, bool] = {}
+        for subscription in subscriptions:
+            symbol = subscription.wanted.symbol
+            if symbol is not None:
+                is_up_to_date = subscription.live and (
+                    subscription.wanted.is_newest
+                    or subscription.after <= self._books[symbol].position
+                )
+                whole[symbol] = whole.get(symbol, True) and is_up_to_date
+        symbols = [symbol for symbol, is_whole in whole.items() if is_whole]
+        if len(symbols) > POSITIONS_MAX:
+            start = turn * POSITIONS_MAX % len(symbols)
+            symbols = (symbols + symbols)[start : start + POSITIONS_MAX]
+        return [self._books[symbol].position_json() for symbol in symbols]
+
     def troubled_books_count(self) -> int:
         """In how many books what is due could not be done the last time."""
         return sum(1 for book in self._books.values() if book.defined and book.trouble)
@@ -339,7 +372,7 @@ class Feed:
 
     def subscribe(self, wanted: Wanted, subscriber: Subscriber) -> Subscription:
         """Starts a subscription to a known symbol: its snapshot or history, then every update."""
-        subscription = Subscription(wanted, subscriber)
+        subscription = Subscription(wanted, subscriber, level2_sequence=wanted.after or 0)
         if wanted.symbol is not None:
             self._begin(subscription, wanted.after)
             return subscription
@@ -368,6 +401,7 @@ class Feed:
     def _begin(
         self, subscription: Subscription, cursor: int | None, lost_after: int | None = None
     ) -> None:
+        subscription.live = False
         subscription.task = self._spawn(self._join(subscription, cursor, lost_after))
         subscription.task.add_done_callback(subscription.joined)
 
@@ -423,6 +457,7 @@ class Feed:
         resumes is not, and there is one only for a view that is still to be begun."""
         if cursor is None:
             snapshot = await self._send_snapshot(subscription, lost_after)
+            subscription.level2_sequence = snapshot.position.sequence
             return snapshot.position.sequence, snapshot
         channel = subscription.wanted.channel
         if channel in _VIEWED and channel not in book.views:
@@ -460,9 +495,10 @@ class Feed:
                 return False
             for sequence, fields in book.recent:
                 if sequence > cursor:
-                    self._give_from_entry(subscription, fields)
+                    self._give_from_entry(subscription, sequence, fields)
         subscription.after = cursor if is_newest else max(cursor, book.position)
         book.topics.setdefault(subscription.wanted.topic, {})[subscription] = None
+        subscription.live = True
         return True
 
     def _is_viewed(
@@ -475,10 +511,15 @@ class Feed:
         # Levels change in the stream itself: only their checksums are missing before the view.
         return channel is Channel.LEVEL2 or cursor >= book.views[channel].since
 
-    def _give_from_entry(self, subscription: Subscription, fields: list[bytes]) -> None:
+    def _give_from_entry(
+        self, subscription: Subscription, sequence: int, fields: list[bytes]
+    ) -> None:
         topic = subscription.wanted.topic
         for name, message in _pairs(fields):
-            if name == topic:
+            if name == _LEVEL2 == topic:
+                previous, subscription.level2_sequence = subscription.level2_sequence, sequence
+                self._give(subscription, with_previous(message, previous))
+            elif name == topic:
                 self._give(subscription, message)
 
     def _give(self, subscription: Subscription, message: bytes) -> None:
@@ -508,7 +549,7 @@ class Feed:
             if sequence != cursor + 1 or _epoch(fields) != book.epoch:
                 return None
             cursor = sequence
-            self._give_from_entry(subscription, fields)
+            self._give_from_entry(subscription, sequence, fields)
             await subscription.subscriber.ready()
         if not entries and book.attached.is_set() and cursor < book.position:
             return None
@@ -568,7 +609,27 @@ class Feed:
             reply = await self._query("get_candles", symbol, "interval", wanted.variant)
         else:
             reply = await self._query(_FULL_DEPTH[channel], symbol, "depth", "full")
-        return _Snapshot([_as_snapshot(channel, reply, wanted.depth)], _decode_position(reply))
+        position, level2_sequence = _decode_position(reply), 0
+        if channel is Channel.LEVEL2:
+            level2_sequence = await self._level2_sequence(symbol, position.sequence)
+        message = _as_snapshot(channel, reply, wanted.depth)
+        return _Snapshot([message], position, level2_sequence)
+
+    async def _level2_sequence(self, symbol: str, sequence: int) -> int:
+        """The last sequence, up to this one, that changed levels."""
+        name, count = self._books[symbol].key + ":events", LEVEL2_SEARCH_FIRST
+        while sequence > 0:
+            page = (f"{sequence}-0", "-", "COUNT", count)
+            entries = await self._engine.read_stream(symbol, "XREVRANGE", name, *page)
+            for entry_id, fields in entries:
+                if _LEVEL2 in fields[::2]:
+                    return _sequence(entry_id)
+            if not entries:
+                # What was before has been trimmed: a client that knows no more gets a gap.
+                return sequence
+            sequence = _sequence(entries[-1][0]) - 1
+            count = min(4 * count, LEVEL2_SEARCH_MAX)
+        return 0
 
     async def _read_orders(self, symbol: str, account: str) -> _Snapshot:
         """Page by page. The first page's sequence counts: what changed while the others were read

@@ -183,12 +183,13 @@ class Host:
         self.port = int(runner.addresses[0][1])
 
     async def _beat(self) -> None:
+        turn = 0
         while True:
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)
             now_ms = time.time_ns() // 1_000_000
-            frame = text_frame(b'{"channel":"heartbeat","timestamp_ms":%d}' % now_ms)
+            turn += 1
             for connection in list(self._connections):
-                connection.heartbeat(frame)
+                connection.heartbeat(now_ms, turn)
                 connection.close_if_idle()
 
     # ---- requests

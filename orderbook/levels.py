@@ -28,6 +28,10 @@ CHECKSUM_ORDERS_MAX = 1000
 SNAPSHOT_ROWS_MAX = 10_000
 DECIMALS_MAX = 15
 
+_PREVIOUS = b',"previous_sequence":'
+# What a view adds to a level2 update is no longer than this.
+_COMPLETED_LENGTH_MAX = 80
+
 _LEVEL2, _LEVEL3, _ORDERS_PREFIX = b"level2", b"level3", b"orders:"
 _INSTRUMENTS = b"instruments"
 
@@ -42,9 +46,19 @@ class View(Protocol):
         """The next entry as subscribers get it; None where the view ends: begin a new one."""
 
 
-def view_of(channel: Channel, snapshot: bytes) -> View:
-    """The view that begins with a snapshot message of the channel."""
-    return Level2(snapshot) if channel is Channel.LEVEL2 else Level3(snapshot)
+def view_of(channel: Channel, snapshot: bytes, level2_sequence: int) -> View:
+    """The view that begins with a snapshot message of the channel; `level2_sequence` is the last
+    one before it that changed levels."""
+    if channel is Channel.LEVEL2:
+        return Level2(snapshot, level2_sequence)
+    return Level3(snapshot)
+
+
+def with_previous(message: bytes, previous_sequence: int) -> bytes:
+    """A level2 update that names the one before it; one that a view completed does already."""
+    if _PREVIOUS in message[-_COMPLETED_LENGTH_MAX:]:
+        return message
+    return b"%s%s%d}" % (message[:-1], _PREVIOUS, previous_sequence)
 
 
 def digits(number: str, decimals: int) -> bytes:
@@ -148,11 +162,12 @@ _decode_level2 = msgspec.json.Decoder(_Level2Message).decode
 
 
 class Level2:
-    """The levels of a book, for the checksum of each change."""
+    """The levels of a book, for the checksum of each change, and what the last change was."""
 
-    def __init__(self, snapshot: bytes) -> None:
+    def __init__(self, snapshot: bytes, level2_sequence: int) -> None:
         told = _decode_level2(snapshot)
         self.since = told.sequence
+        self._level2_sequence = level2_sequence
         self._precision = _Precision(snapshot)
         self._bids, self._asks = _Prices(-1), _Prices(1)
         for side, rows in ((self._bids, told.bids), (self._asks, told.asks)):
@@ -172,10 +187,12 @@ class Level2:
         self._apply(self._asks, told.asks)
         if not (self._bids.is_enough() and self._asks.is_enough()):
             return None
+        previous, self._level2_sequence = self._level2_sequence, sequence
         if told.checksum is not None:
             return fields
         completed = fields.copy()
-        completed[index] = b'%s,"checksum":%d}' % (fields[index][:-1], self.checksum())
+        message = with_previous(fields[index], previous)
+        completed[index] = b'%s,"checksum":%d}' % (message[:-1], self.checksum())
         return completed
 
     def checksum(self) -> int:

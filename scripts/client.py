@@ -63,6 +63,14 @@ class Report(msgspec.Struct):
     quantity: str = ""
 
 
+class Book(msgspec.Struct):
+    """Up to where a heartbeat says that everything of a book was sent."""
+
+    symbol: str
+    sequence: int
+    epoch: int
+
+
 class Frame(msgspec.Struct):
     """Any frame from a host: an answer has a req_id, an update a channel."""
 
@@ -77,13 +85,22 @@ class Frame(msgspec.Struct):
     epoch: int = 0
     trades: list[Trade] = []
     orders: list[Report] = []
+    books: list[Book] = []
+    previous_sequence: int | None = None
 
+
+# Channels that can be resumed: only of these a heartbeat's sequence says something.
+RESUMABLE = ("trades", "level2", "level3", "orders")
 
 OnReply = Callable[[Frame], None]
 OnUpdate = Callable[[Frame], None]
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Frame).decode
+
+
+def _subscription(channel: str, symbol: str) -> Params:
+    return {"channel": channel, "symbols": [symbol]} if symbol else {"channel": channel}
 
 
 async def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
@@ -191,9 +208,10 @@ class Client:
         self._raise_if_lost()
         return answer.result()
 
-    async def subscribe(self, channel: str, symbol: str) -> None:
-        """Subscribes now, and on every later connection from where this one ended."""
-        answer = await self.request("subscribe", {"channel": channel, "symbols": [symbol]})
+    async def subscribe(self, channel: str, symbol: str = "") -> None:
+        """Subscribes now, and on every later connection from where this one ended. Without a symbol
+        to the heartbeats, which tell how far that is where nothing else is told."""
+        answer = await self.request("subscribe", _subscription(channel, symbol))
         if answer.error:
             raise ClientError(f"subscribe {channel} {symbol}: {answer.error.message}")
         self._positions.setdefault((channel, symbol), _Position())
@@ -245,8 +263,8 @@ class Client:
         self._socket = socket
         with contextlib.suppress(ConnectionError):
             for (channel, symbol), position in subscribed:
-                params: Params = {"channel": channel, "symbols": [symbol]}
-                if position.known:
+                params = _subscription(channel, symbol)
+                if position.known and channel in RESUMABLE:
                     params |= {"after": position.sequence, "epoch": position.epoch}
                 frame = _encode({"method": "subscribe", "params": params})
                 await socket.send_frame(frame, WSMsgType.TEXT)
@@ -267,11 +285,23 @@ class Client:
                 self._take_answer(frame)
 
     def _take_update(self, frame: Frame) -> None:
+        if frame.channel == "heartbeat":
+            self._take_heartbeat(frame)
+            return
         position = self._positions.setdefault((frame.channel, frame.symbol), _Position())
+        if position.known and (frame.previous_sequence or 0) > position.sequence:
+            raise ClientError(f"{frame.channel} of {frame.symbol}: an update has been lost")
         position.sequence = frame.sequence
         position.epoch = frame.epoch
         position.known = True
         self._on_update(frame)
+
+    def _take_heartbeat(self, frame: Frame) -> None:
+        for book in frame.books:
+            for channel in RESUMABLE:
+                position = self._positions.get((channel, book.symbol))
+                if position is not None and position.known and position.epoch == book.epoch:
+                    position.sequence = max(position.sequence, book.sequence)
 
     def _take_answer(self, frame: Frame) -> None:
         if frame.req_id is None:

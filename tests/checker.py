@@ -50,6 +50,9 @@ class Checker:
             self.tick_size, self.lot_size = message["tick_size"], message["lot_size"]
         else:
             assert message["sequence"] > self.sequence, message
+            if message["channel"] == "level2" and self.sequence >= 0:
+                # No change of levels lies between what is known and this one.
+                assert message["previous_sequence"] <= self.sequence, message
         self.sequence = message["sequence"]
         for side in SIDES:
             for row in message[side]:

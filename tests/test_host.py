@@ -535,6 +535,36 @@ async def test_heartbeats_come_each_second(alice: Client) -> None:
     assert 500 < second["timestamp_ms"] - first["timestamp_ms"] < 5000
 
 
+async def test_a_quiet_subscriber_resumes_from_a_heartbeat_without_a_gap(
+    valkey: Server, symbol: str, bob: Client
+) -> None:
+    async with hosting(valkey) as other, connected(other.port) as client:
+        await client.ask("subscribe", channel="heartbeat")
+        await client.subscribe("orders", symbol)
+        await client.wait_for("orders", 1)
+        for _ in range(5):
+            last = await _trade(bob, symbol)
+        await client.until(lambda: told_by_heartbeat(client, symbol)["sequence"] == last, "it")
+        told = told_by_heartbeat(client, symbol)
+        assert len(client.of("orders", symbol)) == 1
+    made = await _trade(bob, symbol)
+    # By then the stream reaches back no further.
+    events = f"orderbook:{{main}}:{symbol}:events"
+    valkey.client.xtrim(events, minid=f"{last + 1}-0", approximate=False)
+    async with hosting(valkey) as other, connected(other.port) as client:
+        resume = {"after": told["sequence"], "epoch": told["epoch"]}
+        messages = await client.subscribe("trades", symbol, **resume)
+        assert [(m["type"], m["sequence"]) for m in messages] == [("update", made)]
+
+
+def told_by_heartbeat(client: Client, symbol: str) -> dict[str, Any]:
+    """What the last heartbeat told of a book; of none before the first one."""
+    none = {"symbol": symbol, "sequence": -1, "epoch": -1}
+    books = [book for beat in client.of("heartbeat")[-1:] for book in beat["books"]]
+    assert {book["symbol"] for book in books} <= {symbol}
+    return next(iter(books), none)
+
+
 async def test_instruments_can_be_subscribed_to_without_naming_them(
     alice: Client, symbol: str, host: Host
 ) -> None:

@@ -215,6 +215,56 @@ async def test_a_view_is_kept_no_longer_than_somebody_looks(
         await limit(engine, symbol, "sell", "10")
 
 
+async def change_no_level(engine: Engine, symbol: str, count: int) -> int:
+    """Orders that wait for a price; the sequence of the last one."""
+    stop = {"account": "carol", "side": "buy", "order_type": "stop", "stop_price": "99"}
+    for _ in range(count):
+        reply = await engine.place_order(symbol, quantity="1", **stop)
+    return int(reply["sequence"])
+
+
+async def test_a_level2_update_names_the_one_before_it(
+    host: tuple[Engine, Feed], symbol: str
+) -> None:
+    engine, feed = host
+    first = (await limit(engine, symbol, "buy", "9"))["sequence"]
+    quiet = await change_no_level(engine, symbol, 30)
+    watcher = watch(feed, Channel.LEVEL2, symbol)
+    await watcher.reached(quiet)
+    made = [first]
+    for price in ("8", "7", "6"):
+        await change_no_level(engine, symbol, 2)
+        made.append((await limit(engine, symbol, "buy", price))["sequence"])
+    await watcher.reached(made[-1])
+    updates = watcher.messages[1:]
+    assert [update["sequence"] for update in updates] == made[1:]
+    assert [update["previous_sequence"] for update in updates] == made[:-1]
+
+
+async def test_a_resumed_level2_follows_on_from_what_is_known(
+    valkey: Server, host: tuple[Engine, Feed], symbol: str
+) -> None:
+    """Also on a host that has seen nothing of what was before, and from a sequence that changed no
+    level."""
+    engine, _ = host
+    first = (await limit(engine, symbol, "buy", "9"))["sequence"]
+    quiet = await change_no_level(engine, symbol, 3)
+    history = [(await limit(engine, symbol, "buy", price))["sequence"] for price in ("8", "7")]
+    await change_no_level(engine, symbol, 3)
+    epoch = (await engine.get_instrument(symbol))["epoch"]
+    async with feeding(valkey) as (_, feed):
+        for after in (first, quiet):
+            watcher = watch(feed, Channel.LEVEL2, symbol, after=after, epoch=epoch)
+            await eventually(lambda: len(watcher.messages) >= 2, "history has come")  # noqa: B023
+            last = (await limit(engine, symbol, "sell", "11"))["sequence"]
+            await watcher.reached(last)
+            previous = [message["previous_sequence"] for message in watcher.messages]
+            assert previous[0] == after
+            assert previous[1 : len(history)] == history[:-1]
+            known = [message["sequence"] for message in watcher.messages]
+            assert previous[1:] == known[:-1]
+
+
 # ---- level3
 
 
@@ -309,7 +359,8 @@ def test_a_view_ends_before_its_checksum_can_be_wrong(
     channel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orderbook.levels.SNAPSHOT_ROWS_MAX", 13)
-    view = (Level2 if channel == "level2" else Level3)(snapshot_of(channel, 13))
+    snapshot = snapshot_of(channel, 13)
+    view = Level2(snapshot, 5) if channel == "level2" else Level3(snapshot)
     assert view.complete(6, gone(0)) is not None
     assert view.complete(7, gone(1)) is not None
     # Ten levels are known still, but of the last one perhaps not every order.
