@@ -209,6 +209,7 @@ class Fuzz:
 
     def __init__(self, client: Any, seed: int) -> None:
         self._client = client
+        self._seed = seed
         self._calls = calls(random.Random(seed))
         self._books = itertools.count(1)
         self._codes = documented_codes() - {"INTERNAL_ERROR"}
@@ -230,25 +231,31 @@ class Fuzz:
         return f"calls={self.count} unexpected_errors={len(self.errors)}"
 
     def _run_book(self, count: int) -> None:
+        """A book of its own for so many calls, or until it does not verify."""
         book = Book(self._client, f"FUZZ{next(self._books)}")
+        is_whole = True
         for done in range(0, count, CALLS_PER_PIPELINE):
-            book.define(**_rules)
-            self._client.execute_command(
-                *("FCALL", "cancel_all_after", 1, book.key, "account", "alice"),
-                *("session", "s1", "timeout_ms", "60000"),
-            )
-            some = list(itertools.islice(self._calls, min(CALLS_PER_PIPELINE, count - done)))
-            pipeline = self._client.pipeline(transaction=False)
-            for function, words in some:
-                pipeline.execute_command("FCALL", function, 1, book.key, *words)
-            replies = pipeline.execute(raise_on_error=False)
-            for call, reply in zip(some, replies, strict=True):
-                self._check(call, reply)
+            is_whole = is_whole and self._run_some(book, min(CALLS_PER_PIPELINE, count - done))
+        self._client.delete(*book.stored_keys())
+
+    def _run_some(self, book: Book, count: int) -> bool:
+        """Whether the book verifies after so many calls, sent together."""
+        book.define(**_rules)
+        self._client.execute_command(
+            *("FCALL", "cancel_all_after", 1, book.key, "account", "alice"),
+            *("session", "s1", "timeout_ms", "60000"),
+        )
+        some = list(itertools.islice(self._calls, count))
+        pipeline = self._client.pipeline(transaction=False)
+        for function, words in some:
+            pipeline.execute_command("FCALL", function, 1, book.key, *words)
+        for call, reply in zip(some, pipeline.execute(raise_on_error=False), strict=True):
+            self._check(call, reply)
         self.count += count
         verified = book.read("verify_book")
         if verified["verified"] is not True:
-            self.errors.append(f"{book.symbol} {verified}")
-        self._client.delete(*book.stored_keys())
+            self.errors.append(f"after {self.count} calls with seed {self._seed}: {verified}")
+        return verified["verified"] is True
 
     def _check(self, call: Call, reply: Any) -> None:
         texts = reply if isinstance(reply, list) else [reply]
