@@ -223,10 +223,13 @@ class Engine:
         self._reports_epochs = True
         await self.ping()
         instruments = await self.instruments()
+        due = []
         for symbol in instruments:
             wire = await self._wire(_node(self._topology, self.book_key(symbol)))
             if self._epoch_is_due(symbol, wire):
-                await self._try_to_begin_epoch(symbol)
+                due.append(symbol)
+        # Side by side: a book whose slot is being moved keeps no other waiting.
+        await asyncio.gather(*map(self._try_to_begin_epoch, due))
         return instruments
 
     async def _try_to_begin_epoch(self, symbol: str) -> None:

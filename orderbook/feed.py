@@ -60,6 +60,8 @@ HISTORY_ENTRIES_MAX = 128
 # What the reader remembers of each book, to let subscriptions join without asking Redis.
 RECENT_BYTES_MAX = 1024 * 1024
 CHECK_INTERVAL_S = 1.0
+# Less than a call may wait for a slot that is being moved.
+CHECK_TIMEOUT_S = 2.0
 START_TIMEOUT_S = 5.0
 STOP_RETRY_S = 0.1
 RETRY_INTERVAL_S = 0.5
@@ -664,13 +666,22 @@ class Feed:
             await asyncio.sleep(CHECK_INTERVAL_S)
             try:
                 await self._discover()
-                for book in list(self._books.values()):
-                    if book.defined:
-                        await self._try_to_check(book)
+                # Side by side: a segment whose slot is being moved keeps no other waiting.
+                checks = [self._try_to_check_all(group) for group in self._groups.values()]
+                await asyncio.gather(*checks)
             except _TROUBLE as error:
                 logger.warning("the books cannot be checked: %s", error)
             except Exception:
                 logger.exception("a check failed")
+
+    async def _try_to_check_all(self, group: _Group) -> None:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                for book in list(group.books.values()):
+                    if book.defined:
+                        await self._try_to_check(book)
+        except TimeoutError:
+            logger.warning("the books of %s are not all checked in time", min(group.books))
 
     async def _try_to_check(self, book: _Book) -> None:
         try:

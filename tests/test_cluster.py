@@ -12,6 +12,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from books import Book
+from clients import connected as client_of
+from clients import eventually
 from orderbook import engine as engine_module
 from orderbook import library, topology
 from orderbook.engine import (
@@ -21,6 +23,7 @@ from orderbook.engine import (
     Engine,
     EngineError,
 )
+from orderbook.host import Host, HostConfig
 from orderbook.topology import ClusterTopology, Node
 from servers import HOST, Server, running_cluster
 
@@ -28,6 +31,9 @@ SYMBOL, OTHER_SYMBOL = "BTC-USD", "ETH-USD"
 RULES = {"tick_size": "1", "lot_size": "1"}
 MOVE_S = 0.3
 MIGRATE_TIMEOUT_MS = 5000
+# One after the other they would take longer than a test waits.
+BOOKS_LEFT_HALF_MOVED = 12
+LEFT_WAIT_S = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +313,26 @@ async def test_commands_that_wait_for_a_move_keep_their_order(
     assert [reply["client_order_id"] for reply in placed] == [str(n) for n in range(len(placed))]
     order_ids = [int(reply["order_id"]) for reply in placed]
     assert order_ids == list(range(order_ids[0], order_ids[0] + BATCH_LENGTH_MAX + 2))
+
+
+async def test_a_slot_that_is_left_half_moved_keeps_no_other_book_from_a_host(
+    cluster: list[Server], connected: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "MOVE_WAIT_S_MAX", LEFT_WAIT_S)
+    for number in range(BOOKS_LEFT_HALF_MOVED):
+        await connected.define_instrument(f"LEFT-{number}", segment="moving", **RULES)
+    await connected.define_instrument(SYMBOL, segment="main", **RULES)
+    with moving(cluster, "moving"):
+        async with (
+            Host(HostConfig(f"redis+cluster://{HOST}:{cluster[0].port}", port=0)) as host,
+            client_of(host.port) as client,
+        ):
+            await client.limit(SYMBOL, "buy", "1", "1")
+            # Two rounds of checks, which do not wait for the books that are left.
+            checks = {host.feed._checked_at}
+            await eventually(lambda: len(checks | {host.feed._checked_at}) > 1, "a check")
+            checks.add(host.feed._checked_at)
+            await eventually(lambda: len(checks | {host.feed._checked_at}) > 2, "another check")
 
 
 async def test_a_stream_that_has_moved_before_its_slot_is_read_there(
