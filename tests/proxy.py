@@ -21,6 +21,12 @@ class Proxy:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
 
+    def switch(self, port: int) -> None:
+        """Another server answers from here on, as after a failover: every connection breaks."""
+        self._server_port = port
+        for task in self._tasks:
+            task.cancel()
+
     async def __aenter__(self) -> Self:
         self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         return self

@@ -500,6 +500,69 @@ async def test_a_history_that_has_outgrown_the_one_it_replaced_is_not_taken_for_
     assert _levels(told) == _levels([await venue.engine.get_book("X")])
 
 
+@pytest.mark.parametrize("copies", [True, False])
+async def test_a_server_that_takes_over_with_another_history_is_a_gap(copies: bool) -> None:
+    """A replica that had not all of it, or a server that begins empty: each has outgrown it."""
+    with running("valkey") as old, running("valkey") as new:
+        for server in (old, new):
+            load_library(server.client, "valkey")
+        async with Proxy(old.port) as proxy:
+            engine = await Engine.connect(proxy.url)
+            feed = Feed(engine)
+            venue = Venue(old, engine, feed)
+            try:
+                await engine.define_instrument("X", **RULES)
+                await feed.start()
+                collectors = [
+                    venue.subscribe(channel)
+                    for channel in (Channel.TRADES, Channel.LEVEL2, Channel.LEVEL3)
+                ]
+                await venue.trade()
+                if copies:
+                    await _copy(old, new)
+                await venue.place("sell", price="12")
+                lost = await venue.trade()
+                for collector in collectors:
+                    await collector.wait_for_sequence(lost)
+                last = _outgrow(new, is_new=not copies)
+                assert last > lost
+                proxy.switch(new.port)
+                for collector in collectors:
+                    await collector.wait_for_sequence(last)
+                    epoch = collector.messages[0]["epoch"]
+                    news = [one for one in collector.messages if one["epoch"] != epoch]
+                    assert [one["type"] for one in news] == ["gap", "snapshot"]
+                    assert (news[0]["after"], news[0]["sequence"]) == (lost, last)
+                assert _levels(collectors[1].messages[-1:]) == _levels([await engine.get_book("X")])
+            finally:
+                await feed.stop()
+                await engine.close()
+
+
+async def _copy(primary: Server, replica: Server) -> None:
+    """What a replica has when it is promoted."""
+    replica.client.replicaof("127.0.0.1", primary.port)
+    await eventually(
+        lambda: replica.client.exists("orderbook:{main}:X:events"), "the replica has the book"
+    )
+    replica.client.replicaof("NO", "ONE")
+
+
+def _outgrow(server: Server, *, is_new: bool) -> int:
+    """Another history on another server; its last sequence."""
+    call = ("FCALL", "define_instrument", 1, "orderbook:{main}:X")
+    if is_new:
+        server.client.execute_command(*call, *itertools.chain(*RULES.items()))
+        server.client.hset("orderbook:instruments", "X", "main")
+    fields = itertools.chain(*(LIMIT | {"side": "buy", "price": "8"}).items())
+    words = list(fields)
+    for _ in range(10):
+        placed = server.client.execute_command(
+            "FCALL", "place_order", 1, "orderbook:{main}:X", *words
+        )
+    return int(json.loads(placed)["sequence"])
+
+
 async def test_a_book_that_was_defined_again_in_another_segment_is_another_history(
     venue: Venue,
 ) -> None:

@@ -10,9 +10,13 @@ from click.testing import CliRunner
 from redis.exceptions import ResponseError
 
 from books import Book
+from checker import Checker
+from clients import eventually
 from conftest import NewBook
 from orderbook.cli import EXIT_SERVER, cli
 from orderbook.engine import Engine
+from orderbook.feed import Feed, Wanted
+from orderbook.messages import Channel
 from orderbook.repair import Repair, RepairError, repair
 from test_faults import (  # noqa: F401
     CASES,
@@ -212,6 +216,50 @@ def test_a_retry_of_what_was_half_written_does_not_trade_again(real_book: NewBoo
     # The stream of trades has what that of events has.
     told = [topics["trades"] for _, topics in book.entries("events") if "trades" in topics]
     assert [topics["trades"] for _, topics in book.entries("trades")] == told
+
+
+class Watcher:
+    """A subscriber to level2, with a checker."""
+
+    def __init__(self) -> None:
+        self.checker = Checker()
+        self.kinds: list[str] = []
+
+    def send(self, message: bytes) -> None:
+        decoded = json.loads(message)
+        self.kinds.append(decoded["type"])
+        self.checker.take(decoded)
+
+    def send_newest(self, name: tuple[str, bytes], message: bytes) -> None:
+        raise AssertionError((name, message))
+
+    async def ready(self) -> None:
+        await asyncio.sleep(0)
+
+
+async def test_subscribers_of_a_host_follow_a_repair_without_a_gap(real_book: NewBook) -> None:
+    book, watcher = real_book(), Watcher()
+    populate(book)
+    engine = await Engine.connect(url_of(book.client))
+    feed = Feed(engine)
+    try:
+        await engine.define_instrument(book.symbol)
+        await feed.start()
+        feed.subscribe(Wanted(Channel.LEVEL2, book.symbol), watcher)
+        await eventually(lambda: watcher.kinds, "the snapshot is there")
+        half_write(book)
+        done = await repair(engine, book.symbol)
+        assert (done.verified, done.equal) == (True, True)
+        book.ask("define_instrument", status="trading")
+        last = book.limit("zoe", "buy", "1", "50")["sequence"]
+        await eventually(lambda: watcher.checker.sequence >= last, "the last change has come")
+        assert set(watcher.kinds[1:]) == {"update"}
+        found = book.read("get_book")
+        for side in ("bids", "asks"):
+            assert watcher.checker.rows(side)[:10] == found[side]
+    finally:
+        await feed.stop()
+        await engine.close()
 
 
 def test_a_book_stays_halted_until_an_operator_reopens_it(real_book: NewBook) -> None:
