@@ -787,7 +787,9 @@ def test_failed_save_refuses_orders_whole(own_server: Server) -> None:
     assert book.limit("erin", "buy", "1", "102")["status"] == "filled"
 
 
-def test_stream_id_in_use_refuses_commands_whole(book: Book) -> None:
+def test_stream_id_in_use_refuses_commands_whole(book: Book, engine: str) -> None:
+    if engine == "fakeredis":
+        pytest.skip("fakeredis breaks where a key has another type, or a stream id is taken")
     for price in ("100", "101"):
         book.limit("bob", "sell", "5", price)
     taken = book.sequence() + 1
@@ -810,8 +812,10 @@ def test_id_in_use_in_the_trades_stream_refuses_trades_whole(book: Book) -> None
 
 
 @pytest.mark.parametrize("key", ["bids", "asks", "orders", "events", "trades", "client_orders"])
-def test_key_of_another_type_stops_the_book(book: Book, key: str) -> None:
+def test_key_of_another_type_stops_the_book(book: Book, engine: str, key: str) -> None:
     """Put there by hand, it is all that may leave half a command, and it does not go unseen."""
+    if engine == "fakeredis":
+        pytest.skip("fakeredis breaks where a key has another type, or a stream id is taken")
     book.client.set(f"{book.key}:{key}", "by hand")
     before = book.contents()
     for _ in range(2):

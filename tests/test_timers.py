@@ -111,8 +111,10 @@ def test_stopping_a_timer_that_is_not_there_writes_nothing(book: Book) -> None:
     assert book.contents() == before
 
 
-def test_books_without_timers_do_not_look_for_any(book: Book) -> None:
+def test_books_without_timers_do_not_look_for_any(book: Book, engine: str) -> None:
     """Not even where something else is in the way."""
+    if engine == "fakeredis":
+        pytest.skip("fakeredis breaks where a key has another type, or a stream id is taken")
     book.client.set(f"{book.key}:timers", "by hand")
     assert book.limit("alice", "buy", "1", "90", post_only="true")["status"] == "open"
     assert book.ask("tick")["canceled_count"] == 0
