@@ -182,6 +182,16 @@ function book.missing_key_error(b)
   return nil
 end
 
+-- The same, and where the stream of events is missing: for a call that does nothing else, so that
+-- damage is told though nobody trades.
+function book.idle_error(record)
+  local refused = book.missing_key_error(book.from(record))
+  if refused or redis.call("EXISTS", keys.events(record.key)) == 1 then
+    return refused
+  end
+  return redis.error_reply("DAMAGED the stream events is missing: run verify_book")
+end
+
 -- Bounds on the work of one call. Every account of a call is two arguments of its one XADD, and Lua
 -- passes at most 8,000 arguments. The orders of a call are its commands' and the quotes.
 book.orders_per_call_max = 3000

@@ -261,6 +261,10 @@ local function tick(call_keys, arguments)
   end
   local done = '{"expired_count":%.0f,"canceled_count":%.0f,"triggered_count":%.0f,"pending":%s,'
     .. '"sequence":%.0f}'
+  local damaged = book.idle_error(record)
+  if damaged then
+    return damaged
+  end
   -- An instrument without features never has anything due, and many hosts ask twice a second.
   if not record.extended and not epoch.is_due(record) then
     return done:format(0, 0, 0, "false", record.sequence)

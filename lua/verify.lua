@@ -393,6 +393,27 @@ local function check_types(walk, bids_key, asks_key)
   end
 end
 
+-- Keys that must be there, as the counters and the other keys say. An order queue and its levels
+-- stand or fall together; a book has told its own definition, and its trades twice.
+local function check_presence(walk, sides)
+  local record = walk.record
+  local needed = {
+    [keys.events(record.key)] = record.sequence > 0,
+    [keys.trades(record.key)] = record.last_price ~= nil,
+    [keys.orders(record.key)] = record.open_orders > 0,
+  }
+  for _, side in ipairs(sides) do
+    local levels_key = keys.levels(side.key)
+    needed[side.key] = redis.call("HLEN", levels_key) > 0
+    needed[levels_key] = redis.call("ZCARD", side.key) > 0
+  end
+  for key, is_needed in pairs(needed) do
+    if is_needed and redis.call("EXISTS", key) == 0 then
+      violate(walk, "MISSING_KEY", "the key " .. key .. " is missing")
+    end
+  end
+end
+
 local function header(record)
   return table.concat({
     instrument.json(record, record.sequence),
@@ -427,6 +448,7 @@ function verify.json(record)
   if #walk.violations > 0 then
     return result_json(walk)
   end
+  check_presence(walk, { bids, asks })
   for _, side in ipairs({ bids, asks }) do
     walk_side(walk, side)
     check_levels(walk, side)

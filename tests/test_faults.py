@@ -863,3 +863,29 @@ def test_damage_done_by_hand_is_named(book: Book) -> None:
         for key, dumped in saved.items():
             client.restore(key, 0, dumped)
         assert decode(book.raw("verify_book"))["verified"] is True
+
+
+@pytest.mark.parametrize(
+    "key", ["bids", "asks", "bids:levels", "asks:levels", "orders", "events", "trades"]
+)
+def test_a_key_that_is_gone_is_named(book: Book, key: str) -> None:
+    """As a server leaves it whose maxmemory-policy evicts."""
+    book.limit("alice", "sell", "2", "100")
+    book.limit("bob", "buy", "1", "100")
+    book.limit("bob", "buy", "2", "99")
+    book.client.delete(f"{book.key}:{key}")
+    found = decode(book.raw("verify_book"))["violations"]
+    missing = [violation for violation in found if violation["name"] == "MISSING_KEY"]
+    assert [violation["detail"] for violation in missing] == [
+        f"the key {book.key}:{key} is missing"
+    ]
+
+
+@pytest.mark.parametrize("key", ["bids", "asks", "orders", "events"])
+def test_a_tick_tells_of_a_key_that_is_gone(book: Book, key: str) -> None:
+    book.limit("alice", "sell", "2", "100")
+    book.limit("bob", "buy", "2", "99")
+    assert book.ask("tick")["pending"] is False
+    book.client.delete(f"{book.key}:{key}")
+    with pytest.raises(ResponseError, match="DAMAGED"):
+        book.ask("tick")
