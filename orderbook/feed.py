@@ -18,7 +18,12 @@ What the stream has not, `level3` and the checksums of `level2`, is added here a
 for a book with a subscriber to either, and for as long, a view of it is kept (levels.py).
 
 Every host also keeps the books: twice a second it lets happen what is due in each (`tick`), and
-asks for the half-second book of those that changed. The first to ask wins.
+asks for the half-second book of those that changed. The first to ask wins. It does so whether the
+streams can be read or not.
+
+One XREAD names the streams of many books, and fails whole where one of them cannot be read. Then
+each is asked for alone, and the books that are refused are set aside: their subscribers are told,
+the others go on, and every second it is tried again.
 """
 
 import asyncio
@@ -33,7 +38,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
-from redis.exceptions import RedisError
+from redis.exceptions import AskError, ClusterDownError, RedisError, ResponseError, TryAgainError
 
 from orderbook.engine import Engine, EngineError
 from orderbook.levels import View, view_of, with_previous
@@ -43,6 +48,7 @@ from orderbook.messages import (
     Page,
     Position,
     PublishWait,
+    Refusal,
     RejectCode,
     Ticked,
 )
@@ -52,6 +58,8 @@ logger = logging.getLogger(__name__)
 
 # Below the socket timeout, so that a quiet stream is not taken for a broken connection.
 READ_BLOCK_MS = 1000
+# A server looks for those who have waited long enough only now and then.
+READ_INTERVAL_S_MAX = 1.5
 # After a reading so long a pause, so that what comes close together is read at once: every reading
 # costs the server, with every host.
 GATHER_INTERVAL_S = 0.002
@@ -79,6 +87,10 @@ POSITIONS_MAX = 100
 LEVEL2_SEARCH_FIRST, LEVEL2_SEARCH_MAX = 4, 1024
 
 _TROUBLE = (EngineError, RedisError, OSError)
+# Refusals that concern every book of a group: its slot moves, or nobody has it.
+_OF_ALL = (AskError, TryAgainError, ClusterDownError)
+# What is read of each book: what happened, and the half-second book.
+_STREAMS = (":events", ":book")
 _LEVEL2, _DEEP_BOOK = b"level2", b"book:"
 _find_epoch = re.compile(rb'"epoch":(\d+)').search
 # Channels that are told by the half-second stream, or as often.
@@ -182,7 +194,12 @@ class _Book:
         self.epoch: int | None = None
         # Set while the streams of this book are being read.
         self.attached = asyncio.Event()
-        self.defined = True
+        # Set while they are, or while the server refuses to read them: then `unreadable` says why.
+        self.settled = asyncio.Event()
+        self.unreadable = ""
+        # Set while the instrument is listed.
+        self.listed = asyncio.Event()
+        self.listed.set()
         self.topics: dict[bytes, dict[Subscription, None]] = {}
         self.views: dict[Channel, View] = {}
         self.recent: deque[tuple[int, list[bytes]]] = deque()
@@ -200,6 +217,31 @@ class _Book:
         self.trouble = ""
         # The oldest sequence known to be unread, and since when.
         self.unread: tuple[int, float] | None = None
+
+    @property
+    def defined(self) -> bool:
+        return self.listed.is_set()
+
+    def attach(self) -> None:
+        self.unreadable = ""
+        self.attached.set()
+        self.settled.set()
+
+    def detach(self) -> None:
+        self.attached.clear()
+        if not self.unreadable:
+            self.settled.clear()
+
+    def set_aside(self, reason: str) -> None:
+        self.attached.clear()
+        self.unread, self.unreadable = None, reason
+        self.settled.set()
+
+    def trouble_now(self) -> str:
+        """What is wrong with the book; empty where nothing is."""
+        if not self.defined:
+            return "the instrument is not listed any more"
+        return self.trouble or self.unreadable
 
     def remember(self, sequence: int, fields: list[bytes]) -> None:
         self.recent.append((sequence, fields))
@@ -267,6 +309,8 @@ class _Group:
         self.changed = asyncio.Event()
         self.connection_id: int | None = None
         self.task: asyncio.Task[None] | None = None
+        # When the last reading ended, with entries or without.
+        self.read_at_s = asyncio.get_running_loop().time()
 
     def attached(self) -> list[_Book]:
         return [book for book in self.books.values() if book.attached.is_set()]
@@ -307,7 +351,7 @@ class Feed:
     async def start(self) -> None:
         """Returns when the books there are now are being read. Raises EngineError."""
         await self._discover()
-        waits = [self._spawn(book.attached.wait()) for book in self._books.values()]
+        waits = [self._spawn(book.settled.wait()) for book in self._books.values()]
         if waits:
             # A book that cannot be read must not keep the others from being served.
             await asyncio.wait(waits, timeout=START_TIMEOUT_S)
@@ -343,9 +387,10 @@ class Feed:
         """For how long the oldest entry known to be unread has waited; 0 when there is none."""
         now = asyncio.get_running_loop().time()
         since = [book.unread[1] for book in self._books.values() if book.unread is not None]
-        # Redis not answering hides what is unread.
+        # A server that does not answer hides what is unread.
         unseen = now - self._checked_at - CHECK_INTERVAL_S
-        return max([now - moment for moment in since] + [unseen, 0.0])
+        readings = [group.read_at_s + READ_INTERVAL_S_MAX for group in self._groups.values()]
+        return max([now - moment for moment in since + readings] + [unseen, 0.0])
 
     def positions(self, subscriptions: Iterable[Subscription], turn: int) -> list[bytes]:
         """For each book of these subscriptions, as JSON: the sequence up to which they have been
@@ -366,9 +411,19 @@ class Feed:
             symbols = (symbols + symbols)[start : start + POSITIONS_MAX]
         return [self._books[symbol].position_json() for symbol in symbols]
 
-    def troubled_books_count(self) -> int:
-        """In how many books what is due could not be done the last time."""
-        return sum(1 for book in self._books.values() if book.defined and book.trouble)
+    def troubled_books(self) -> dict[str, str]:
+        """By symbol, why what is due could not be done the last time, or the streams cannot be
+        read; none of a book in order."""
+        found = {symbol: book.trouble_now() for symbol, book in self._books.items()}
+        return {symbol: trouble for symbol, trouble in found.items() if trouble}
+
+    def unreadable_books_count(self) -> int:
+        """The streams of how many books cannot be read."""
+        return sum(1 for book in self._books.values() if book.defined and book.unreadable)
+
+    def books_count(self) -> int:
+        """How many books there are, or have been since this reader started."""
+        return len(self._books)
 
     # ---- subscriptions
 
@@ -429,7 +484,7 @@ class Feed:
         generation: int | None = None
         # Not left to cancellation alone, which what we wait for may swallow.
         while not subscription.ended:
-            await book.attached.wait()
+            await self._until_read(book, subscription)
             try:
                 if cursor is not None and generation not in {None, book.generation}:
                     cursor, lost_after = None, cursor
@@ -451,6 +506,15 @@ class Feed:
             if reached is None:
                 lost_after = cursor
             cursor = reached
+
+    async def _until_read(self, book: _Book, subscription: Subscription) -> None:
+        """Returns when the streams of the book are read; tells it where they cannot be."""
+        if book.attached.is_set():
+            return
+        await book.settled.wait()
+        if book.unreadable:
+            self._give(subscription, _unreadable(subscription.wanted))
+        await book.attached.wait()
 
     async def _begun(
         self, book: _Book, subscription: Subscription, cursor: int | None, lost_after: int | None
@@ -655,7 +719,7 @@ class Feed:
     async def _query(self, function: str, symbol: str, *arguments: str) -> bytes:
         reply = await self._engine.query(function, symbol, *arguments)
         if reply.startswith(REJECTED_PREFIX):
-            raise _GoneError(RejectCode.UNKNOWN_SYMBOL, reply.decode())
+            raise _gone(reply)
         return reply
 
     # ---- discovery
@@ -701,12 +765,12 @@ class Feed:
             elif book.key != self._engine.book_key(symbol):
                 self._move(book)
             elif not book.attached.is_set():
-                book.defined = True
+                book.listed.set()
                 self._request_attach(book)
         for symbol in self._books.keys() - instruments.keys():
             book = self._books[symbol]
-            book.defined = False
-            book.attached.clear()
+            book.listed.clear()
+            book.detach()
 
     def _add(self, symbol: str) -> None:
         book = _Book(symbol, self._engine.book_key(symbol))
@@ -724,8 +788,9 @@ class Feed:
         )
         del group.books[book.symbol]
         group.to_attach.discard(book)
-        book.attached.clear()
-        book.key, book.defined = self._engine.book_key(book.symbol), True
+        book.detach()
+        book.key = self._engine.book_key(book.symbol)
+        book.listed.set()
         self._put_in_group(book)
         if not group.books and group.task is not None:
             group.task.cancel()
@@ -762,14 +827,14 @@ class Feed:
         try:
             state = await self._position(book)
         except _GoneError:
-            book.attached.clear()
+            book.detach()
             return
         if not book.attached.is_set():
             return
         behind = state.sequence > book.position
         if state.sequence < position_before or (not behind and state.epoch != book.epoch):
             # A shorter or another history than the one we read: look where it stands now.
-            book.attached.clear()
+            book.detach()
             self._request_attach(book)
         if not behind:
             book.unread = None
@@ -786,7 +851,9 @@ class Feed:
                     group.to_attach.update(book for book in group.books.values() if book.defined)
                     while True:
                         await self._attach_waiting(group)
-                        if await self._read_once(group, wire):
+                        has_read = await self._read_once(group, wire)
+                        group.read_at_s = asyncio.get_running_loop().time()
+                        if has_read:
                             await asyncio.sleep(GATHER_INTERVAL_S)
                         backoff_s = BACKOFF_FIRST_S
             except _TROUBLE as error:
@@ -807,7 +874,7 @@ class Feed:
         finally:
             group.connection_id = None
             for book in group.books.values():
-                book.attached.clear()
+                book.detach()
             wire.close()
             await wire.wait_closed()
 
@@ -819,11 +886,40 @@ class Feed:
                 await self._attach_book(book)
             except _GoneError:
                 logger.info("the book of %s is gone", book.symbol)
+            except EngineError as error:
+                if not _is_of_one_book(error):
+                    raise
+                self._set_aside(book, error)
+
+    def _set_aside(self, book: _Book, error: EngineError) -> None:
+        """Leaves a book out whose streams the server refuses to read. Its subscribers are told, and
+        begin again when they can be read."""
+        was_read, reason = not book.unreadable, str(error)
+        if reason != book.unreadable:
+            logger.warning("the streams of %s cannot be read: %s", book.symbol, reason)
+        book.set_aside(reason)
+        if was_read:
+            self._begin_again(book, book.position)
+
+    async def _set_unreadable_aside(self, books: Iterable[_Book]) -> bool:
+        """Asks for the streams of each book alone; whether any is set aside."""
+        found = await asyncio.gather(*map(self._reading_error, books))
+        return any(found)
+
+    async def _reading_error(self, book: _Book) -> EngineError | None:
+        """Why the streams of a book, other than all, cannot be read; it is set aside then."""
+        try:
+            for stream in _STREAMS:
+                await self._newest(book, stream)
+        except EngineError as error:
+            if _is_of_one_book(error):
+                self._set_aside(book, error)
+                return error
+        return None
 
     async def _attach_book(self, book: _Book) -> None:
         """Finds out whether the book's stream continues what was read of it before."""
-        events = await self._newest(book, ":events")
-        books = await self._newest(book, ":book")
+        events, books = [await self._newest(book, stream) for stream in _STREAMS]
         state = await self._position(book)
         # Where the book changed in between, the state read last counts.
         is_known = events and _epoch(events[0][1]) == state.epoch
@@ -839,7 +935,7 @@ class Feed:
                 book.book_id, book.book_sequence = entry_id, _sequence(entry_id)
                 book.newest = dict(_pairs(fields)) if _epoch(fields) == state.epoch else {}
         book.unread = None
-        book.attached.set()
+        book.attach()
         if lost and not first_time:
             self._begin_again(book, before)
         self._changed(book, last_sequence)
@@ -856,13 +952,15 @@ class Feed:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(group.changed.wait(), CHECK_INTERVAL_S)
             return False
-        streams = {}
-        for book in books:
-            streams[f"{book.key}:events".encode()] = book
-            streams[f"{book.key}:book".encode()] = book
+        streams = {f"{book.key}{stream}".encode(): book for book in books for stream in _STREAMS}
         ids = [name for book in books for name in (b"%d-0" % book.position, book.book_id)]
         waiting = ("XREAD", "COUNT", READ_ENTRIES_MAX, "BLOCK", READ_BLOCK_MS, "STREAMS")
-        answered = await wire.call(*waiting, *streams, *ids) or ()
+        try:
+            answered = await wire.call(*waiting, *streams, *ids) or ()
+        except ResponseError as error:
+            if isinstance(error, _OF_ALL) or not await self._set_unreadable_aside(books):
+                raise
+            return False
         for name, entries in answered:
             relay = self._relay_book if name.endswith(b":book") else self._relay_events
             for entry_id, fields in entries:
@@ -982,24 +1080,31 @@ class Feed:
     async def _keep(self, book: _Book) -> None:
         """Keeps one book for as long as there is it; only the first change after a quiet time is
         published sooner than at the next interval."""
+        trouble_wait_s = KEEP_INTERVAL_S
         while True:
-            await book.attached.wait()
+            await book.listed.wait()
             try:
                 wait_s = await self._keep_once(book)
-                book.trouble = ""
+                book.trouble, trouble_wait_s = "", KEEP_INTERVAL_S
             except _TROUBLE as error:
-                self._note_trouble(book, str(error))
-                wait_s = KEEP_INTERVAL_S
+                self._note_trouble(book, error)
+                # A server that does not answer is asked less often.
+                wait_s = trouble_wait_s
+                trouble_wait_s = min(2 * trouble_wait_s, BACKOFF_MAX_S)
             except Exception:
                 # Our own mistake. It must not leave orders to live on that have expired.
                 logger.exception("the book of %s could not be kept", book.symbol)
                 wait_s = KEEP_INTERVAL_S
             await self._rest(book, wait_s + random.random() * KEEP_JITTER_S)
 
-    def _note_trouble(self, book: _Book, trouble: str) -> None:
-        """Warns of a book that cannot be kept, once for each reason."""
+    def _note_trouble(self, book: _Book, error: Exception) -> None:
+        """Warns of a book that cannot be kept, once for each reason. Where the server does not
+        answer the reader says so, once for all books."""
+        trouble = str(error)
         if trouble != book.trouble:
-            logger.warning("what is due in %s has to wait: %s", book.symbol, trouble)
+            is_its_own = isinstance(error, _GoneError) or _is_of_one_book(error)
+            level = logging.WARNING if is_its_own else logging.DEBUG
+            logger.log(level, "what is due in %s has to wait: %s", book.symbol, trouble)
         book.trouble = trouble
 
     async def _keep_once(self, book: _Book) -> float:
@@ -1022,7 +1127,7 @@ class Feed:
     async def _ask(self, function: str, book: _Book) -> bytes:
         reply = await self._engine.call(function, book.symbol)
         if reply.startswith(REJECTED_PREFIX):
-            raise _GoneError(RejectCode.UNKNOWN_SYMBOL, reply.decode())
+            raise _gone(reply)
         return reply
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -1034,6 +1139,20 @@ class Feed:
 
 class _GoneError(EngineError):
     """The book does not exist any more."""
+
+
+def _gone(reply: bytes) -> _GoneError:
+    refusal = msgspec.json.decode(reply, type=Refusal)
+    if refusal.code == RejectCode.UNKNOWN_SYMBOL:
+        message = "the instrument is listed, but the key of its book is missing"
+        return _GoneError(RejectCode.UNKNOWN_SYMBOL, message)
+    return _GoneError(RejectCode.UNKNOWN_SYMBOL, f"{refusal.code}: {refusal.message}")
+
+
+def _is_of_one_book(error: Exception) -> bool:
+    """Whether a server that answers refuses this: other books may fare better."""
+    cause = error.__cause__
+    return isinstance(cause, ResponseError) and not isinstance(cause, _OF_ALL)
 
 
 def _sequence(entry_id: bytes) -> int:
@@ -1061,6 +1180,15 @@ def _as_snapshot(channel: Channel, reply: bytes, depth: str = "") -> bytes:
 def _message_head(channel: Channel, symbol: str, kind: str, position: Position) -> bytes:
     head = f'{{"channel":"{channel}","symbol":"{symbol}","type":"{kind}"'
     return f'{head},"sequence":{position.sequence},"epoch":{position.epoch}'.encode()
+
+
+def _unreadable(wanted: Wanted) -> bytes:
+    """Says that nothing can be told of this book at present."""
+    return (
+        f'{{"channel":"{wanted.channel}","symbol":"{wanted.symbol}","type":"error",'
+        f'"code":"{RejectCode.UNAVAILABLE}","message":"the book cannot be followed at present: '
+        'it goes on by itself, with a snapshot"}'
+    ).encode()
 
 
 def _gap(wanted: Wanted, after: int, position: Position) -> bytes:

@@ -279,7 +279,8 @@ class Host:
 
     async def _metrics_text(self, _: web.Request) -> web.Response:
         self.metrics.stream_lag_seconds.set(self.feed.lag_s())
-        self.metrics.troubled_books.set(self.feed.troubled_books_count())
+        self.metrics.troubled_books.set(len(self.feed.troubled_books()))
+        self.metrics.unreadable_books.set(self.feed.unreadable_books_count())
         headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         return web.Response(body=self.metrics.text(), headers=headers)
 

@@ -88,7 +88,12 @@ class Metrics(Collector):
         )
         self.troubled_books = Gauge(
             "orderbook_troubled_books",
-            "Books in which what is due could not be done the last time.",
+            "Books in which what is due could not be done, that cannot be read or that are gone.",
+            registry=registry,
+        )
+        self.unreadable_books = Gauge(
+            "orderbook_unreadable_books",
+            "Books whose streams the server refuses to read.",
             registry=registry,
         )
         registry.register(self)

@@ -12,10 +12,10 @@ import pytest
 
 from clients import eventually, new_symbol
 from orderbook.engine import Engine
-from orderbook.feed import KEEP_INTERVAL_S, Feed, Wanted
+from orderbook.feed import KEEP_INTERVAL_S, START_TIMEOUT_S, Feed, Wanted
 from orderbook.messages import Channel
 from proxy import Proxy
-from servers import Server, load_library, running, running_cluster
+from servers import Server, free_port, load_library, running, running_cluster
 
 Json = dict[str, Any]
 
@@ -668,6 +668,83 @@ async def test_the_lag_is_small_when_all_is_well_and_grows_without_redis(venue: 
     assert venue.feed.lag_s() < 1
     venue.server.process.stop()
     await eventually(lambda: venue.feed.lag_s() > 1, "the lag shows that Redis is away")
+
+
+@pytest.mark.parametrize("stream", ["events", "book"])
+async def test_a_stream_of_another_type_stops_its_own_book_alone(venue: Venue, stream: str) -> None:
+    await venue.engine.define_instrument("Y", **RULES)
+    await eventually(lambda: "Y" in venue.feed._books, "the second book is known")
+    await venue.trade("X")
+    followed = venue.subscribe(Channel.TRADES)
+    other = venue.subscribe(Channel.TRADES, "Y")
+    await followed.wait(1)
+    await other.wait(1)
+    key = venue.key(stream)
+    await eventually(lambda: venue.server.client.exists(key), "the stream is there")
+    venue.server.client.rename(key, "aside")
+    venue.server.client.set(key, "by hand")
+    await followed.wait(2)
+    assert followed.kinds() == ["snapshot", "error"]
+    assert followed.messages[1]["code"] == "UNAVAILABLE"
+    assert "WRONGTYPE" in venue.feed.troubled_books()["X"]
+    assert venue.feed.unreadable_books_count() == 1
+    late = venue.subscribe(Channel.BOOK)
+    assert [message["type"] for message in await late.wait(1)] == ["error"]
+    sequence = await venue.trade("Y")
+    await other.wait_for_sequence(sequence)
+    assert venue.feed.lag_s() < 1
+    assert other.kinds() == ["snapshot", "update"]
+    venue.server.client.rename("aside", key)
+    await followed.wait(4)
+    assert followed.kinds() == ["snapshot", "error", "gap", "snapshot"]
+    sequence = await venue.trade("X")
+    await followed.wait_for_sequence(sequence)
+    await eventually(lambda: not venue.feed.troubled_books(), "all is well")
+
+
+async def test_a_stream_that_cannot_be_read_from_the_start_delays_no_other_book() -> None:
+    with running("valkey") as server:
+        load_library(server.client, server.engine)
+        engine = await Engine.connect(server.url)
+        for symbol in ("X", "Y"):
+            await engine.define_instrument(symbol, **RULES)
+        server.client.set("orderbook:{main}:X:events", "by hand")
+        feed = Feed(engine)
+        began = asyncio.get_running_loop().time()
+        await feed.start()
+        assert asyncio.get_running_loop().time() - began < START_TIMEOUT_S / 2
+        venue = Venue(server, engine, feed)
+        collector = venue.subscribe(Channel.TRADES, "Y")
+        await collector.wait_for_sequence(await venue.trade("Y"))
+        assert list(feed.troubled_books()) == ["X"]
+        await feed.stop()
+        await engine.close()
+
+
+async def test_what_is_due_is_done_though_the_streams_cannot_be_read() -> None:
+    with running("valkey") as server:
+        load_library(server.client, server.engine)
+        engine = await Engine.connect(server.url, read_url=f"redis://127.0.0.1:{free_port()}")
+        await engine.define_instrument("X", **RULES)
+        feed = Feed(engine)
+        await feed.start()
+        soon = str(time.time_ns() // 1_000_000 + 500)
+        terms = {**LIMIT, "time_in_force": "gtd", "expire_time_ms": soon}
+        await engine.place_order("X", side="buy", **terms)
+        await eventually(
+            lambda: server.client.hget("orderbook:{main}:X", "open_orders") == b"0", "it expires"
+        )
+        assert feed.lag_s() > 1
+        await feed.stop()
+        await engine.close()
+
+
+async def test_a_book_that_is_gone_is_told(venue: Venue) -> None:
+    await venue.trade()
+    venue.server.client.delete("orderbook:{main}:X")
+    await eventually(lambda: "missing" in venue.feed.troubled_books().get("X", ""), "it is told")
+    venue.server.client.delete("orderbook:instruments")
+    await eventually(lambda: "listed" in venue.feed.troubled_books().get("X", ""), "it is told")
 
 
 async def test_streams_of_a_cluster_are_read_from_every_node() -> None:
