@@ -75,21 +75,20 @@ end
 -- Reads in a few calls what the commands of a batch would ask for one by one: the orders they name,
 -- by whatever id, and the replies to their ids.
 function batch.prefetch(b, list)
-  local order_ids, names, client_names = {}, {}, {}
+  local order_ids, client_names = {}, {}
   for i = 1, #list do
     local values = list[i]
     if values then
       order_ids[#order_ids + 1] = values.order_id or values.cancel_order_id
       local client_order_id, account = values.client_order_id, values.account
       if client_order_id and account then
-        names[#names + 1] = memory.memo_name(values.method.name, values)
         client_names[#client_names + 1] = book.client_name(account, client_order_id)
       end
     end
   end
   if client_names[1] then
     book.prefetch_client_orders(b, client_names, order_ids)
-    memory.prefetch(b, names)
+    memory.prefetch(b, list)
   end
   book.prefetch_orders(b, order_ids)
 end

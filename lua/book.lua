@@ -38,7 +38,6 @@ local damage = require("damage")
 local events = require("events")
 local instrument = require("instrument")
 local keys = require("keys")
-local memory = require("memory")
 local numbers = require("numbers")
 local order = require("order")
 
@@ -129,7 +128,6 @@ function book.from(record)
     last_trade_id_before = record.last_trade_id,
     last_priority_before = record.last_priority,
     open_orders_before = record.open_orders,
-    remembered_replies_before = record.remembered_replies,
     largest_order_lots_before = record.largest_order_lots,
     has_icebergs = record.extended and record.extended.iceberg_orders > 0,
     agenda = record.extended and read_agenda(record.extended),
@@ -145,7 +143,7 @@ function book.from(record)
     lots_safe = math.floor(record.lots_max / (record.open_orders + book.orders_per_call_max)),
     buy = new_side(record.key, keys.bids, -1),
     sell = new_side(record.key, keys.asks, 1),
-    memory = memory.new(),
+    memory = {},
     changed = false,
     fills_left = book.fills_per_call_max,
     cancels_left = book.cancels_per_call_max,

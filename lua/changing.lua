@@ -57,7 +57,8 @@ local function recall_change(b, method_name, values, schema)
     return nil, nil, nil, again
   end
   local o, refusal = changing.find_order(b, values)
-  return o, refusal, memo_record
+  refusal = refusal or (method_name ~= "cancel_order" and memory.full_refusal(b, memo_record))
+  return not refusal and o or nil, refusal, memo_record
 end
 
 -- The order a command is about and its memo, or nil and why not, and the first reply.

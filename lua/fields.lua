@@ -346,18 +346,38 @@ function fields.echo_argument(arguments)
   return nil
 end
 
--- Who sent a command and under which id: a retry comes by another connection, and so in another
--- session.
-local is_sender = { account = true, client_order_id = true, session = true }
+-- Who sent a command, under which id and until when: a retry comes by another connection, and so in
+-- another session, and later.
+local is_envelope =
+  { account = true, client_order_id = true, session = true, valid_until_ms = true }
 
--- What a retry must repeat exactly: the method and every field but who sent it under which id.
+local is_decimal = {
+  price = true,
+  quantity = true,
+  remaining_quantity = true,
+  display_quantity = true,
+  quote_quantity = true,
+  stop_price = true,
+  trailing_offset = true,
+  protection = true,
+}
+
+-- Decimal text, maybe of a percentage, without zeros at the end of its fraction.
+local function shortest_decimal(text)
+  local number, unit = text:match("^(%d+%.%d-)0*(%%?)$")
+  return number and number:gsub("%.$", "") .. unit or text
+end
+
+-- What a command means, as text in which a retry is recognized: the method, and every field but
+-- those of its envelope. Decimals are equal by value, and `false` is as if the field were absent.
 function fields.content(method, values, schema)
   local names, parts = schema.names, { method }
   for i = 1, values.rare and #names or schema.common_count do
     local name = names[i]
-    if values[name] and not is_sender[name] then
+    local value = values[name]
+    if value and value ~= "false" and not is_envelope[name] then
       parts[#parts + 1] = name
-      parts[#parts + 1] = values[name]
+      parts[#parts + 1] = is_decimal[name] and shortest_decimal(value) or value
     end
   end
   return table.concat(parts, " ")

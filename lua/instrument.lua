@@ -27,7 +27,6 @@ local stored_fields = {
   "last_priority",
   "last_price",
   "open_orders",
-  "remembered_replies",
   "largest_order_lots",
   "events_length_max",
   "trades_length_max",
@@ -221,12 +220,11 @@ function instrument.load(book_key)
     last_priority = values[12] + 0,
     last_price = values[13] or nil,
     open_orders = values[14] + 0,
-    remembered_replies = values[15] + 0,
-    largest_order_lots = values[16] + 0,
-    events_length_max = values[17],
-    trades_length_max = values[18],
-    book_length_max = values[19],
-    extended = values[20] == "1" and load_extended(book_key),
+    largest_order_lots = values[15] + 0,
+    events_length_max = values[16],
+    trades_length_max = values[17],
+    book_length_max = values[18],
+    extended = values[19] == "1" and load_extended(book_key),
   })
 end
 
@@ -356,7 +354,6 @@ local function fresh(book_key)
     last_trade_id = 0,
     last_priority = 0,
     open_orders = 0,
-    remembered_replies = 0,
     largest_order_lots = 0,
     events_length_max = "100000",
     trades_length_max = "100000",

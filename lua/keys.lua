@@ -96,13 +96,14 @@ function keys.client_orders(book)
   return book .. ":client_orders"
 end
 
--- Hashes of remembered replies: the generation being filled and the full one before it.
-function keys.replies(book)
-  return book .. ":replies"
+-- Hashes of an account's stored replies: the generation being filled and the one before it. An
+-- account has no colon in its name.
+function keys.stored_replies(book, account)
+  return book .. ":stored_replies:" .. account
 end
 
-function keys.replies_previous(book)
-  return book .. ":replies:previous"
+function keys.stored_replies_previous(book, account)
+  return book .. ":stored_replies:" .. account .. ":previous"
 end
 
 -- Hash interval -> the candle that is not finished; sorted sets of the finished ones.

@@ -182,6 +182,21 @@ local function read_list(values)
   return members
 end
 
+-- The command's fields with its orders as what they mean, however their JSON is written.
+local function meaning(values, members)
+  local contents = {}
+  for i, member in ipairs(members) do
+    contents[i] = fields.content(member.client_order_id or "*", member, member_schema)
+  end
+  return {
+    account = values.account,
+    client_order_id = values.client_order_id,
+    list_type = values.list_type,
+    orders = table.concat(contents, ", "),
+    rare = true,
+  }
+end
+
 -- ---- checks against the book
 
 -- An order that acts at once: checked like any new one. Of a pair no order may trade at once.
@@ -273,7 +288,8 @@ function listing.place_order_list(b, values)
   end
   local memo_record, again
   if values.client_order_id then
-    memo_record, again, refusal = placing.recall(b, "place_order_list", values, listing.schema)
+    memo_record, again, refusal =
+      placing.recall(b, "place_order_list", meaning(values, members), listing.schema)
     if again or refusal then
       return again, refusal
     end

@@ -1,48 +1,64 @@
--- What makes a command safe to send twice: the replies of commands that came with a
+-- What makes a command safe to send twice: the stored replies of commands that came with a
 -- client_order_id.
 --
--- A remembered reply is one hash field: name -> content, newline, reply. The content is the
--- command as it was sent, so a retry is recognised word for word and anything else under the same
--- name is refused.
+-- A stored reply is one hash field: name -> content, newline, reply. The content is what the
+-- command means (fields.content), so a retry gets the first reply, and another command under the
+-- same name is refused. Content has no newline.
 --
--- Memory is bounded by two generations. Replies go into the current hash; when it has taken
--- `generation_length` of them it becomes the previous one, and the one before that is dropped
--- whole. So at least the last `generation_length` commands are remembered, at most twice as many,
--- and nothing ever has to be expired one by one.
+-- Each account has two hashes, generations, in each book. No account can so displace what another
+-- one may still ask for. Replies go into the current generation; in time it takes the place of the
+-- previous one, which is dropped whole. The rules, by the limits below:
+--
+--   * at least the last `generation_length` replies of an account are kept, and no reply is dropped
+--     for the number of later ones before it is `reply_age_min_ms` old;
+--   * a generation that has grown to `generation_length_max` before that refuses further orders
+--     with a client_order_id; cancels run, and their replies are not stored;
+--   * an account that sends nothing more loses its replies after `generation_life_ms`, by Redis'
+--     own expiry. As a generation is filled for `filling_age_max_ms` at most, each reply is kept
+--     for the difference of the two at least.
 
 local fields = require("fields")
 local keys = require("keys")
+local numbers = require("numbers")
 local reject = require("reject")
 
 local memory = {}
 
-memory.generation_length = 100000
+memory.generation_length = 10000
+memory.generation_length_max = 500000
+memory.reply_age_min_ms = 60000
+local filling_age_max_ms = 12 * 3600000
+local generation_life_ms = 36 * 3600000
 
-function memory.new()
-  return { replies = {}, names = {}, forgotten = {} }
+-- When the current generation began is one more field of it. No client_order_id has a space in it.
+local start_field = "generation start_ms"
+
+-- What a call knows of an account's replies: `replies` by name (false for none), the `names` of
+-- those to be stored, the names that are `forgotten`, and of the current generation the `count`
+-- and `start_ms` (false for none), nil where they were not read yet.
+local function of_account(b, account)
+  local own = b.memory[account]
+  if not own then
+    own = { replies = {}, names = {}, forgotten = {} }
+    own.key = keys.stored_replies(b.key, account)
+    own.previous_key = keys.stored_replies_previous(b.key, account)
+    b.memory[account] = own
+  end
+  return own
 end
 
--- Under which name a command's own id is kept.
-local function own_name(account, client_order_id)
-  return account .. " " .. client_order_id
+-- Under which name the last amend or cancel of the order so named is stored.
+local function target_name(client_order_id)
+  return client_order_id .. " last"
 end
 
--- Under which name the last amend or cancel of the order so named is kept.
-local function target_name(account, client_order_id)
-  return account .. " " .. client_order_id .. " last"
-end
-
-local function stored(b, name)
-  return redis.call("HGET", keys.replies(b.key), name)
-    or redis.call("HGET", keys.replies_previous(b.key), name)
-end
-
--- The reply remembered under a name and whether it answered this content; nil where there is none.
-local function recall(b, name, content)
-  local text = b.memory.replies[name]
+-- The reply stored under a name and whether it answered this content; nil where there is none.
+local function recall(own, name, content)
+  local text = own.replies[name]
   if text == nil then
-    text = stored(b, name)
-    b.memory.replies[name] = text
+    local current = redis.call("HMGET", own.key, name, start_field)
+    text = current[1] or redis.call("HGET", own.previous_key, name)
+    own.replies[name], own.start_ms = text, current[2]
   end
   if not text then
     return nil, false
@@ -51,15 +67,35 @@ local function recall(b, name, content)
   return string.sub(text, split + 1), string.sub(text, 1, split - 1) == content
 end
 
-local function keep(b, name, content, reply)
-  b.memory.replies[name] = content .. "\n" .. reply
-  b.memory.names[#b.memory.names + 1] = name
+-- What was stored under a name is no answer any more.
+local function forget(own, name)
+  own.replies[name] = false
+  own.forgotten[#own.forgotten + 1] = name
 end
 
--- What was remembered under a name answers nobody any more.
-local function forget(b, name)
-  b.memory.replies[name] = false
-  b.memory.forgotten[#b.memory.forgotten + 1] = name
+-- ---- generations
+
+-- How many replies the current generation has, those of this call included.
+local function current_count(own)
+  own.count = own.count or redis.call("HLEN", own.key)
+  return own.count + #own.names
+end
+
+-- Whether the current generation has to give way to a new one.
+local function has_ended(b, own)
+  local age_ms = own.start_ms and b.now_ms - own.start_ms or filling_age_max_ms
+  local is_full = own.count >= memory.generation_length and age_ms >= memory.reply_age_min_ms
+  return is_full or age_ms >= filling_age_max_ms
+end
+
+-- A refusal where an account has stored as many replies as it may within reply_age_min_ms, else
+-- nil.
+local function full_refusal(b, own)
+  if current_count(own) < memory.generation_length_max or has_ended(b, own) then
+    return nil
+  end
+  local message = "the account has sent 500,000 commands with a client_order_id in a minute"
+  return reject.new("TOO_MANY_STORED_REPLIES", message .. ": try again later")
 end
 
 -- ---- of a command
@@ -72,15 +108,16 @@ local function owns_id(method_name, values)
   return own_id_methods[method_name] or values.order_id ~= nil
 end
 
-function memory.memo_name(method_name, values)
-  local name = owns_id(method_name, values) and own_name or target_name
-  return name(values.account, values.client_order_id)
+local function memo_name(method_name, values)
+  local client_order_id = values.client_order_id
+  return owns_id(method_name, values) and client_order_id or target_name(client_order_id)
 end
 
--- Where the reply to a command with a client_order_id is remembered: { name, content, owned }.
+-- Where the reply to a command with a client_order_id is stored: { account, name, content, owned }.
 function memory.memo(method_name, values, schema)
   return {
-    name = memory.memo_name(method_name, values),
+    account = values.account,
+    name = memo_name(method_name, values),
     content = fields.content(method_name, values, schema),
     owned = owns_id(method_name, values),
   }
@@ -88,13 +125,14 @@ end
 
 -- Whether a command with this id of its own is remembered.
 function memory.is_taken(b, account, client_order_id)
-  return recall(b, own_name(account, client_order_id), "") ~= nil
+  return recall(of_account(b, account), client_order_id, "") ~= nil
 end
 
--- The first reply to a command that was sent before, or a refusal where its id has another meaning.
--- nil for a command that is to be carried out.
+-- The first reply to a command that was sent before, or a refusal where its id has another meaning
+-- or its reply could not be stored. nil for a command that is to be carried out.
 function memory.answer_again(b, memo_record)
-  local reply, same = recall(b, memo_record.name, memo_record.content)
+  local own = of_account(b, memo_record.account)
+  local reply, same = recall(own, memo_record.name, memo_record.content)
   if reply and same then
     return reply
   end
@@ -104,9 +142,19 @@ function memory.answer_again(b, memo_record)
   return nil
 end
 
+-- A refusal of an order whose reply could not be stored, else nil.
+function memory.full_refusal(b, memo_record)
+  return full_refusal(b, of_account(b, memo_record.account))
+end
+
 function memory.remember(b, memo_record, reply)
-  if memo_record then
-    keep(b, memo_record.name, memo_record.content, reply)
+  if not memo_record then
+    return reply
+  end
+  local own = of_account(b, memo_record.account)
+  if not full_refusal(b, own) then
+    own.replies[memo_record.name] = memo_record.content .. "\n" .. reply
+    own.names[#own.names + 1] = memo_record.name
   end
   return reply
 end
@@ -114,11 +162,8 @@ end
 -- Remembers the reply to an amend or cancel. One that was sent by order_id ends what is
 -- remembered of the order's last amend by name: repeating that one now asks for something new.
 function memory.remember_change(b, o, values, memo_record, reply)
-  if not memo_record and not o.client_order_id then
-    return reply
-  end
   if values.order_id and o.client_order_id then
-    forget(b, target_name(o.account, o.client_order_id))
+    forget(of_account(b, o.account), target_name(o.client_order_id))
   end
   return memory.remember(b, memo_record, reply)
 end
@@ -126,52 +171,79 @@ end
 -- The name of an order that is gone passes to a new one: what is remembered of the old one's last
 -- amend or cancel by name is no answer about the new.
 function memory.name_passes(b, account, client_order_id)
-  forget(b, target_name(account, client_order_id))
+  forget(of_account(b, account), target_name(client_order_id))
 end
 
 -- ---- a call as a whole
 
--- Reads the replies to these names in two calls.
-function memory.prefetch(b, names)
-  local current = redis.call("HMGET", keys.replies(b.key), unpack(names))
-  local previous = redis.call("HMGET", keys.replies_previous(b.key), unpack(names))
-  for i, name in ipairs(names) do
-    b.memory.replies[name] = current[i] or previous[i]
+-- Reads what is stored for a batch of commands in two calls an account.
+function memory.prefetch(b, list)
+  local names_of = {}
+  for i = 1, #list do
+    local values = list[i]
+    if values and values.client_order_id and values.account then
+      local names = names_of[values.account] or {}
+      names_of[values.account] = names
+      names[#names + 1] = memo_name(values.method.name, values)
+    end
+  end
+  for account, names in pairs(names_of) do
+    local own = of_account(b, account)
+    local previous = redis.call("HMGET", own.previous_key, unpack(names))
+    names[#names + 1] = start_field
+    local current = redis.call("HMGET", own.key, unpack(names))
+    own.start_ms, names[#names] = current[#names], nil
+    for i, name in ipairs(names) do
+      own.replies[name] = current[i] or previous[i]
+    end
   end
 end
 
--- Whether the current generation is full and must give way before this call's replies are written.
-function memory.rotation(b)
-  local record = b.instrument
-  local full = #b.memory.names > 0 and record.remembered_replies >= memory.generation_length
-  if full then
-    record.remembered_replies = 0
+-- Decides which generations end with this call and which begin.
+function memory.plan(b)
+  for _, own in pairs(b.memory) do
+    if own.names[1] then
+      current_count(own)
+      own.ends = own.count > 0 and has_ended(b, own)
+      own.begins = own.count == 0 or own.ends
+    end
   end
-  record.remembered_replies = record.remembered_replies + #b.memory.names
-  return full and redis.call("EXISTS", keys.replies(b.key)) == 1
+end
+
+-- The fields to be stored. A name is stored as it stands at the end of the call.
+local function stored_pairs(b, own)
+  local pairs_to_store = {}
+  for _, name in ipairs(own.names) do
+    local text = own.replies[name]
+    if text then
+      pairs_to_store[#pairs_to_store + 1] = name
+      pairs_to_store[#pairs_to_store + 1] = text
+    end
+  end
+  if own.begins then
+    pairs_to_store[#pairs_to_store + 1] = start_field
+    pairs_to_store[#pairs_to_store + 1] = b.timestamp_ms
+  end
+  return pairs_to_store
 end
 
 -- The writes of what was forgotten and what is remembered: see writing.lua.
-function memory.each_write(b, rotation, run)
-  local forgotten, current = b.memory.forgotten, keys.replies(b.key)
-  if forgotten[1] then
-    run("HDEL", current, forgotten)
-    run("HDEL", keys.replies_previous(b.key), forgotten)
-  end
-  if rotation then
-    run("UNLINK", keys.replies_previous(b.key), {})
-    run("RENAME", current, { keys.replies_previous(b.key) })
-  end
-  local texts = {}
-  for _, name in ipairs(b.memory.names) do
-    local text = b.memory.replies[name]
-    if text then
-      texts[#texts + 1] = name
-      texts[#texts + 1] = text
+function memory.each_write(b, run)
+  for _, own in pairs(b.memory) do
+    if own.forgotten[1] then
+      run("HDEL", own.key, own.forgotten)
+      run("HDEL", own.previous_key, own.forgotten)
     end
-  end
-  if texts[1] then
-    run("HSET", current, texts)
+    if own.ends then
+      run("UNLINK", own.previous_key, {})
+      run("RENAME", own.key, { own.previous_key })
+    end
+    if own.names[1] then
+      run("HSET", own.key, stored_pairs(b, own))
+    end
+    if own.begins then
+      run("PEXPIRE", own.key, { numbers.integer_text(generation_life_ms) })
+    end
   end
 end
 

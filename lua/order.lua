@@ -3,9 +3,10 @@
 --   side price quantity remaining place            timestamp_ms  account client_order_id flags
 --   buy  10025 30000    10000     0000000000000041 1700000000000 alice   a1              -
 --
--- Prices are in ticks, quantities in lots. client_order_id is `-` where none was given; flags is
--- `-`, or what few orders have: `post_only,display_quantity=300,slice=100,expire_time_ms=1700…`.
--- Where they tell neither type nor time in force it is a limit order, gtc or, where it expires,
+-- Prices are in ticks, quantities in lots. client_order_id is `-` where none was given, and the
+-- client_order_id `-` itself is written `=-`. flags is `-`, or what few orders have:
+-- `post_only,display_quantity=300,slice=100,expire_time_ms=1700…`. Where they tell neither type nor
+-- time in force it is a limit order, gtc or, where it expires,
 -- gtd. In the table flags are `extras`, false where there are none.
 --
 -- An iceberg shows `slice` lots, at most `display_quantity` of what remains.
@@ -44,6 +45,19 @@ end
 
 function order.id_of_member(member)
   return member:sub(id_offset)
+end
+
+-- The client_order_id of an order in a line of text. No client_order_id has a `=` in it.
+function order.client_order_id_text(o)
+  local client_order_id = o.client_order_id
+  return client_order_id == "-" and "=-" or client_order_id or "-"
+end
+
+local function parse_client_order_id(text)
+  if text == "-" then
+    return nil
+  end
+  return text == "=-" and "-" or text
 end
 
 -- The flags of a record, in the order they are written: first those that are numbers.
@@ -143,7 +157,7 @@ function order.parse(order_id, text)
     remaining = remaining + 0,
     timestamp_ms = timestamp_ms,
     account = account,
-    client_order_id = client_id ~= "-" and client_id or nil,
+    client_order_id = parse_client_order_id(client_id),
     extras = extras,
     priority = priority,
     queued = true,
@@ -169,7 +183,7 @@ function order.record(o, rules)
     .. " "
     .. o.account
     .. " "
-    .. (o.client_order_id or "-")
+    .. order.client_order_id_text(o)
     .. " "
     .. order.flags(o)
 end

@@ -217,10 +217,13 @@ end
 function placing.recall(b, method_name, values, schema)
   local memo_record = memory.memo(method_name, values, schema)
   local again, refusal = memory.answer_again(b, memo_record)
-  if not again and not refusal and book.client_order(b, values.account, values.client_order_id) then
+  if again or refusal then
+    return memo_record, again, refusal
+  end
+  if book.client_order(b, values.account, values.client_order_id) then
     refusal = reject.new("DUPLICATE_CLIENT_ORDER_ID", "an open order has this client_order_id")
   end
-  return memo_record, again, refusal
+  return memo_record, nil, refusal or memory.full_refusal(b, memo_record)
 end
 
 -- A refusal of a drafted order by the rules of the instrument and of stop orders, else nil.
@@ -329,8 +332,8 @@ end
 -- TOO_MANY_TRAILING_STOPS, INVALID_NUMBER, PRICE_OFF_TICK, PRICE_NOT_POSITIVE,
 -- QUANTITY_OFF_LOT, QUANTITY_TOO_SMALL, QUANTITY_TOO_LARGE, INVALID_DISPLAY_QUANTITY,
 -- EXPIRE_TIME_PASSED, SESSION_NOT_ARMED, PRICE_OUT_OF_BAND, NOTIONAL_TOO_SMALL,
--- TOO_MANY_OPEN_ORDERS, POST_ONLY_WOULD_CROSS, LEVEL_QUANTITY_TOO_LARGE, TOO_MANY_FILLS, and those
--- of the fields' forms.
+-- TOO_MANY_OPEN_ORDERS, TOO_MANY_STORED_REPLIES, POST_ONLY_WOULD_CROSS,
+-- LEVEL_QUANTITY_TOO_LARGE, TOO_MANY_FILLS, and those of the fields' forms.
 function placing.place_order(b, values)
   local is_common, record = terms.is_common(values), b.instrument
   local refusal = not is_common and terms.combination_refusal(values)

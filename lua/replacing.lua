@@ -153,8 +153,9 @@ function replacing.replace_order(b, values)
     if again then
       return again
     end
+    refusal = memory.full_refusal(b, memo_record)
   end
-  refusal = values.rare and terms.lateness_refusal(b, values)
+  refusal = refusal or (values.rare and terms.lateness_refusal(b, values))
   if refusal then
     return nil, refusal
   end

@@ -176,7 +176,7 @@ local function hash_line(o)
     numbers.integer_text(o.quantity),
     numbers.integer_text(o.remaining),
     o.account,
-    o.client_order_id or "-",
+    order.client_order_id_text(o),
     order.flags(o),
   }, " ")
 end
@@ -379,8 +379,6 @@ local function check_types(walk, bids_key, asks_key)
       keys.orders(book_key),
       keys.client_orders(book_key),
       keys.order_lists(book_key),
-      keys.replies(book_key),
-      keys.replies_previous(book_key),
     },
   }
   for _, interval in ipairs(statistics.intervals) do

@@ -254,7 +254,6 @@ local function state_pairs(b)
   add_counter(texts, "last_priority", record.last_priority, b.last_priority_before)
   add_counter(texts, "open_orders", record.open_orders, b.open_orders_before)
   add_counter(texts, "largest_order_lots", record.largest_order_lots, b.largest_order_lots_before)
-  add_counter(texts, "remembered_replies", record.remembered_replies, b.remembered_replies_before)
   local extended = record.extended
   if extended then
     texts[#texts + 1] = "extended"
@@ -323,7 +322,7 @@ local function each_write(b, plan, run)
       end
     end
   end
-  memory.each_write(b, plan.rotation, run)
+  memory.each_write(b, run)
   if b.candle then
     statistics.each_trim(b, run)
   end
@@ -362,7 +361,7 @@ function writing.plan(b)
   if b.candle then
     plan_candle_writes(b, plan)
   end
-  plan.rotation = memory.rotation(b)
+  memory.plan(b)
   plan.state = state_pairs(b)
   plan.entry = events.entry(b, bid_prices, ask_prices)
   local refused = events.trades_refusal(b) or write_error(b, plan)

@@ -362,7 +362,7 @@ class Mirror:
             str(self._lots(terms.quantity)),
             str(self._lots(order.remaining)),
             order.account,
-            terms.client_order_id or "-",
+            _client_order_id_text(terms.client_order_id),
             self._flags(order),
         )
         return " ".join(words)
@@ -412,6 +412,11 @@ class Mirror:
             distance = self._ticks(offset)
         stop = reference - distance if order.terms.side == "sell" else reference + distance
         return min(stop, EXACT_MAX + 1)
+
+
+def _client_order_id_text(client_order_id: str) -> str:
+    """As it stands in a line of text: lua/order.lua."""
+    return "=-" if client_order_id == "-" else client_order_id or "-"
 
 
 def _sha1(text: str) -> str:

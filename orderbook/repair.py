@@ -35,12 +35,12 @@ _WRITES = {"hash": "HSET", "zset": "ZADD", "set": "SADD"}
 # Keys that the stream does not tell, with the type that each must have.
 _KEPT = {
     "timers": "zset",
-    "replies": "hash",
-    "replies:previous": "hash",
     "candles": "hash",
     "trades": "stream",
     "book": "stream",
 } | {f"candles:{interval}": "zset" for interval in ("1m", "5m", "15m", "1h", "1d")}
+# The stored replies of each account: two hashes.
+_REPLIES = "stored_replies:"
 # Keys that there are for each account or session.
 _PER_ACCOUNT = ("orders:", "quotes:", "sessions:")
 _ONE_EACH = (
@@ -208,7 +208,6 @@ class Story(Mirror):
             "last_priority": max(self.last_priority, int(stored.get("last_priority", "0"))),
             "open_orders": len(orders),
             "largest_order_lots": max([before, *shown]),
-            "remembered_replies": stored.get("remembered_replies", "0"),
             "sequence": self.sequence,
         }
         if self.last_price:
@@ -420,8 +419,9 @@ class _Bench:
     async def _is_whole(self, rebuilt: dict[str, tuple[str, Pairs]], types: dict[str, str]) -> bool:
         """Whether all that is stored is what the stream tells."""
         for suffix, kind in types.items():
-            if suffix in _KEPT:
-                if kind != _KEPT[suffix]:
+            kept_kind = _kept_kind(suffix)
+            if kept_kind:
+                if kind != kept_kind:
                     return False
             elif suffix != "events" and suffix not in rebuilt:
                 return False
@@ -457,7 +457,7 @@ class _Bench:
         """Puts the rebuilt book in the place of the stored one, and halts it, as one change."""
         commands: list[tuple[str | bytes | int, ...]] = []
         for suffix, kind in types.items():
-            is_kept = suffix == "events" or kind == _KEPT.get(suffix)
+            is_kept = suffix == "events" or kind == _kept_kind(suffix)
             if not is_kept:
                 done.replaced.append(self._name(suffix))
                 kept_as = f"{done.kept_as}:{suffix or 'book'}"
@@ -499,10 +499,10 @@ class _Bench:
                 if topic.startswith(b"orders:"):
                     told = _decode_orders(message)
                     marks += [
-                        ("HSETNX", self._name("replies"), name, "repaired\n{}")
+                        ("HSETNX", replies_name, report.client_order_id, "repaired\n{}")
                         for report in told.orders
                         if report.event == "accepted" and report.client_order_id
-                        for name in (f"{told.account} {report.client_order_id}",)
+                        for replies_name in (self._name(f"{_REPLIES}{told.account}"),)
                     ]
         return marks
 
@@ -530,6 +530,11 @@ def _unreachable(symbol: str, wanted: int, found: int) -> str:
             f"and a book can be rebuilt from its first entry only: {_BACKUP}"
         )
     return f"the stream of {symbol} lacks sequence {wanted}, it goes on with {found}: {_BACKUP}"
+
+
+def _kept_kind(suffix: str) -> str | None:
+    """The type of a key that the stream does not tell, None for keys that it does."""
+    return "hash" if suffix.startswith(_REPLIES) else _KEPT.get(suffix)
 
 
 def _words(kind: str, pairs: Pairs) -> list[str]:

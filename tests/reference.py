@@ -137,6 +137,10 @@ LEVEL3_ORDERS_MAX = 10_000
 LEVEL3_CHECKSUM_ORDERS_MAX = 1000
 
 ACCOUNT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+DECIMAL_FIELDS = {
+    *("price", "quantity", "remaining_quantity", "display_quantity", "quote_quantity"),
+    *("stop_price", "trailing_offset", "protection"),
+}
 CLIENT_ORDER_ID = re.compile(r"[A-Za-z0-9_.@:/-]{1,64}")
 ORDER_ID = re.compile(r"[1-9][0-9]{0,15}")
 DECIMAL_TEXT = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?")
@@ -1174,7 +1178,8 @@ class ReferenceBook:
 
     def _place_order_list(self, call: Call, fields: Mapping[str, str]) -> Json:
         members = read_list(fields)
-        content = ("place_order_list", normal(fields))
+        told = {name: value for name, value in fields.items() if name != "orders"}
+        content = ("place_order_list", normal(told), [normal(member) for member in members])
         if (remembered := self._recall(fields, content)) is not None:
             return remembered
         self._check_names(fields, members)
@@ -2362,8 +2367,21 @@ def notional_number(value: str, instrument: Json) -> Decimal:
 
 
 def normal(fields: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The content of a command: its fields, in whatever order they came, but for the session."""
-    return sorted((name, value) for name, value in fields.items() if name != "session")
+    """What a command means: its fields in whatever order they came, with decimals by value. By
+    which session it came and until when it was valid is no part of it."""
+    return sorted(
+        (name, shortest(value) if name in DECIMAL_FIELDS else value)
+        for name, value in fields.items()
+        if name not in {"session", "valid_until_ms"} and value != "false"
+    )
+
+
+def shortest(value: str) -> str:
+    """A decimal, maybe with a percent sign, without zeros at the end of its fraction."""
+    number = value.removesuffix("%")
+    if "." in number:
+        number = number.rstrip("0").removesuffix(".")
+    return number + "%" * value.endswith("%")
 
 
 def rejected(code: str, fields: Mapping[str, Any]) -> Json:

@@ -233,7 +233,8 @@ def a_minute_later(book: Book) -> None:
 def fill_reply_memory(book: Book) -> None:
     """The next remembered reply begins a new generation."""
     populate(book)
-    book.client.hset(book.key, "remembered_replies", 100_000)
+    key = f"{book.key}:stored_replies:erin"
+    book.client.hset(key, mapping={f"old{n}": "content\nreply" for n in range(10_000)})
 
 
 def ask(function: str, **fields: str) -> Run:

@@ -1,17 +1,24 @@
 """Retries: with a client_order_id every command is safe to send twice, and memory stays bounded."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
 
+import clock
 from books import Book, assert_rejected, decode, words
+from orderbook import library
 from orderbook.server import EmbeddedServer
-from servers import Server, load_library
+from servers import Server, load_library, running
 
-REMEMBERED_MIN, REMEMBERED_MAX = 100_000, 200_000
+# Of an account: how many replies are kept at least, and how many a generation has at most.
+KEPT_MIN, GENERATION_MAX = 10_000, 500_000
+AGE_MIN_MS = 60_000
+NOON_MS = 1_800_000_000_000
+HOUR_MS = 3_600_000
 BATCH = 256
 
 ORDER = {
@@ -162,28 +169,114 @@ def test_memory_and_functions_survive_a_restart(tmp_path: Path) -> None:
         assert place(book) == first
 
 
-def remember(book: Book, prefix: str, count: int) -> None:
+# ---- how long replies are kept
+
+
+def remember(book: Book, account: str, prefix: str, count: int) -> None:
     """Runs so many commands that are remembered and leave no order behind."""
-    order = {**ORDER, "method": "place_order", "time_in_force": "ioc"}
+    order = {**ORDER, "method": "place_order", "time_in_force": "ioc", "account": account}
     text = json.dumps({**order, "client_order_id": "@"})
     for start in range(0, count, BATCH):
         numbers = range(start, min(start + BATCH, count))
         book.raw("execute", *[text.replace("@", f"{prefix}{n}") for n in numbers])
 
 
-def test_memory_is_long_and_bounded(valkey: Server) -> None:
-    book = Book(valkey.client, "MEMORY")
+def store(book: Book, account: str, prefix: str, count: int) -> None:
+    """Puts so many replies where the account's next one goes, as if commands had been sent."""
+    key = f"{book.key}:stored_replies:{account}"
+    for start in range(0, count, 50_000):
+        numbers = range(start, min(start + 50_000, count))
+        book.client.hset(key, mapping={f"{prefix}{n}": "content\n{}" for n in numbers})
+
+
+def stored_count(book: Book, account: str) -> int:
+    keys = [key for key in book.stored_keys() if f":stored_replies:{account}".encode() in key]
+    return sum(book.client.hlen(key) - 1 for key in keys)
+
+
+def place_and_forget(book: Book, **changes: str) -> bytes:
+    return place(book, time_in_force="ioc", **changes)
+
+
+@pytest.fixture(scope="module")
+def timed() -> Iterator[Any]:
+    """A server whose clock the tests set."""
+    with running("valkey") as server:
+        server.client.function_load(clock.shimmed(library.bundle().text))
+        yield server.client
+
+
+@pytest.fixture
+def timed_book(timed: Any) -> Book:
+    """A fresh book at noon."""
+    timed.flushall()
+    clock.set_clock(timed, NOON_MS)
+    book = Book(timed, "KEPT")
     book.define(events_length_max="1000")
-    book.limit("alice", "buy", "1", "1", client_order_id="open")
-    first = place(book, time_in_force="ioc")
-    remember(book, "x", REMEMBERED_MIN - 1)
-    assert place(book, time_in_force="ioc") == first, "one of the last 100,000 is forgotten"
-    # Remembered or not, a repeated command must not count as one more.
-    remember(book, "y", REMEMBERED_MAX)
-    replies = [key for key in book.stored_keys() if b":replies" in key]
-    stored = sum(book.client.hlen(key) for key in replies)
-    assert REMEMBERED_MIN <= stored <= REMEMBERED_MAX * 1.02
-    assert place(book, time_in_force="ioc") != first, "nothing is ever forgotten"
-    taken = book.limit("alice", "buy", "1", "1", client_order_id="open")
-    assert_rejected(taken, "DUPLICATE_CLIENT_ORDER_ID")
-    book.state_hash()
+    return book
+
+
+def test_no_other_account_displaces_a_reply(valkey: Server) -> None:
+    book = Book(valkey.client, "SHARED")
+    book.define(events_length_max="1000")
+    first = place_and_forget(book)
+    remember(book, "stranger", "x", 3 * KEPT_MIN)
+    assert place_and_forget(book) == first
+
+
+def test_a_young_reply_is_kept_however_many_follow(timed_book: Book) -> None:
+    first = place_and_forget(timed_book)
+    store(timed_book, "alice", "x", 5 * KEPT_MIN)
+    clock.set_clock(timed_book.client, NOON_MS + AGE_MIN_MS - 1)
+    for name in ("b1", "b2", "b3"):
+        place_and_forget(timed_book, client_order_id=name)
+    assert place_and_forget(timed_book) == first
+
+
+def test_the_last_replies_of_an_account_are_kept_and_older_ones_dropped(timed_book: Book) -> None:
+    first = place_and_forget(timed_book)
+    store(timed_book, "alice", "x", KEPT_MIN - 1)
+    clock.set_clock(timed_book.client, NOON_MS + AGE_MIN_MS)
+    place_and_forget(timed_book, client_order_id="second generation")
+    second = place_and_forget(timed_book, client_order_id="b1")
+    assert place_and_forget(timed_book) == first, "one of the last 10,000 is forgotten"
+    store(timed_book, "alice", "y", KEPT_MIN - 1)
+    clock.set_clock(timed_book.client, NOON_MS + 2 * AGE_MIN_MS)
+    third = place_and_forget(timed_book, client_order_id="c1")
+    assert place_and_forget(timed_book) not in {first, second, third}, "nothing is ever forgotten"
+    assert place_and_forget(timed_book, client_order_id="b1") == second
+    assert KEPT_MIN <= stored_count(timed_book, "alice") <= 2 * KEPT_MIN
+    timed_book.state_hash()
+
+
+def test_name_of_an_open_order_is_never_forgotten(timed_book: Book) -> None:
+    place(timed_book)
+    for key in timed_book.stored_keys():
+        if b":stored_replies:" in key:
+            timed_book.client.delete(key)
+    assert_rejected(decode(place(timed_book)), "DUPLICATE_CLIENT_ORDER_ID")
+
+
+def test_an_account_that_floods_is_refused_and_can_still_cancel(timed_book: Book) -> None:
+    place(timed_book)
+    store(timed_book, "alice", "x", GENERATION_MAX)
+    clock.set_clock(timed_book.client, NOON_MS + AGE_MIN_MS - 1)
+    before = timed_book.contents()
+    assert_rejected(decode(place(timed_book, client_order_id="a2")), "TOO_MANY_STORED_REPLIES")
+    named = {"account": "alice", "client_order_id": "a1"}
+    assert_rejected(timed_book.ask("amend_order", **named, price="9"), "TOO_MANY_STORED_REPLIES")
+    assert timed_book.contents() == before
+    assert decode(place(timed_book, account="bob"))["status"] == "open"
+    assert timed_book.ask("cancel_order", **named)["status"] == "canceled"
+    clock.set_clock(timed_book.client, NOON_MS + AGE_MIN_MS)
+    assert decode(place(timed_book, client_order_id="a2"))["status"] == "open"
+
+
+def test_replies_of_an_account_that_has_gone_expire(timed_book: Book) -> None:
+    place_and_forget(timed_book)
+    key = f"{timed_book.key}:stored_replies:alice"
+    assert 35 * HOUR_MS < timed_book.client.pttl(key) <= 36 * HOUR_MS
+    clock.set_clock(timed_book.client, NOON_MS + 12 * HOUR_MS)
+    place_and_forget(timed_book, client_order_id="later")
+    assert timed_book.client.hkeys(f"{key}:previous")[0] == b"a1"
+    assert b"a1" not in timed_book.client.hkeys(key)

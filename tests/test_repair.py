@@ -156,7 +156,7 @@ def let_wait_too(book: Book) -> None:
 
 def told_suffixes(book: Book) -> list[str]:
     """The keys of a book that its stream tells."""
-    untold = ("events", "timers", "replies", "candles", "trades", "book")
+    untold = ("events", "timers", "stored_replies", "candles", "trades", "book")
     suffixes = [name.decode()[len(book.key) + 1 :] for name in book.stored_keys()]
     return [suffix for suffix in suffixes if not suffix.startswith(untold)]
 

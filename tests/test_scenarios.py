@@ -56,7 +56,8 @@ line says what comes of it:
     → 2 expired 0 triggered                   of tick, with ` pending` behind where more is due,
                                               and before that ` 3 canceled` where timers did so
     → armed until 1560                        of a timer; or `→ disarmed`
-    → the same reply again                    word for word what the same command got before
+    → the same reply again                    word for word what the same command got before,
+                                              however it was written then
     trade 2 @ 100 with 1                      each fill, in order, and its maker's order_id
 
 and then what happened beside the reply, as the accounts learn it from their order reports, one
@@ -243,7 +244,8 @@ class Story:
         raw = self.book.raw(fields.pop("method"), *words(fields))
         happened = self.happened([decode(raw)])
         if step.expected == ["→ the same reply again"]:
-            assert raw == self.first_replies[step.line]
+            earlier = self.first_replies
+            assert raw in ([earlier[step.line]] if step.line in earlier else earlier.values())
             return
         self.first_replies[step.line] = raw
         found = [*told(decode(raw)), *happened]
