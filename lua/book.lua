@@ -140,6 +140,7 @@ function book.from(record)
     expiring = false,
     canceling = false,
     timers = false,
+    stp_groups = false,
     lots_safe = math.floor(record.lots_max / (record.open_orders + book.orders_per_call_max)),
     buy = new_side(record.key, keys.bids, -1),
     sell = new_side(record.key, keys.asks, 1),

@@ -9,6 +9,7 @@
 -- in placing.lua, changing.lua, listing.lua, replacing.lua, quoting.lua, canceling.lua and
 -- switch.lua, what only reads in queries.lua and history.lua.
 
+local acceptance = require("acceptance")
 local auction = require("auction")
 local batch = require("batch")
 local book = require("book")
@@ -19,6 +20,7 @@ local depth = require("depth")
 local epoch = require("epoch")
 local events = require("events")
 local fields = require("fields")
+local groups = require("groups")
 local history = require("history")
 local instrument = require("instrument")
 local keys = require("keys")
@@ -244,6 +246,48 @@ local function begin_epoch(call_keys, arguments)
   return string.format('{"epoch":%s,"sequence":%.0f}', record.epoch, record.sequence)
 end
 
+local account_schema = fields.schema({ "account" }, { "account" })
+local group_schema = fields.schema({ "account", "stp_group" }, { "account" })
+
+local function group_json(record, account, group)
+  local group_member = group and ',"stp_group":"' .. group .. '"' or ""
+  return string.format('{"account":"%s","segment":"%s"%s}', account, record.segment, group_member)
+end
+
+-- set_stp_group: puts an account into a group, in place of the one it was in, or into none.
+-- Fields: account stp_group (none: the account leaves its group). Reply: account segment stp_group.
+-- Rejects: TOO_MANY_STP_GROUP_ACCOUNTS, UNKNOWN_SYMBOL, and those of the fields' forms.
+local function set_stp_group(call_keys, arguments)
+  local record, values = call.open_query(call_keys, arguments, group_schema)
+  if not record then
+    return reject.json(values)
+  end
+  local key, account, group = keys.stp_groups(record.segment), values.account, values.stp_group
+  local command = group and "HSET" or "HDEL"
+  local refused = acceptance.error(command, key, {})
+  if refused then
+    return refused
+  end
+  local is_new = group and redis.call("HEXISTS", key, account) == 0
+  if is_new and redis.call("HLEN", key) >= groups.accounts_max then
+    local message = "100000 accounts of the segment belong to groups"
+    return reject.json(reject.new("TOO_MANY_STP_GROUP_ACCOUNTS", message))
+  end
+  redis.call(command, key, account, unpack({ group }))
+  return group_json(record, account, group)
+end
+
+-- get_stp_group: the group that an account belongs to.
+-- Fields: account. Reply: as set_stp_group. Rejects: UNKNOWN_SYMBOL.
+local function get_stp_group(call_keys, arguments)
+  local record, values = call.open_query(call_keys, arguments, account_schema)
+  if not record then
+    return reject.json(values)
+  end
+  local group = redis.call("HGET", keys.stp_groups(record.segment), values.account)
+  return group_json(record, values.account, group)
+end
+
 -- Whether more is due than one call may do.
 local function is_behind(b)
   local is_trading = b.instrument.status == "trading"
@@ -398,6 +442,8 @@ function commands.register()
   register("publish_book", publish_book, when_memory_is_full)
   register("tick", tick, when_memory_is_full)
   register("begin_epoch", begin_epoch, when_memory_is_full)
+  register("set_stp_group", set_stp_group, {})
+  register("get_stp_group", get_stp_group, read_only)
   register("get_book", queries.get_book, read_only)
   register("get_level3", queries.get_level3, read_only)
   register("get_order", queries.get_order, read_only)

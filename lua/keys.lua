@@ -9,6 +9,11 @@ local keys = {}
 -- Hash symbol -> segment: where the books are, for discovery. The one key outside a segment.
 keys.instruments = "orderbook:instruments"
 
+-- Hash account -> stp_group of a segment. Lower case, so that no symbol can take the name.
+function keys.stp_groups(segment)
+  return "orderbook:{" .. segment .. "}:stp_groups"
+end
+
 local book_pattern = "^orderbook:{([%w_%-]+)}:([%u%d%._%-]+)$"
 local name_length_max = 32
 

@@ -8,6 +8,7 @@
 local book = require("book")
 local decimal = require("decimal")
 local events = require("events")
+local groups = require("groups")
 local instrument = require("instrument")
 local numbers = require("numbers")
 local order = require("order")
@@ -71,13 +72,9 @@ local function prevention_of(b, taker)
   return mode and mode ~= "none" and mode or nil
 end
 
--- Whether maker and taker belong to one trader: an account, or a group that both name.
-local function are_one_trader(taker, maker)
-  if maker.account == taker.account then
-    return true
-  end
-  local group = taker.extras and taker.extras.stp_group
-  return group and maker.extras and maker.extras.stp_group == group
+-- Whether maker and taker belong to one trader: an account, or a group.
+local function are_one_trader(b, taker, maker)
+  return maker.account == taker.account or groups.are_together(b, taker, maker)
 end
 
 -- How many lots the taker still wants at a price; of a quote quantity, as many as it can pay. More
@@ -135,7 +132,7 @@ local function prevent(walk, maker, wanted)
 end
 
 local function meet(walk, maker, wanted)
-  if walk.prevention and are_one_trader(walk.taker, maker) then
+  if walk.prevention and are_one_trader(walk.b, walk.taker, maker) then
     return prevent(walk, maker, wanted)
   end
   local shown = order.shown(maker)

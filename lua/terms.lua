@@ -6,6 +6,7 @@
 
 local book = require("book")
 local decimal = require("decimal")
+local groups = require("groups")
 local instrument = require("instrument")
 local matching = require("matching")
 local numbers = require("numbers")
@@ -164,6 +165,14 @@ local function read_session(b, extras, o, text)
   return extras
 end
 
+local function read_group(b, extras, o, text)
+  if groups.of(b, o.account) ~= text then
+    return reject.with("NOT_IN_STP_GROUP", "no operator has put the account into this stp_group")
+  end
+  extras.stp_group = text
+  return extras
+end
+
 -- Adds the rare terms to a drafted order; nil and why not.
 function terms.read(b, o, values)
   local extras = o.extras or {}
@@ -184,11 +193,13 @@ function terms.read(b, o, values)
   if read and values.session then
     read, refusal = read_session(b, extras, o, values.session)
   end
+  if read and values.stp_group then
+    read, refusal = read_group(b, extras, o, values.stp_group)
+  end
   if not read then
     return nil, refusal
   end
   extras.self_trade_prevention = values.self_trade_prevention
-  extras.stp_group = values.stp_group
   extras.protection = values.protection and numbers.percent_text(values.protection)
   return o
 end

@@ -689,7 +689,7 @@ _NEW_ORDER_OPTIONS = (
     option("--post-only", is_flag=True, help="Never take: reject the order where it would."),
     option("--protection", help="Market orders: percent from the best price that they go at most."),
     option("--self-trade-prevention", type=self_trade_prevention_choice),
-    option("--stp-group", help="Accounts that name the same group count as one trader."),
+    option("--stp-group", help="The group of one trader that the account belongs to."),
     option("--session", help="Placed with this session, whose timer must be running."),
 )
 _HISTORY_PAGE_MAX = 1000
@@ -834,7 +834,7 @@ def replace_order(
 )
 @option("--post-only", is_flag=True, help="Never take: reject the quotes that would.")
 @option("--self-trade-prevention", type=self_trade_prevention_choice)
-@option("--stp-group", help="Accounts that name the same group count as one trader.")
+@option("--stp-group", help="The group of one trader that the account belongs to.")
 @option("--session", help="Placed with this session, whose timer must be running.")
 @valid_until_option
 @durability_option
@@ -993,6 +993,30 @@ def _all_canceled(before: Reply, reply: Reply) -> Reply:
 def cancel_all_after(symbol: str, redis_url: str, as_json: bool, **fields: str | None) -> None:
     """Cancel all of an account's open orders in a book unless this is repeated in time."""
     _print_reply(_call("cancel_all_after", redis_url, symbol, **fields), as_json)
+
+
+@cli.command("set-stp-group")
+@symbol_argument
+@option("--account", envvar="ORDERBOOK_ACCOUNT", required=True, help="Whose group.")
+@option("--stp-group", help="The group; without it the account leaves its group.")
+@redis_url_option
+@json_option
+def set_stp_group(symbol: str, redis_url: str, as_json: bool, **fields: str | None) -> None:
+    """Put an account into a group of accounts that count as one trader to self-trade prevention.
+
+    It applies to all books of the segment that SYMBOL is in.
+    """
+    _print_reply(_call("set_stp_group", redis_url, symbol, **fields), as_json)
+
+
+@cli.command("get-stp-group")
+@symbol_argument
+@option("--account", envvar="ORDERBOOK_ACCOUNT", required=True, help="Whose group.")
+@redis_url_option
+@json_option
+def get_stp_group(symbol: str, redis_url: str, as_json: bool, **fields: str | None) -> None:
+    """Show the group that an account belongs to."""
+    _print_reply(_call("get_stp_group", redis_url, symbol, **fields), as_json)
 
 
 @cli.command("tick")

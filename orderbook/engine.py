@@ -612,6 +612,16 @@ class Engine:
         """Fields: account, timeout_ms (0 stops the timer); session, valid_until_ms."""
         return await self._command("cancel_all_after", [symbol], fields)
 
+    async def set_stp_group(self, symbol: str, **fields: Field) -> Reply:
+        """Puts an account into a group of one trader, in all books of the symbol's segment.
+
+        Fields: account; stp_group (without it the account leaves its group)."""
+        return _decode(await self.call("set_stp_group", symbol, *_arguments(fields)))
+
+    async def get_stp_group(self, symbol: str, **fields: Field) -> Reply:
+        """Field: account. Reply: account segment stp_group."""
+        return _decode(await self.query("get_stp_group", symbol, *_arguments(fields)))
+
     async def tick(self, symbol: str) -> Reply:
         """Does what is due. Reply: expired_count canceled_count triggered_count pending (call
         again) sequence."""

@@ -264,6 +264,8 @@ FIELDS = {
     "cancel_all_after": (("account", "timeout_ms"), ("session", "valid_until_ms")),
     "tick": ((), ()),
     "begin_epoch": (("run_id",), ()),
+    "set_stp_group": (("account",), ("stp_group",)),
+    "get_stp_group": (("account",), ()),
     "get_book": ((), ("depth",)),
     "get_level3": ((), ("depth",)),
     "get_order": ((), ("order_id", "account", "client_order_id")),
@@ -416,10 +418,6 @@ class Order:
     def waits_for_rise(self) -> bool:
         return self.side == ("sell" if self.order_type in TAKE_PROFIT_TYPES else "buy")
 
-    def is_same_trader(self, other: "Order") -> bool:
-        same_group = self.stp_group is not None and self.stp_group == other.stp_group
-        return self.account == other.account or same_group
-
     def crosses(self, price: Decimal) -> bool:
         """Whether this order, as a taker, accepts a maker's price."""
         if self.price is None:
@@ -544,6 +542,8 @@ class ReferenceBook:
         self.timers: dict[tuple[str, str | None], int] = {}
         # (account, client_order_id) -> the command that had this id of its own.
         self.remembered: dict[tuple[str, str], Remembered] = {}
+        # account -> the group that an operator has put it into.
+        self.stp_groups: dict[str, str] = {}
         # order_id -> the order's last amend or cancel.
         self.last_change: dict[int, Remembered] = {}
         # (account, client_order_id) -> the order placed under that name last.
@@ -847,6 +847,17 @@ class ReferenceBook:
             call.stamped.append(reply)
         return reply
 
+    def _set_stp_group(self, call: Call, fields: Mapping[str, str]) -> Json:
+        self.stp_groups.pop(fields["account"], None)
+        if "stp_group" in fields:
+            self.stp_groups[fields["account"]] = fields["stp_group"]
+        return self._get_stp_group(call, fields)
+
+    def _get_stp_group(self, _: Call, fields: Mapping[str, str]) -> Json:
+        account = fields["account"]
+        group = {"stp_group": self.stp_groups[account]} if account in self.stp_groups else {}
+        return {"account": account, "segment": self.segment, **group}
+
     # ---- what is due
 
     def _do_what_is_due(self, call: Call) -> None:
@@ -1124,6 +1135,8 @@ class ReferenceBook:
         self._set_numbers(order, fields)
         if order.session is not None and (order.account, order.session) not in self.timers:
             raise RejectedError("SESSION_NOT_ARMED")
+        if order.stp_group not in {None, self.stp_groups.get(order.account)}:
+            raise RejectedError("NOT_IN_STP_GROUP")
         return order
 
     def _set_numbers(self, order: Order, fields: Mapping[str, str]) -> None:
@@ -1591,13 +1604,19 @@ class ReferenceBook:
                 return outcome
             met = maker
             mode = taker.self_trade_prevention or self.instrument["self_trade_prevention"]
-            if mode == "none" or not maker.is_same_trader(taker):
+            if mode == "none" or not self._is_one_trader(maker, taker):
                 quantity = min(wanted, maker.shown)
                 outcome.fills.append(self._trade(call, maker, taker, quantity))
                 outcome.filled += quantity
             elif not self._prevent(call, maker, taker, mode):
                 outcome.end = "self_trade"
                 return outcome
+
+    def _is_one_trader(self, maker: Order, taker: Order) -> bool:
+        """Of one account, or both of a group to which both accounts belong now."""
+        groups = {order.stp_group for order in (maker, taker)}
+        groups |= {self.stp_groups.get(order.account) for order in (maker, taker)}
+        return maker.account == taker.account or (len(groups) == 1 and None not in groups)
 
     def _wanted(self, taker: Order, maker: Order | None) -> Decimal:
         """How much the taker would take of this maker, however little the maker has."""

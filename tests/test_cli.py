@@ -92,7 +92,7 @@ def test_help_of_every_command_names_its_environment_variables() -> None:
             yield command, path
 
     commands = list(walk(cli.cli, ()))
-    assert len(commands) == 29
+    assert len(commands) == 31
     for command, path in commands:
         # Wide enough for the longest name; in a narrow terminal it is folded.
         result = CliRunner().invoke(
@@ -319,6 +319,7 @@ def test_post_only_and_time_in_force_reach_the_engine(orderbook: Orderbook) -> N
 
 def test_every_option_of_an_order_reaches_the_engine(orderbook: Orderbook) -> None:
     define(orderbook)
+    orderbook.json("set-stp-group", SYMBOL, "--account", "alice", "--stp-group", "desk")
     account = ("order", "place", SYMBOL, "--account", "alice", "--side", "buy")
     common = ("--self-trade-prevention", "decrement", "--stp-group", "desk")
     iceberg = orderbook.json(

@@ -103,6 +103,8 @@ async def test_every_function_has_a_method(exchange: Engine, symbol: str) -> Non
     assert timer["cancel_time_ms"] == timer["timestamp_ms"] + 60_000
     instrument = await exchange.get_instrument(symbol)
     assert (await exchange.begin_epoch(symbol))["epoch"] == instrument["epoch"]
+    assert (await exchange.set_stp_group(symbol, account="a", stp_group="g"))["stp_group"] == "g"
+    assert (await exchange.get_stp_group(symbol, account="a"))["stp_group"] == "g"
     assert (await exchange.verify_book(symbol))["verified"] is True
     assert (await exchange.library_version())["library"] == "orderbook"
     canceled = await exchange.cancel_order(symbol, account="alice", client_order_id="a")

@@ -253,6 +253,7 @@ def test_fields_of_a_replacement_that_do_not_go_together_are_refused(book: Book)
 
 def test_every_rare_field_of_an_order_goes_with_a_replacement(book: Book) -> None:
     book.limit("alice", "sell", "2", "100")
+    book.ask("set_stp_group", account="alice", stp_group="g")
     later = str(4_000_000_000_000)
     rare = {
         "time_in_force": "gtd", "expire_time_ms": later, "display_quantity": "1", "quantity": "3",

@@ -25,6 +25,8 @@ A scenario is read top to bottom. `#` begins a comment. An unindented line says 
     alice arms 60                             cancel_all_after: her timer runs out in 60 seconds
     alice arms 60 of s1                       the same for her session s1
     alice disarms                             `of s1` likewise
+    alice joins desk                          an operator puts her into a group of one trader
+    alice leaves                              and out of it
     batch                                     the indented lines below are one `execute`
     1000 times alice buy 1 @ 90               the same over and over, each time accepted
 
@@ -378,6 +380,10 @@ def parse_command(line: str) -> Json:
     """A line of a scenario as the command it means."""
     if line == "tick":
         return {"method": "tick"}
+    account, verb, *rest = line.split()
+    if verb in {"joins", "leaves"}:
+        group = {"stp_group": rest[0]} if rest else {}
+        return {"method": "set_stp_group", "account": account, **group}
     line, _, seconds = line.partition(" valid_until ")
     command = _parse_timeless(line)
     return command | ({"valid_until_ms": _time_ms(seconds)} if seconds else {})
@@ -517,6 +523,8 @@ def told(reply: Json) -> list[str]:
         return _told_parts(reply)
     if reply.get("status") == "rejected":
         return [f"→ rejected {reply['code']}"]
+    if "segment" in reply:
+        return []
     if reply.get("status") == "valid":
         return [f"→ valid {reply['fill_quantity']} fill"]
     for name, teller in TOLD_BY_FIELD.items():

@@ -459,8 +459,16 @@ class BookMachine(RuleBasedStateMachine):
             "max_quantity": MAX_QUANTITY,
         }
         self.call("define_instrument", fields)
+        for account in ACCOUNTS:
+            self.call("set_stp_group", {"account": account, "stp_group": "g"})
 
     # ---- steps
+
+    @rule(account=st.sampled_from(ACCOUNTS), group=st.sampled_from(("g", "h", None)))
+    def a_group(self, account: str, group: str | None) -> None:
+        named = {"stp_group": group} if group else {}
+        self.call("set_stp_group", {"account": account, **named})
+        self.call("get_stp_group", {"account": account})
 
     @rule(command=commands)
     def one_command(self, command: Json) -> None:

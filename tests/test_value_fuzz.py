@@ -104,6 +104,8 @@ COMMANDS: tuple[tuple[str, Json], ...] = (
 OTHER_CALLS: tuple[tuple[str, Json], ...] = (
     ("define_instrument", _rules),
     ("begin_epoch", {"run_id": "abc"}),
+    ("set_stp_group", {"account": "alice", "stp_group": "g1"}),
+    ("get_stp_group", {"account": "alice"}),
     ("get_book", {"depth": "10"}),
     ("get_level3", {"depth": "full"}),
     ("get_order", {"account": "alice", "client_order_id": "a1", "order_id": "1"}),
