@@ -6,7 +6,7 @@ PYTHON ?= python
 # else in ../shared/data.
 GOOG = GOOG_2012-06-21_34200000_57600000
 
-.PHONY: check static format-check lint types luacheck stylua test test-long fuzz fix bench bench-quick challenge lobster demo clean
+.PHONY: check static format-check lint types luacheck stylua test test-long fuzz campaign fix bench bench-quick challenge lobster demo clean
 
 check: static test
 
@@ -38,6 +38,12 @@ test-long:
 CALLS ?= 100000
 fuzz:
 	ORDERBOOK_FUZZ_CALLS=$(CALLS) $(PYTHON) -m pytest -q -s tests/test_value_fuzz.py
+
+# Kills of servers and hosts under load, and the like: 5 is a few minutes, 100 a full campaign.
+ROUNDS ?= 5
+SEED ?= 1
+campaign:
+	PYTHONPATH=.:scripts:tests $(PYTHON) -m campaign --rounds $(ROUNDS) --seed $(SEED)
 
 fix:
 	$(PYTHON) -m ruff format .

@@ -30,13 +30,19 @@ class WorkerError(Exception):
 
 
 class HostProcess:
-    """One `orderbook serve` as a child: `arguments` are its own, after --json."""
+    """One `orderbook serve` as a child: `arguments` are its own, after --json; `stderr` is the file
+    descriptor that its log goes to, ours if none is given."""
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        stderr: int | None = None,
+    ) -> None:
         self._ready, ready_there = os.pipe()
         command = [sys.executable, "-m", "orderbook", "serve", "--json", *arguments]
         try:
-            surroundings = Surroundings(stdout=ready_there, environment=environment)
+            surroundings = Surroundings(ready_there, stderr, None, environment)
             self._process = ChildProcess(command, surroundings)
         finally:
             os.close(ready_there)
