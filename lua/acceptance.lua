@@ -30,14 +30,27 @@ local lengths = {
   ZREMRANGEBYRANK = sorted_set_length,
 }
 
+local function lacks_right(command)
+  local needs = "the Redis user needs the right to " .. command .. " on the keys of the book"
+  return redis.error_reply("NOPERM " .. needs)
+end
+
 -- An error reply where the caller's Redis user may not use this command on this key, else nil.
 function acceptance.right_error(command, key)
   local is_allowed = redis.acl_check_cmd
   if not is_allowed or is_allowed(command, key, key) then
     return nil
   end
-  local needs = "the Redis user needs the right to " .. command .. " on the keys of the book"
-  return redis.error_reply("NOPERM " .. needs)
+  return lacks_right(command)
+end
+
+-- The same of a command that names no key.
+function acceptance.keyless_right_error(command)
+  local is_allowed = redis.acl_check_cmd
+  if not is_allowed or is_allowed(command) then
+    return nil
+  end
+  return lacks_right(command)
 end
 
 local function type_error(command, key)

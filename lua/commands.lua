@@ -10,6 +10,7 @@
 -- switch.lua, what only reads in queries.lua and history.lua.
 
 local acceptance = require("acceptance")
+local access = require("access")
 local auction = require("auction")
 local batch = require("batch")
 local book = require("book")
@@ -399,6 +400,19 @@ local function publish_book(call_keys, arguments)
   )
 end
 
+-- probe_book: whether commands on this book would be carried out now; carries none out. For hosts
+-- that ask whether they are ready: as a command it is refused where memory is full, on a replica,
+-- where replicas are missing, and for a Redis user without the rights.
+-- Fields: none. Reply: symbol sequence. Rejects: UNKNOWN_SYMBOL, INVALID_BOOK_KEY.
+local function probe_book(call_keys, arguments)
+  local record, refusal = call.open_query(call_keys, arguments, queries.no_fields)
+  if not record then
+    return reject.json(refusal)
+  end
+  local head = '{"symbol":"%s","sequence":%.0f}'
+  return access.error(record.key) or head:format(record.symbol, record.sequence)
+end
+
 -- library_version: which library this server runs.
 -- Fields: none. Reply: library version digest.
 local function library_version()
@@ -441,6 +455,7 @@ function commands.register()
   register("execute", execute, {})
   register("publish_book", publish_book, when_memory_is_full)
   register("tick", tick, when_memory_is_full)
+  register("probe_book", probe_book, {})
   register("begin_epoch", begin_epoch, when_memory_is_full)
   register("set_stp_group", set_stp_group, {})
   register("get_stp_group", get_stp_group, read_only)

@@ -133,4 +133,39 @@ function keys.published_book(book)
   return book .. ":book"
 end
 
+-- The keys that a book may have, in lists by their type; of those of single accounts one of each
+-- kind, of an account that may not exist.
+function keys.of_book(book)
+  local bids, asks, account = keys.bids(book), keys.asks(book), "-"
+  return {
+    zset = {
+      bids,
+      asks,
+      keys.expiries(book),
+      keys.timers(book),
+      keys.stops_rising(book),
+      keys.stops_falling(book),
+      keys.dormant_orders(book),
+      keys.trailing_stops(book, "buy"),
+      keys.trailing_stops(book, "sell"),
+    },
+    stream = { keys.events(book), keys.trades(book), keys.published_book(book) },
+    hash = {
+      keys.candles(book),
+      keys.levels(bids),
+      keys.levels(asks),
+      keys.orders(book),
+      keys.client_orders(book),
+      keys.order_lists(book),
+      keys.stored_replies(book, account),
+      keys.stored_replies_previous(book, account),
+    },
+    set = {
+      keys.account_orders(book, account),
+      keys.account_quotes(book, account),
+      keys.session_orders(book, account, account),
+    },
+  }
+end
+
 return keys

@@ -357,32 +357,10 @@ local function result_json(walk)
   )
 end
 
-local function check_types(walk, bids_key, asks_key)
-  local book_key = walk.record.key
-  local wanted = {
-    zset = {
-      bids_key,
-      asks_key,
-      keys.expiries(book_key),
-      keys.timers(book_key),
-      keys.stops_rising(book_key),
-      keys.stops_falling(book_key),
-      keys.dormant_orders(book_key),
-      keys.trailing_stops(book_key, "buy"),
-      keys.trailing_stops(book_key, "sell"),
-    },
-    stream = { keys.events(book_key), keys.trades(book_key), keys.published_book(book_key) },
-    hash = {
-      keys.candles(book_key),
-      keys.levels(bids_key),
-      keys.levels(asks_key),
-      keys.orders(book_key),
-      keys.client_orders(book_key),
-      keys.order_lists(book_key),
-    },
-  }
+local function check_types(walk)
+  local wanted = keys.of_book(walk.record.key)
   for _, interval in ipairs(statistics.intervals) do
-    wanted.zset[#wanted.zset + 1] = keys.interval_candles(book_key, interval)
+    wanted.zset[#wanted.zset + 1] = keys.interval_candles(walk.record.key, interval)
   end
   for kind, names in pairs(wanted) do
     for _, name in ipairs(names) do
@@ -442,7 +420,7 @@ function verify.json(record)
   }
   local bids = { name = "buy", key = keys.bids(record.key), sign = -1, levels = {} }
   local asks = { name = "sell", key = keys.asks(record.key), sign = 1, levels = {} }
-  check_types(walk, bids.key, asks.key)
+  check_types(walk)
   if #walk.violations > 0 then
     return result_json(walk)
   end

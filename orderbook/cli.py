@@ -47,6 +47,7 @@ REPLICAS_MAX = 100
 
 REDIS_URL_DEFAULT = "redis://127.0.0.1:6379"
 REDIS_PORT_DEFAULT = 6379
+PORT_MAX = 65535
 LOOPBACK = "127.0.0.1"
 WATCH_INTERVAL_S = 0.5
 SERVER_WATCH_INTERVAL_S = 0.5
@@ -299,7 +300,13 @@ def demo(
 @option(
     "--host", default=LOOPBACK, help="Address to listen on. Accounts are guests: keep loopback."
 )
-@option("--port", default=8080, type=click.IntRange(0, 65535), help="0 takes any free port.")
+@option("--port", default=8080, type=click.IntRange(0, PORT_MAX), help="0 takes any free port.")
+@option(
+    "--admin-port",
+    type=click.IntRange(0, PORT_MAX),
+    show_default="--port",
+    help="Port of /livez /readyz /metrics alone; each further worker takes the next one.",
+)
 @option(
     "--workers", default=1, type=click.IntRange(1, WORKERS_MAX), help="Host processes on the port."
 )
@@ -339,6 +346,7 @@ def demo(
 def serve(
     host: str,
     port: int,
+    admin_port: int | None,
     workers: int,
     redis_url: str | None,
     read_url: str | None,
@@ -357,11 +365,14 @@ def serve(
     """
     if redis_url and (data_dir or redis_port is not None):
         raise click.UsageError("--data-dir and --redis-port belong to the embedded server")
+    if workers > 1 and admin_port is not None and not 0 < admin_port <= PORT_MAX - workers + 1:
+        raise click.UsageError("--admin-port leaves no port for each of the workers")
     with contextlib.ExitStack() as cleanup:
         server = None if redis_url else _start_embedded(cleanup, data_dir, redis_port)
         books_url = redis_url or (server.url if server else "")
         asked = _Durability(durability, durability_replicas)
-        settings = _HostSettings(host, port, books_url, read_url, allow_origin, asked)
+        ports = _Ports(port, admin_port)
+        settings = _HostSettings(host, ports, books_url, read_url, allow_origin, asked)
         announce = partial(_announce, settings, as_json)
         if workers == 1 or as_worker:
             _run_host(settings, as_worker, announce)
@@ -380,11 +391,19 @@ class _Durability:
 
 
 @dataclass(frozen=True)
+class _Ports:
+    """Of clients; and of health checks and metrics, where they have one of their own."""
+
+    public: int
+    admin: int | None
+
+
+@dataclass(frozen=True)
 class _HostSettings:
     """The options of `serve` that concern a host, whichever way it runs."""
 
     host: str
-    port: int
+    ports: _Ports
     redis_url: str
     read_url: str | None
     origins: tuple[str, ...]
@@ -433,12 +452,12 @@ def _end_with(server: "EmbeddedServer") -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _announce(settings: _HostSettings, as_json: bool, port: int) -> None:
+def _announce(settings: _HostSettings, as_json: bool, port: int, admin_port: int) -> None:
     address = f"[{settings.host}]" if ":" in settings.host else settings.host
     urls = {
         "websocket": f"ws://{address}:{port}/ws",
-        "ready": f"http://{address}:{port}/readyz",
-        "metrics": f"http://{address}:{port}/metrics",
+        "ready": f"http://{address}:{admin_port}/readyz",
+        "metrics": f"http://{address}:{admin_port}/metrics",
         "redis": _without_password(settings.redis_url),
     }
     if as_json:
@@ -448,7 +467,10 @@ def _announce(settings: _HostSettings, as_json: bool, port: int) -> None:
     sys.stdout.flush()
 
 
-def _run_host(settings: _HostSettings, reuse_port: bool, announce: Callable[[int], None]) -> None:
+_Announce = Callable[[int, int], None]
+
+
+def _run_host(settings: _HostSettings, reuse_port: bool, announce: _Announce) -> None:
     import logging
 
     from orderbook.host import HostConfig, run
@@ -460,7 +482,8 @@ def _run_host(settings: _HostSettings, reuse_port: bool, announce: Callable[[int
         redis_url=settings.redis_url,
         read_url=settings.read_url,
         host=settings.host,
-        port=settings.port,
+        port=settings.ports.public,
+        admin_port=settings.ports.admin,
         reuse_port=reuse_port,
         origins=settings.origins,
         durability=Durability(settings.durability.level),
@@ -476,18 +499,23 @@ def _run_host(settings: _HostSettings, reuse_port: bool, announce: Callable[[int
 
 
 def _cannot_listen(settings: _HostSettings, error: OSError) -> Failure:
-    return Failure(f"{settings.host}:{settings.port}: {error.strerror}", EXIT_USAGE)
+    ports = settings.ports
+    named = ports.public if ports.admin is None else f"{ports.public} or {ports.admin}"
+    return Failure(f"{settings.host}:{named}: {error.strerror}", EXIT_USAGE)
 
 
-def _run_workers(settings: _HostSettings, count: int, announce: Callable[[int], None]) -> None:
+def _run_workers(settings: _HostSettings, count: int, announce: _Announce) -> None:
     from orderbook.workers import WorkerError, Workers
 
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     try:
-        with Workers(settings.host, settings.port, count, settings.environment()) as workers:
-            announce(workers.port)
+        ports = settings.ports
+        with Workers(
+            settings.host, ports.public, count, settings.environment(), ports.admin
+        ) as workers:
+            announce(workers.port, ports.admin or workers.port)
             workers.watch(stopping.wait)
     except WorkerError as error:
         raise Failure(str(error), EXIT_UNREACHABLE) from error

@@ -15,7 +15,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeGuard
 
 import msgspec
@@ -209,8 +209,33 @@ class Engine:
 
     async def ping(self) -> None:
         """Returns when every primary has answered. Raises EngineError."""
-        for node in self._topology.nodes():
+        await self._ping(self._topology)
+
+    async def ping_readers(self) -> None:
+        """The same where streams are read."""
+        await self._ping(self._readers)
+
+    async def _ping(self, nodes: Topology) -> None:
+        for node in nodes.nodes():
             await self._send((await self._wire(node)).call, node, ("PING",))
+
+    async def probe(self, symbols: Iterable[str]) -> None:
+        """Returns when each primary that has one of these books has said that it would carry out
+        commands. Raises EngineError.
+
+        A slot that is being moved is no reason against a primary: calls wait for it.
+        """
+        chosen = {_node(self._topology, self.book_key(symbol)): symbol for symbol in symbols}
+        for node, symbol in chosen.items():
+            key = self.book_key(symbol)
+            try:
+                await self._on_node(node, ("FCALL", "probe_book", 1, key), key)
+            except _MovingError as error:
+                if isinstance(error.refusal, ClusterDownError):
+                    raise _moving(error.refusal) from error.refusal
+            except _FunctionMissingError as error:
+                message = "the library on the server is missing or does not fit"
+                raise EngineError(RejectCode.UNAVAILABLE, message) from error
 
     # ---- epochs
 
@@ -626,6 +651,10 @@ class Engine:
         """Does what is due. Reply: expired_count canceled_count triggered_count pending (call
         again) sequence."""
         return _decode(await self.call("tick", symbol))
+
+    async def probe_book(self, symbol: str) -> Reply:
+        """Says whether commands would be carried out now. Reply: symbol sequence."""
+        return _decode(await self.call("probe_book", symbol))
 
     async def publish_book(self, symbol: str) -> Reply:
         """Writes the half-second book when it is due. Reply: published, sequence, wait_ms."""

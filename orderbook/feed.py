@@ -421,9 +421,9 @@ class Feed:
         """The streams of how many books cannot be read."""
         return sum(1 for book in self._books.values() if book.defined and book.unreadable)
 
-    def books_count(self) -> int:
-        """How many books there are, or have been since this reader started."""
-        return len(self._books)
+    def books_in_order(self) -> list[str]:
+        """The symbols of all other books."""
+        return [symbol for symbol, book in self._books.items() if not book.trouble_now()]
 
     # ---- subscriptions
 

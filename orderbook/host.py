@@ -22,8 +22,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
-from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
 
 from orderbook import library
 from orderbook.connection import CLOSE_DRAINING, Connection, Limits, Socket, text_frame
@@ -31,19 +29,21 @@ from orderbook.engine import Batcher, Engine, EngineError
 from orderbook.feed import Feed
 from orderbook.messages import Durability, Refusal, RejectCode
 from orderbook.metrics import Metrics
+from orderbook.readiness import Readiness
 from orderbook.session import Session
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_INTERVAL_S = 1.0
-READY_TIMEOUT_S = 1.0
-READY_LAG_S_MAX = 5.0
 # Together below the five seconds in which a host is to be gone.
 DRAIN_ANSWERS_TIMEOUT_S = 2.0
 DRAIN_POLL_S = 0.01
 DRAIN_CLOSE_TIMEOUT_S = 1.5
 DRAIN_CANCELS_TIMEOUT_S = 0.5
 DRAIN_HTTP_TIMEOUT_S = 0.5
+
+# Takes the port of clients, and that of health checks and metrics.
+Announce = Callable[[int, int], None]
 
 _ACCOUNT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
@@ -60,6 +60,8 @@ class HostConfig:
     read_url: str | None = None
     host: str = "127.0.0.1"
     port: int = 8080
+    # Where health checks and metrics are asked for; None: on `port`, 0: any free one.
+    admin_port: int | None = None
     reuse_port: bool = False
     origins: tuple[str, ...] = ()
     # What every command waits for at least, and on how many replicas.
@@ -73,6 +75,7 @@ class Host:
 
     engine: Engine
     feed: Feed
+    readiness: Readiness
 
     def __init__(self, config: HostConfig) -> None:
         self.config = config
@@ -83,6 +86,7 @@ class Host:
         self.queries = asyncio.Semaphore(config.limits.queries_in_flight_max)
         self.large_buffers: set[Connection] = set()
         self.port = 0
+        self.admin_port = 0
         self._connections: set[Connection] = set()
         self._heartbeats: asyncio.Task[None] | None = None
         self._cleanup = contextlib.AsyncExitStack()
@@ -103,6 +107,8 @@ class Host:
             self.feed = Feed(self.engine, encode=encoder, observe_sent=self.metrics.count_sent)
             cleanup.push_async_callback(self.feed.stop)
             await self.feed.start()
+            self.readiness = Readiness(self.engine, self.feed)
+            cleanup.push_async_callback(self.readiness.close)
             await self._listen(cleanup)
             self._heartbeats = asyncio.create_task(self._beat())
             cleanup.callback(self._heartbeats.cancel)
@@ -162,25 +168,27 @@ class Host:
         return batcher
 
     async def _listen(self, cleanup: contextlib.AsyncExitStack) -> None:
-        app = web.Application()
-        app.router.add_get("/ws", self._websocket)
-        app.router.add_get("/livez", self._livez)
-        app.router.add_get("/readyz", self._readyz)
-        app.router.add_get("/metrics", self._metrics_text)
-        runner = web.AppRunner(
-            app,
-            access_log=None,
-            handle_signals=False,
-            shutdown_timeout=DRAIN_HTTP_TIMEOUT_S,
-        )
-        await runner.setup()
-        cleanup.push_async_callback(runner.cleanup)
+        """Health checks come first, and stay until the host has drained: where they have a port of
+        their own they tell of it."""
         config = self.config
+        public = web.Application()
+        public.router.add_get("/ws", self._websocket)
+        admin = public if config.admin_port is None else web.Application()
+        admin.router.add_get("/livez", self._livez)
+        admin.router.add_get("/readyz", self._readyz)
+        admin.router.add_get("/metrics", self._metrics_text)
+        if config.admin_port is not None:
+            runner = await _runner(admin, cleanup)
+            await web.TCPSite(runner, config.host, config.admin_port).start()
+            self.admin_port = int(runner.addresses[0][1])
+        runner = await _runner(public, cleanup)
         self._site = web.TCPSite(
             runner, config.host, config.port, reuse_port=config.reuse_port or None
         )
         await self._site.start()
         self.port = int(runner.addresses[0][1])
+        if config.admin_port is None:
+            self.admin_port = self.port
 
     async def _beat(self) -> None:
         turn = 0
@@ -253,29 +261,16 @@ class Host:
 
     async def _readyz(self, _: web.Request) -> web.Response:
         """Whether to send clients here; 503 with the reasons when not."""
-        reasons = await self._reasons_not_ready()
-        body = msgspec.json.encode({"ready": not reasons, "reasons": reasons})
+        reasons = ["draining"] if self.draining else await self.readiness.reasons()
+        told = {
+            "ready": not reasons,
+            "reasons": reasons,
+            "troubled_books_count": len(self.feed.troubled_books()),
+            "troubled_books": self.readiness.told_troubles(),
+        }
         status = 503 if reasons else 200
+        body = msgspec.json.encode(told)
         return web.Response(status=status, body=body, content_type="application/json")
-
-    async def _reasons_not_ready(self) -> list[str]:
-        if self.draining:
-            return ["draining"]
-        reasons = []
-        try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                await self.engine.ping()
-                for primary in self.engine.primaries():
-                    if await _is_replica(primary):
-                        reasons.append("the server is a replica: it takes no orders")
-                    found = await library.installed(primary)
-                    if found is None or not library.fits(found):
-                        reasons.append("the library on the server is missing or does not fit")
-        except (EngineError, RedisError, OSError, TimeoutError) as error:
-            reasons.append(f"the server does not answer: {error}")
-        if self.feed.lag_s() > READY_LAG_S_MAX:
-            reasons.append(f"the streams are {self.feed.lag_s():.1f} s behind")
-        return reasons
 
     async def _metrics_text(self, _: web.Request) -> web.Response:
         self.metrics.stream_lag_seconds.set(self.feed.lag_s())
@@ -285,20 +280,24 @@ class Host:
         return web.Response(body=self.metrics.text(), headers=headers)
 
 
-async def _is_replica(primary: Redis) -> bool:
-    """Whether a server takes no orders; False where INFO is forbidden to us."""
-    try:
-        return bool((await primary.info("replication"))["role"] != "master")
-    except ResponseError:
-        return False
+async def _runner(app: web.Application, cleanup: contextlib.AsyncExitStack) -> web.AppRunner:
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=DRAIN_HTTP_TIMEOUT_S,
+    )
+    await runner.setup()
+    cleanup.push_async_callback(runner.cleanup)
+    return runner
 
 
-def _not_announced(_port: int) -> None:
+def _not_announced(_port: int, _admin_port: int) -> None:
     pass
 
 
-async def serve(config: HostConfig, announce: Callable[[int], None] = _not_announced) -> None:
-    """Runs a host until SIGTERM or SIGINT, then drains it. `announce` is told the port.
+async def serve(config: HostConfig, announce: Announce = _not_announced) -> None:
+    """Runs a host until SIGTERM or SIGINT, then drains it. `announce` is told the ports.
 
     Raises what Host.start raises.
     """
@@ -307,11 +306,11 @@ async def serve(config: HostConfig, announce: Callable[[int], None] = _not_annou
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     async with Host(config) as host:
-        announce(host.port)
+        announce(host.port, host.admin_port)
         await stopping.wait()
 
 
-def run(config: HostConfig, announce: Callable[[int], None] = _not_announced) -> None:
+def run(config: HostConfig, announce: Announce = _not_announced) -> None:
     """The same for a process that does nothing else, on uvloop where it is installed."""
     loop_run: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
     with contextlib.suppress(ImportError):

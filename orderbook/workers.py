@@ -81,11 +81,20 @@ class HostProcess:
 class Workers:
     """`count` host processes at `host`:`port` (0: any free port), as a context manager.
 
-    `settings` are the environment variables of `orderbook serve` beyond host and port.
+    `settings` are the environment variables of `orderbook serve` beyond host and port. Health
+    checks of the first are at `admin_port`, where one is given, of the next at the port after it.
     """
 
-    def __init__(self, host: str, port: int, count: int, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        count: int,
+        settings: Mapping[str, str],
+        admin_port: int | None = None,
+    ) -> None:
         self._host = host
+        self._admin_port = admin_port
         self._port_wanted = port
         self._count = count
         self._settings = settings
@@ -100,7 +109,7 @@ class Workers:
             reservation = _reserve(self._host, self._port_wanted)
             self._cleanup.enter_context(reservation)
             self.port = int(reservation.getsockname()[1])
-            self._workers = [self._start_worker() for _ in range(self._count)]
+            self._workers = [self._start_worker(index) for index in range(self._count)]
             for worker in self._workers:
                 worker.wait_until_ready()
             undo.pop_all()
@@ -122,7 +131,7 @@ class Workers:
                 if status is not None:
                     print(f"a host process ended with status {status}: restarted", file=sys.stderr)
                     worker.stop()
-                    self._workers[index] = self._start_worker()
+                    self._workers[index] = self._start_worker(index)
 
     def _stop(self) -> None:
         # All are told before the first is waited for: they drain at the same time.
@@ -133,12 +142,14 @@ class Workers:
         self._workers = []
         self._cleanup.close()
 
-    def _start_worker(self) -> HostProcess:
+    def _start_worker(self, index: int) -> HostProcess:
+        admin_port = "" if self._admin_port is None else str(self._admin_port + index)
         environment = {
             **os.environ,
             **self._settings,
             "ORDERBOOK_SERVE_HOST": self._host,
             "ORDERBOOK_SERVE_PORT": str(self.port),
+            "ORDERBOOK_SERVE_ADMIN_PORT": admin_port,
         }
         return HostProcess(["--as-worker"], environment)
 

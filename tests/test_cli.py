@@ -23,6 +23,7 @@ from orderbook.library import bundle
 from orderbook.market import MARKETS
 from orderbook.server import EmbeddedServer
 from processes import DEADLINE_S, children, is_alive, read_terminal, wait_until
+from servers import free_port
 
 HELP_SECONDS_MAX = 0.3
 UNREACHABLE = "redis://127.0.0.1:1"
@@ -640,6 +641,26 @@ def test_serve_starts_an_embedded_server_and_keeps_its_data(tmp_path: Path) -> N
         assert state["open_orders"] == seeded[0]["orders_open"]
     finally:
         assert stop_serving(process) == 0
+
+
+def test_each_worker_has_a_port_of_its_own_for_health_checks(server: EmbeddedServer) -> None:
+    base = free_port(cli.PORT_MAX - 1)
+    arguments = ("--redis-url", server.url, "--workers", "2", "--admin-port", str(base))
+    process, urls = start_serving(*arguments)
+    try:
+        assert urls["ready"] == f"http://127.0.0.1:{base}/readyz"
+        assert status_of(urls["ready"]) == 200
+        assert status_of(f"http://127.0.0.1:{base + 1}/metrics") == 200
+        assert status_of(urls["websocket"].replace("ws:", "http:").replace("/ws", "/readyz")) == 404
+    finally:
+        assert stop_serving(process) == 0
+
+
+def test_an_admin_port_must_leave_one_for_each_worker(orderbook: Orderbook) -> None:
+    for port in ("0", "65535"):
+        result = orderbook("serve", "--workers", "2", "--admin-port", port)
+        assert result.exit_code == 2, result.output
+        assert "--admin-port" in result.output
 
 
 def test_workers_share_one_port_and_a_killed_one_is_replaced(server: EmbeddedServer) -> None:

@@ -369,6 +369,7 @@ CASES: Mapping[str, Case] = {
     "place_and_expire": Case(order("erin", "buy", "12", price="101"), due_to_expire),
     "cancel_and_expire": Case(ask("cancel_order", order_id="1"), due_to_expire),
     "refuse_and_expire": Case(ask("cancel_order", order_id="77"), due_to_expire),
+    "probe_book": Case(ask("probe_book"), populate, stream=None),
     "tick": Case(ask("tick"), populate, stream=None),
     "tick_and_expire": Case(ask("tick"), due_to_expire),
     "cancel_all_after": Case(
