@@ -17,7 +17,7 @@ from statistics import median
 import click
 
 from campaign import faults
-from campaign.setups import Plan, Setup, judge
+from campaign.setups import Plan, Setup, judge, proxied
 
 # After so many rounds everything is started afresh: the history of a book stays short.
 ROUNDS_PER_SETUP = 10
@@ -62,6 +62,12 @@ KINDS = (
         calm_s=UNTIL_FLUSHED_S,
     ),
     Kind("host-kill", 2, faults.unflushed, faults.kill_host),
+    Kind("network-cut", 0.2, proxied, faults.cut_network),
+    Kind("network-stall", 0.2, proxied, faults.stall_network),
+    Kind("client-kill-storm", 0.2, faults.unflushed, faults.kill_clients),
+    Kind("memory-full", 0.2, faults.unflushed, faults.fill_memory),
+    Kind("flood", 0.1, faults.unflushed, faults.flood),
+    Kind("clock-jump", 0.2, faults.shifted, faults.jump_clock),
 )
 
 

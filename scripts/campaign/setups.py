@@ -12,6 +12,7 @@ from campaign.judge import Judge, wait_until_verified
 from campaign.load import RULES, SYMBOLS, Load
 from campaign.processes import Host, RedisProcess
 from orderbook.engine import Engine
+from proxy import Proxy
 from servers import load_library
 
 HOSTS = 2
@@ -19,7 +20,7 @@ HOSTS = 2
 
 @dataclass
 class Setup:
-    """Everything that a fault may reach for."""
+    """Everything that a fault may reach for. The judge goes to `redis_url`."""
 
     redis: RedisProcess
     redis_url: str
@@ -28,8 +29,10 @@ class Setup:
     judges: list[Judge]
     dice: Random
     directory: Path
-    # Where the server notes what it has flushed.
-    notes: Path = Path()
+    # Where the hosts reach the server through a proxy.
+    proxy: Proxy | None = None
+    # What a library that is loaded into the server writes or reads.
+    shared_file: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,10 @@ async def hosted(plan: Plan, redis: RedisProcess, redis_url: str) -> AsyncIterat
 
 
 @contextlib.asynccontextmanager
-async def one_server(
+async def started(
     plan: Plan, settings: Mapping[str, str], environment: Mapping[str, str] | None = None
-) -> AsyncIterator[Setup]:
-    """One server with two hosts."""
+) -> AsyncIterator[RedisProcess]:
+    """One server, its books defined and, where it has a log, flushed."""
     redis = RedisProcess(plan.engine, settings, environment)
     try:
         redis.start()
@@ -83,10 +86,33 @@ async def one_server(
         await define_books(redis.url)
         if settings.get("appendonly") == "yes":
             redis.client.execute_command("WAITAOF", 1, 0, 5000)
-        async with hosted(plan, redis, redis.url) as setup:
-            yield setup
+        yield redis
     finally:
         redis.stop()
+
+
+@contextlib.asynccontextmanager
+async def one_server(
+    plan: Plan, settings: Mapping[str, str], environment: Mapping[str, str] | None = None
+) -> AsyncIterator[Setup]:
+    """One server with two hosts."""
+    async with (
+        started(plan, settings, environment) as redis,
+        hosted(plan, redis, redis.url) as setup,
+    ):
+        yield setup
+
+
+@contextlib.asynccontextmanager
+async def proxied(plan: Plan) -> AsyncIterator[Setup]:
+    """One server with two hosts, which reach it through a proxy."""
+    async with (
+        started(plan, {}) as redis,
+        Proxy(redis.port) as proxy,
+        hosted(plan, redis, proxy.url) as setup,
+    ):
+        setup.proxy, setup.redis_url = proxy, redis.url
+        yield setup
 
 
 async def judge(setup: Setup, redis_url: str, *, memory_is_safe: bool) -> tuple[int, int]:
