@@ -254,19 +254,25 @@ local function price_rule_refusal(b, o, values, new)
   return nil
 end
 
+-- Whether an amend only takes risk off: the order becomes smaller and stays where it is.
+local function only_shrinks(o, new)
+  local moves = new.stop_price and new.stop_price ~= o.extras.stop_price
+  return new.ticks == o.price and new.remaining < o.remaining and not moves
+end
+
 -- How an amend is carried out.
 local function way_of_change(o, new)
   if o.extras and o.extras.waits then
     return amend_waiting
   end
-  return new.ticks == o.price and new.remaining < o.remaining and shrink or requeue
+  return only_shrinks(o, new) and shrink or requeue
 end
 
 -- amend_order: changes price or quantity of an open order, which keeps its id.
 -- Fields: order_id, or account and client_order_id; price; quantity or remaining_quantity;
 -- stop_price of an order that waits for it; valid_until_ms. Reply as place_order.
 -- Rejects: as place_order, and UNKNOWN_ORDER, NOT_ORDER_OWNER, ORDER_NOT_ARMED,
--- QUANTITY_BELOW_FILLED.
+-- QUANTITY_BELOW_FILLED, OUT_OF_MEMORY.
 function changing.amend_order(b, values)
   local refusal = amend_refusal(values)
   if refusal then
@@ -288,7 +294,8 @@ function changing.amend_order(b, values)
   if not new then
     return nil, invalid
   end
-  refusal = price_rule_refusal(b, o, values, new)
+  refusal = not only_shrinks(o, new) and terms.memory_refusal(b)
+  refusal = refusal or price_rule_refusal(b, o, values, new)
   if refusal then
     return nil, refusal
   end

@@ -425,7 +425,9 @@ end
 
 -- ---- registration
 
--- Cancels free memory, and the book must be seen to shrink: they run though memory is full.
+-- What takes risk off, or only keeps it, runs though memory is full: cancels, smaller amends, no
+-- quotes, timers. The book must be seen to shrink. What of these could add risk is refused by
+-- terms.memory_refusal.
 local when_memory_is_full = { "allow-oom" }
 local read_only = { "no-writes" }
 
@@ -446,12 +448,12 @@ function commands.register()
   register("define_instrument", define_instrument, {})
   register("place_order", single(methods.place_order), {})
   register("place_order_list", single(methods.place_order_list), {})
-  register("amend_order", single(methods.amend_order), {})
+  register("amend_order", single(methods.amend_order), when_memory_is_full)
   register("cancel_order", single(methods.cancel_order), when_memory_is_full)
   register("replace_order", single(methods.replace_order), {})
-  register("mass_quote", single(methods.mass_quote), {})
+  register("mass_quote", single(methods.mass_quote), when_memory_is_full)
   register("cancel_all_orders", cancel_all_orders, when_memory_is_full)
-  register("cancel_all_after", single(methods.cancel_all_after), {})
+  register("cancel_all_after", single(methods.cancel_all_after), when_memory_is_full)
   register("execute", execute, {})
   register("publish_book", publish_book, when_memory_is_full)
   register("tick", tick, when_memory_is_full)

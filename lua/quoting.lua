@@ -135,10 +135,11 @@ end
 -- post_only self_trade_prevention stp_group session valid_until_ms.
 -- Reply: account canceled_order_ids placed (each as place_order, or its refusal) sequence
 -- timestamp_ms.
--- Rejects: INVALID_VALUE, TOO_LATE, BATCH_TOO_LARGE, and those of the fields' forms.
+-- Rejects: INVALID_VALUE, TOO_LATE, BATCH_TOO_LARGE, OUT_OF_MEMORY, and those of the fields' forms.
 function quoting.mass_quote(b, values)
   local quotes, refusal = decoded(values.quotes)
   refusal = refusal or (values.rare and terms.lateness_refusal(b, values))
+  refusal = refusal or (quotes[1] and terms.memory_refusal(b))
   if refusal then
     return nil, refusal
   end

@@ -1,8 +1,8 @@
--- The server process that the library runs in: which one it is, and whether a key's hash slot stays
--- where it is.
+-- The server process that the library runs in: which one it is, whether a key's hash slot stays
+-- where it is, and whether its memory is full.
 --
--- Both facts are read once from INFO and kept: they are constants of the process. A Redis user that
--- may not use INFO learns nothing, and then nothing is kept.
+-- The first two facts are read once from INFO and kept: they are constants of the process. A Redis
+-- user that may not use INFO learns nothing, and then nothing is kept.
 
 local server = {}
 
@@ -44,6 +44,32 @@ function server.moving_error(book_key)
     return redis.error_reply(found.err)
   end
   return redis.error_reply("TRYAGAIN the hash slot of the book is being moved to another node")
+end
+
+-- Redis refuses functions when its memory is full, all but those with the flag allow-oom: these
+-- take risk off, or only keep it. Where such a function could also add risk it asks here, because
+-- Redis no longer does. What INFO tells is kept for so long.
+local memory_check_interval_ms = 100
+local memory = { is_full = false, checked_ms = -memory_check_interval_ms }
+
+local function read_is_memory_full()
+  local text = redis.pcall("INFO", "memory")
+  local used = type(text) == "string" and text:match("used_memory:(%d+)")
+  local most = used and text:match("maxmemory:(%d+)")
+  if not most or most + 0 == 0 then
+    return false
+  end
+  local not_counted = text:match("mem_not_counted_for_evict:(%d+)") or 0
+  return used - not_counted > most + 0
+end
+
+-- Whether the server uses more memory than its maxmemory allows.
+function server.is_memory_full(now_ms)
+  local age_ms = now_ms - memory.checked_ms
+  if age_ms < 0 or age_ms >= memory_check_interval_ms then
+    memory = { is_full = read_is_memory_full(), checked_ms = now_ms }
+  end
+  return memory.is_full
 end
 
 return server

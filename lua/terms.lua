@@ -11,6 +11,7 @@ local instrument = require("instrument")
 local matching = require("matching")
 local numbers = require("numbers")
 local reject = require("reject")
+local server = require("server")
 local stops = require("stops")
 local timers = require("timers")
 
@@ -119,6 +120,15 @@ end
 function terms.lateness_refusal(b, values)
   if values.valid_until_ms and b.now_ms > values.valid_until_ms + 0 then
     return reject.new("TOO_LATE", "valid_until_ms has passed")
+  end
+  return nil
+end
+
+-- A refusal of what could add risk while the server's memory is full, else nil: see server.lua.
+function terms.memory_refusal(b)
+  if server.is_memory_full(b.now_ms) then
+    local message = "the server's memory is full: only what takes risk off or keeps it is done"
+    return reject.new("OUT_OF_MEMORY", message)
   end
   return nil
 end

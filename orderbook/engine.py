@@ -74,7 +74,10 @@ _OWN_ERROR_PREFIX = "DAMAGED"
 _LOST = (RedisConnectionError, RedisTimeoutError, OSError)
 # Functions read and write a whole book, so they wait until all of it has moved.
 _FUNCTION_CALLS = frozenset({"FCALL", "FCALL_RO"})
-_CANCELS = frozenset({"cancel_order", "cancel_all_orders"})
+# What the library runs when memory is full, or refuses itself where it would add risk.
+_RUN_WHEN_MEMORY_IS_FULL = frozenset(
+    {"cancel_order", "cancel_all_orders", "cancel_all_after", "amend_order", "mass_quote"}
+)
 
 Reply = dict[str, Any]
 Field = str | int | bool | None
@@ -307,8 +310,9 @@ class Engine:
     async def execute(self, symbol: str, commands: Sequence[bytes]) -> Replies:
         """Runs JSON commands as one atomic change; one JSON reply each, in order.
 
-        When memory is full the batch is refused as a whole: then cancels, which free memory, are
-        run one by one and the others answered with OUT_OF_MEMORY. Raises EngineError.
+        When memory is full the batch is refused as a whole: then what can take risk off, or keep
+        it off, is run one by one and the others are answered with OUT_OF_MEMORY. Raises
+        EngineError.
         """
         key = self.book_key(symbol)
         replies = Replies()
@@ -320,14 +324,14 @@ class Engine:
             if error.code is not RejectCode.OUT_OF_MEMORY:
                 raise
             for command in commands:
-                replies.append(await self._execute_cancel(replies, symbol, command, error))
+                replies.append(await self._execute_alone(replies, symbol, command, error))
             return replies
         reply = replies.acknowledged.reply
         # A batch that is refused as a whole has a single reply.
         replies += reply if isinstance(reply, list) else [reply] * len(commands)
         return replies
 
-    async def _execute_cancel(
+    async def _execute_alone(
         self, replies: Replies, symbol: str, command: bytes, full: EngineError
     ) -> bytes:
         try:
@@ -335,7 +339,7 @@ class Engine:
         except msgspec.DecodeError:
             return full.reply()
         method = fields.pop("method", "")
-        if method not in _CANCELS:
+        if method not in _RUN_WHEN_MEMORY_IS_FULL:
             return full.reply()
         key = self.book_key(symbol)
         try:

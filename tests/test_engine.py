@@ -286,18 +286,21 @@ async def test_a_lost_reply_of_a_query_is_unavailable(symbol: str, valkey: Serve
 
 async def test_when_memory_is_full_cancels_of_a_batch_still_run() -> None:
     async with own_server() as (server, engine):
-        await engine.execute("X", [place(), place(), place()])
+        await engine.execute("X", [place(), place(quantity="3"), place()])
         server.client.config_set("maxmemory", 1)
         batch = [
             place(),
             command("cancel_order", account="alice", order_id="1"),
             command("amend_order", account="alice", order_id="2", quantity="9"),
+            command("amend_order", account="alice", order_id="2", quantity="1"),
+            command("mass_quote", account="alice", quotes="[]"),
+            command("cancel_all_after", account="alice", timeout_ms="60000"),
             command("cancel_all_orders", account="alice"),
         ]
         replies = [json.loads(reply) for reply in await engine.execute("X", batch)]
         codes = [reply.get("code") for reply in replies]
-        assert codes == ["OUT_OF_MEMORY", None, "OUT_OF_MEMORY", None]
-        assert replies[3]["canceled_order_ids"] == ["2", "3"]
+        assert codes == ["OUT_OF_MEMORY", None, "OUT_OF_MEMORY", None, None, None, None]
+        assert replies[6]["canceled_order_ids"] == ["2", "3"]
         assert (await failure(engine.place_order("X", **LIMIT))).code == "OUT_OF_MEMORY"
         server.client.config_set("maxmemory", 0)
         assert (await engine.place_order("X", **LIMIT))["status"] == "open"
