@@ -554,7 +554,7 @@ def check_functions(redis_url: str, as_json: bool) -> None:
     """Tell which library every primary has; exit code 5 unless all fit this release."""
 
     async def work(engine: "Engine") -> list[Reply]:
-        return [await _library_on(primary) for primary in engine.primaries()]
+        return [await _library_on(primary) for primary in await engine.every_primary()]
 
     rows = _with_engine(redis_url, work)
     _print_rows(rows, ("node", "found_version", "found_digest", "fits", "up_to_date"), as_json)

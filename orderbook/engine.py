@@ -175,8 +175,16 @@ class Engine:
         return self._topology.is_cluster
 
     def primaries(self) -> list[Redis]:
-        """One client per primary, for the deployer."""
+        """One client for each primary that has books, or may have."""
         return [node.client for node in self._topology.nodes()]
+
+    async def every_primary(self) -> list[Redis]:
+        """The same with those of a cluster that have no slots yet, for the deployer. Raises
+        EngineError."""
+        try:
+            return [node.client for node in await self._topology.every_node()]
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
 
     def segment(self, symbol: str) -> str | None:
         """The segment of an instrument as last read, or None."""

@@ -12,6 +12,7 @@ fills in a missing one, and nobody replaces a newer library by an older one.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,13 @@ GENERATED_MODULE = "library"
 DIGEST_LENGTH = 16
 
 _REQUIRE = re.compile(r'^local (\w+) = require\("(\w+)"\)$', re.MULTILINE)
+_VERSION = re.compile(
+    r"(?P<release>\d+(?:\.\d+)*)"
+    r"(?:[-_.]?(?P<phase>alpha|beta|a|b|rc|c|preview|pre)[-_.]?(?P<number>\d*))?"
+    r"(?:[-_.]?post[-_.]?(?P<post>\d+))?(?:[-_.]?dev[-_.]?(?P<dev>\d+))?"
+)
+_RELEASE_LENGTH = 3
+_PHASES = {"a": 0, "b": 1, "c": 2, "r": 2, "p": 2}
 _LUA_LINE = re.compile(r"@?user_function:\s?(\d+)")
 
 
@@ -76,7 +84,10 @@ class Deployment(Protocol):
     """Anything that knows its primaries: an Engine."""
 
     def primaries(self) -> Sequence[Any]:
-        """Return one redis.asyncio client for each primary."""
+        """Return one redis.asyncio client for each primary that may have books."""
+
+    async def every_primary(self) -> Sequence[Any]:
+        """Return the same with primaries of a cluster that have no slots yet."""
 
 
 def lua_directory() -> Path:
@@ -142,8 +153,24 @@ async def installed(primary: Any) -> InstalledLibrary | None:
     return msgspec.json.decode(reply, type=InstalledLibrary)
 
 
-def _version_key(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
+def version_key(version: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return what versions are ordered by: the release, then what comes before and after it.
+
+    As PEP 440 has it: 0.1.0.dev1, 0.1.0a1, 0.1.0b1, 0.1.0rc1, 0.1.0, 0.1.0.post1.
+    """
+    found = _VERSION.match(version.lower())
+    if found is None:
+        return (), ()
+    release = tuple(int(part) for part in found["release"].split("."))
+    release += (0,) * (_RELEASE_LENGTH - len(release))
+    phase, post, dev = found["phase"], found["post"], found["dev"]
+    # A development release comes before what it leads to.
+    before_itself = int(dev) if dev else math.inf
+    if phase is None and post is None and dev is not None:
+        return release, (-1, 0, 0, before_itself)
+    rank = _PHASES[phase[:1]] if phase else len(_PHASES)
+    after = int(post) if post else -1
+    return release, (rank, int(found["number"] or 0), after, before_itself)
 
 
 def node_name(primary: Any) -> str:
@@ -153,10 +180,9 @@ def node_name(primary: Any) -> str:
 
 
 async def _on_every_primary(
-    deployment: Deployment, decide: Callable[[InstalledLibrary | None], str]
+    primaries: Sequence[Any], decide: Callable[[InstalledLibrary | None], str]
 ) -> list[PrimaryReport]:
     """Look at all primaries first, then load: a newer library on one leaves all as they are."""
-    primaries = deployment.primaries()
     found = [await installed(primary) for primary in primaries]
     actions = [decide(library) for library in found]
     reports = []
@@ -169,10 +195,10 @@ async def _on_every_primary(
 
 
 def _refuse_newer(found: InstalledLibrary) -> None:
-    if _version_key(found.version) > _version_key(bundle().version):
+    if version_key(found.version) > version_key(bundle().version):
         raise LibraryError(
-            f"the server has library version {found.version}, newer than {bundle().version}: "
-            "use a matching release; a library is never downgraded"
+            f"the server has library version {found.version}, and a library is never downgraded: "
+            f"bring this installation, {bundle().version}, to release {found.version}"
         )
 
 
@@ -188,18 +214,30 @@ def fits(found: InstalledLibrary) -> bool:
 
     The first two parts of the version name the contract between hosts and library.
     """
-    ours, theirs = _version_key(bundle().version), _version_key(found.version)
-    return theirs[:2] == ours[:2] and theirs >= ours
+    ours, theirs = version_key(bundle().version), version_key(found.version)
+    return theirs[0][:2] == ours[0][:2] and theirs >= ours
+
+
+def misfit(found: InstalledLibrary | None) -> str | None:
+    """Return why a host of this release cannot work with what a server has and which side must
+    change, or None where it can."""
+    ours = bundle().version
+    if found is None:
+        return f"the server has no library: run `orderbook functions load` of release {ours}"
+    if fits(found):
+        return None
+    versions = f"the server has library version {found.version}, this host needs {ours}"
+    if version_key(found.version) < version_key(ours):
+        return f"{versions}: run `orderbook functions load` of release {ours}"
+    return f"{versions}: bring this host to release {found.version}"
 
 
 def _decide_check(found: InstalledLibrary | None) -> str:
     if found is None:
         return "loaded"
-    if not fits(found):
-        raise LibraryError(
-            f"the server has library version {found.version}, this host needs {bundle().version}: "
-            "run `orderbook functions load` from the newer release"
-        )
+    reason = misfit(found)
+    if reason is not None:
+        raise LibraryError(reason)
     return "kept"
 
 
@@ -208,7 +246,7 @@ async def load(deployment: Deployment) -> list[PrimaryReport]:
 
     Raises LibraryError, having changed nothing, where a primary has a newer one.
     """
-    return await _on_every_primary(deployment, _decide_deploy)
+    return await _on_every_primary(await deployment.every_primary(), _decide_deploy)
 
 
 async def check(deployment: Deployment) -> list[PrimaryReport]:
@@ -216,7 +254,7 @@ async def check(deployment: Deployment) -> list[PrimaryReport]:
 
     Raises LibraryError where a primary has one this release cannot work with.
     """
-    return await _on_every_primary(deployment, _decide_check)
+    return await _on_every_primary(deployment.primaries(), _decide_check)
 
 
 __all__ = [
@@ -230,5 +268,7 @@ __all__ = [
     "fits",
     "installed",
     "load",
+    "misfit",
     "node_name",
+    "version_key",
 ]

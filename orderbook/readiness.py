@@ -83,8 +83,9 @@ class Readiness:
             if await _is_replica(primary):
                 reasons.append("the server is a replica: it takes no orders")
             found = await library.installed(primary)
-            if found is None or not library.fits(found):
-                reasons.append("the library on the server is missing or does not fit")
+            reason = library.misfit(found)
+            if reason is not None:
+                reasons.append(reason)
         if not reasons:
             await self._engine.probe(self._feed.books_in_order())
         return reasons

@@ -15,17 +15,23 @@ from typing import Any, Protocol
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from redis.asyncio import Redis
-from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from orderbook.durability import Confirmer
 from orderbook.wire import SOCKET_TIMEOUT_S, Wire, information_field, replication_id
 
 CONNECT_TIMEOUT_S = 2.0
+# Flags of nodes of a cluster that cannot be spoken to.
+_UNREACHABLE = frozenset({"fail", "handshake", "noaddr"})
+# For what a server says to who connects and says nothing; it does so at once.
+WORDS_TIMEOUT_S = 0.5
+WORDS_LENGTH_MAX = 400
 REDIS_PORT_DEFAULT = 6379
 SENTINEL_PORT_DEFAULT = 26379
 # Beside the wires, for what is rarely asked: loading the library, health checks.
@@ -63,6 +69,15 @@ class Node:
         """A wire of the caller's own, to be closed by it: for commands that wait at the server."""
         pool = self.client.connection_pool
         connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            return await self._opened_wire(connection)
+        except RedisConnectionError as error:
+            reason = await words_at_once(connection)
+            if reason:
+                raise RedisConnectionError(reason) from error
+            raise
+
+    async def _opened_wire(self, connection: AbstractConnection) -> Wire:
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
@@ -103,6 +118,27 @@ class Node:
         await self.client.aclose()
 
 
+async def words_at_once(server: Any) -> str:
+    """What a server says to everybody who connects, before it closes: why it takes nobody in
+    (protected mode, too many clients). Who sends first loses that. Empty where it says nothing.
+
+    `server` has a host and a port.
+    """
+    host, port = getattr(server, "host", None), getattr(server, "port", None)
+    if not host or not port:
+        return ""
+    try:
+        async with asyncio.timeout(WORDS_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                words = await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, ValueError):
+        return ""
+    return words[1:WORDS_LENGTH_MAX].decode(errors="replace").strip() if words[:1] == b"-" else ""
+
+
 def _client_options() -> dict[str, Any]:
     """Settings of every connection; a retry object belongs to one client."""
     return {
@@ -125,6 +161,9 @@ class Topology(Protocol):
 
     def nodes(self) -> list[Node]: ...
 
+    async def every_node(self) -> list[Node]:
+        """The same, with primaries that have no slots yet."""
+
     async def refresh(self) -> None:
         """Looks again after a node was lost or said that a key has moved."""
 
@@ -145,6 +184,9 @@ class SingleTopology:
 
     def nodes(self) -> list[Node]:
         return [self._node]
+
+    async def every_node(self) -> list[Node]:
+        return self.nodes()
 
     async def refresh(self) -> None:
         """The next connection resolves the name, or asks Sentinel, anew."""
@@ -172,10 +214,9 @@ class ClusterTopology:
     async def connect(
         cls, hosts: list[tuple[str, int]], credentials: Mapping[str, Any]
     ) -> "ClusterTopology":
-        host, port = hosts[0]
+        startup_nodes = [ClusterNode(host, port) for host, port in hosts]
         cluster = RedisCluster(
-            host=host,
-            port=port,
+            startup_nodes=startup_nodes,
             socket_timeout=SOCKET_TIMEOUT_S,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             **credentials,
@@ -185,8 +226,9 @@ class ClusterTopology:
             await cluster.initialize()
         except RedisClusterException as error:
             await cluster.aclose()
+            said = [await words_at_once(node) for node in startup_nodes]
             # To redis-py this is no RedisError.
-            raise RedisError(str(error)) from error
+            raise RedisError("; ".join(filter(None, said)) or str(error)) from error
         except BaseException:
             await cluster.aclose()
             raise
@@ -201,6 +243,11 @@ class ClusterTopology:
 
     def nodes(self) -> list[Node]:
         return list(self._nodes.values())
+
+    async def every_node(self) -> list[Node]:
+        nodes = self.nodes()
+        listed = await (await nodes[0].wire()).call("CLUSTER", "NODES")
+        return nodes + [self.node_at(host, port) for host, port in _without_slots(listed.decode())]
 
     def node_at(self, host: str, port: int) -> Node:
         """The node at an address that another node has named."""
@@ -248,6 +295,20 @@ class ClusterTopology:
     def _open(self, host: str, port: int) -> Node:
         options = {**self._credentials, **_client_options()}
         return Node(Redis(host=host, port=port, **options))
+
+
+def _without_slots(listed: str) -> list[tuple[str, int]]:
+    """The addresses of primaries without slots, of what CLUSTER NODES says."""
+    found = []
+    for line in listed.splitlines():
+        _, address, flags, *rest = line.split()
+        # Slots come last; those on their way are in brackets.
+        has_slots = any(not word.startswith("[") for word in rest[5:])
+        if "master" not in flags.split(",") or _UNREACHABLE & set(flags.split(",")) or has_slots:
+            continue
+        host, _, port = address.partition("@")[0].rpartition(":")
+        found.append((host, int(port)))
+    return found
 
 
 async def connect(url: str) -> Topology:

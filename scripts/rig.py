@@ -209,6 +209,9 @@ class _OneServer(NamedTuple):
     def primaries(self) -> list[Redis]:
         return [self.client]
 
+    async def every_primary(self) -> list[Redis]:
+        return [self.client]
+
 
 async def _load_library(url: str) -> None:
     async with Redis.from_url(url) as client:

@@ -25,7 +25,7 @@ from orderbook.engine import (
 )
 from orderbook.host import Host, HostConfig
 from orderbook.topology import ClusterTopology, Node
-from servers import HOST, Server, running_cluster
+from servers import HOST, Server, running, running_cluster
 
 SYMBOL, OTHER_SYMBOL = "BTC-USD", "ETH-USD"
 RULES = {"tick_size": "1", "lot_size": "1"}
@@ -86,6 +86,35 @@ async def test_library_is_loaded_on_every_primary(cluster: list[Server], connect
     assert sorted(report.action for report in await library.check(connected)) == [
         "kept", "kept", "loaded",
     ]  # fmt: skip
+
+
+async def test_the_library_is_loaded_on_a_primary_without_slots(
+    cluster: list[Server], engine: str
+) -> None:
+    settings = {"cluster-enabled": "yes", "cluster-node-timeout": "5000"}
+    with running(engine, settings) as added:
+        address = f"{HOST}:{added.port}"
+        node_id = added.client.execute_command("CLUSTER MYID").decode()
+        cluster[0].client.execute_command("CLUSTER MEET", HOST, added.port)
+        for server in cluster:
+            await eventually(
+                lambda: address in server.client.execute_command("CLUSTER NODES"),  # noqa: B023
+                "the node is known",
+            )
+        found = await Engine.connect(f"redis+cluster://{HOST}:{cluster[0].port}")
+        try:
+            assert address in {report.node for report in await library.load(found)}
+            assert b'"library":"orderbook"' in added.client.fcall_ro("library_version", 0)
+        finally:
+            await found.close()
+            for server in cluster:
+                server.client.execute_command("CLUSTER FORGET", node_id)
+
+
+async def test_every_address_of_a_cluster_is_tried(cluster: list[Server]) -> None:
+    found = await Engine.connect(f"redis+cluster://{HOST}:1,{HOST}:2,{HOST}:{cluster[1].port}")
+    assert len(found.primaries()) == len(cluster)
+    await found.close()
 
 
 async def test_books_of_two_segments_live_on_different_nodes(
