@@ -562,6 +562,33 @@ def check_functions(redis_url: str, as_json: bool) -> None:
         raise click.exceptions.Exit(EXIT_LIBRARY)
 
 
+@functions.command("acl")
+@option("--role", type=click.Choice(["loader", "host", "reader"]), help="Only this one.")
+@option("--cluster", is_flag=True, help="For the nodes of a cluster.")
+@option(
+    "--durability",
+    type=click.Choice(_DURABILITIES),
+    default="memory",
+    help="What hosts may be asked to wait for.",
+)
+@json_option
+def print_acl(role: str | None, cluster: bool, durability: str, as_json: bool) -> None:
+    """Print the least rights of Redis users, as commands for redis-cli.
+
+    The loader runs `functions load`; a host `serve` and all other commands but `repair`; a reader
+    is enough for --read-url, and for commands that only look. Fill in the passwords.
+    """
+    from orderbook.access import Role, Setting, acl_line
+    from orderbook.messages import Durability
+
+    setting = Setting(cluster, Durability(durability))
+    lines = {str(one): acl_line(one, setting) for one in Role if role in {None, one}}
+    if as_json:
+        _print_json(lines)
+    else:
+        click.echo("\n".join(lines.values()))
+
+
 async def _library_on(primary: "Redis") -> Reply:
     from orderbook import library
 
