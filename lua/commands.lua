@@ -402,15 +402,18 @@ end
 
 -- probe_book: whether commands on this book would be carried out now; carries none out. For hosts
 -- that ask whether they are ready: as a command it is refused where memory is full, on a replica,
--- where replicas are missing, and for a Redis user without the rights.
+-- where replicas are missing, and for a Redis user without the rights; also where there is no book.
 -- Fields: none. Reply: symbol sequence. Rejects: UNKNOWN_SYMBOL, INVALID_BOOK_KEY.
 local function probe_book(call_keys, arguments)
+  local denied = call_keys[1] and access.error(call_keys[1])
+  if denied then
+    return denied
+  end
   local record, refusal = call.open_query(call_keys, arguments, queries.no_fields)
   if not record then
     return reject.json(refusal)
   end
-  local head = '{"symbol":"%s","sequence":%.0f}'
-  return access.error(record.key) or head:format(record.symbol, record.sequence)
+  return string.format('{"symbol":"%s","sequence":%.0f}', record.symbol, record.sequence)
 end
 
 -- library_version: which library this server runs.

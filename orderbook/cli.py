@@ -63,8 +63,8 @@ Exit codes:
   3  Redis, or the embedded server, cannot be reached or started
   4  verify found violations, or the demo lost something
   5  the library on the server is missing, or its version does not fit
-  6  the server could not run the command: out of memory, read-only, or a damaged book; or replay
-     found that the event stream does not tell all
+  6  the server could not run the command: out of memory, read-only, or a damaged book; it should
+     not be used (the preflight says why); or replay found that the event stream does not tell all
   7  the reply was lost: the outcome is unknown, repeat with the same --client-order-id
   130  interrupted
 """
@@ -99,6 +99,13 @@ durability_option = option(
 )
 session_option = option("--session", help="Only orders placed with this session.")
 symbol_argument = click.argument("symbol")
+
+accept_option = option(
+    "--accept",
+    multiple=True,
+    type=click.Choice(["eviction", "no-append-only-file", "replica", "output-buffer"]),
+    help="Accept this finding about the server; repeat for more.",
+)
 
 self_trade_prevention_choice = click.Choice(
     ["none", "cancel_taker", "cancel_maker", "cancel_both", "decrement"]
@@ -170,11 +177,14 @@ def _failures_explained(redis_url: str) -> Iterator[None]:
 
     from orderbook.engine import EngineError
     from orderbook.library import LibraryError, bundle
+    from orderbook.preflight import PreflightError
 
     try:
         yield
     except LibraryError as error:
         raise Failure(str(error), EXIT_LIBRARY) from error
+    except PreflightError as error:
+        raise Failure(str(error), EXIT_SERVER) from error
     except EngineError as error:
         message = f"{_without_password(redis_url)}: {error}"
         raise Failure(message, _exit_code(error)) from error
@@ -328,6 +338,7 @@ def demo(
     show_default="6379, else any",
     help="Embedded Valkey: its port; 0 takes any free one.",
 )
+@accept_option
 @option("--allow-origin", multiple=True, help="Web origin that may connect; repeat for more.")
 @option(
     "--durability",
@@ -352,6 +363,7 @@ def serve(
     read_url: str | None,
     data_dir: Path | None,
     redis_port: int | None,
+    accept: tuple[str, ...],
     allow_origin: tuple[str, ...],
     durability: str,
     durability_replicas: int,
@@ -372,7 +384,9 @@ def serve(
         books_url = redis_url or (server.url if server else "")
         asked = _Durability(durability, durability_replicas)
         ports = _Ports(port, admin_port)
-        settings = _HostSettings(host, ports, books_url, read_url, allow_origin, asked)
+        # An embedded server without a directory is meant to keep nothing.
+        accepted = (*accept, *(() if redis_url or data_dir else ("no-append-only-file",)))
+        settings = _HostSettings(host, ports, books_url, read_url, allow_origin, asked, accepted)
         announce = partial(_announce, settings, as_json)
         if workers == 1 or as_worker:
             _run_host(settings, as_worker, announce)
@@ -408,12 +422,14 @@ class _HostSettings:
     read_url: str | None
     origins: tuple[str, ...]
     durability: _Durability
+    accepted: tuple[str, ...]
 
     def environment(self) -> dict[str, str]:
         return {
             "ORDERBOOK_REDIS_URL": self.redis_url,
             "ORDERBOOK_SERVE_READ_URL": self.read_url or "",
             "ORDERBOOK_SERVE_ALLOW_ORIGIN": " ".join(self.origins),
+            "ORDERBOOK_SERVE_ACCEPT": " ".join(self.accepted),
             "ORDERBOOK_SERVE_DURABILITY": self.durability.level,
             "ORDERBOOK_SERVE_DURABILITY_REPLICAS": str(self.durability.replicas),
             # For the parent to act on, not for the worker.
@@ -486,6 +502,7 @@ def _run_host(settings: _HostSettings, reuse_port: bool, announce: _Announce) ->
         admin_port=settings.ports.admin,
         reuse_port=reuse_port,
         origins=settings.origins,
+        accepted=settings.accepted,
         durability=Durability(settings.durability.level),
         durability_replicas=settings.durability.replicas,
     )
@@ -532,34 +549,60 @@ def functions() -> None:
 
 
 @functions.command("load")
+@accept_option
 @redis_url_option
 @json_option
-def load_functions(redis_url: str, as_json: bool) -> None:
-    """Bring every primary to this release's library; a newer one is never replaced."""
+def load_functions(accept: tuple[str, ...], redis_url: str, as_json: bool) -> None:
+    """Bring every primary to this release's library; a newer one is never replaced.
+
+    Looks at the servers first, and tells what is wrong with them.
+    """
 
     async def work(engine: "Engine") -> list[Reply]:
         from msgspec import structs
 
-        from orderbook import library
+        from orderbook import library, preflight
 
+        findings = await preflight.server_findings(await engine.every_primary())
+        _warn(preflight.told_or_raised(findings, accept))
         return [structs.asdict(report) for report in await library.load(engine)]
 
     _print_rows(_with_engine(redis_url, work), ("node", "found_version", "action"), as_json)
 
 
 @functions.command("check")
+@accept_option
 @redis_url_option
 @json_option
-def check_functions(redis_url: str, as_json: bool) -> None:
-    """Tell which library every primary has; exit code 5 unless all fit this release."""
+def check_functions(accept: tuple[str, ...], redis_url: str, as_json: bool) -> None:
+    """Tell which library every primary has; exit code 5 unless all fit this release.
 
-    async def work(engine: "Engine") -> list[Reply]:
-        return [await _library_on(primary) for primary in await engine.every_primary()]
+    Tells what is wrong with the servers as well; exit code 6 where they should not be used.
+    """
+    from orderbook import preflight
 
-    rows = _with_engine(redis_url, work)
-    _print_rows(rows, ("node", "found_version", "found_digest", "fits", "up_to_date"), as_json)
+    async def work(engine: "Engine") -> tuple[list[Reply], list[preflight.Finding]]:
+        primaries = await engine.every_primary()
+        findings = await preflight.server_findings(primaries)
+        if any(finding.name is preflight.Name.VERSION for finding in findings):
+            return [], findings
+        rows = [await _library_on(primary) for primary in primaries]
+        if all(row["fits"] for row in rows):
+            findings += await preflight.rights_findings(engine)
+        return rows, findings
+
+    rows, findings = _with_engine(redis_url, work)
+    columns = ("node", "found_version", "found_digest", "fits", "up_to_date")
+    _print_rows(rows, columns, as_json)
+    with _failures_explained(redis_url):
+        _warn(preflight.told_or_raised(findings, accept))
     if not all(row["fits"] for row in rows):
         raise click.exceptions.Exit(EXIT_LIBRARY)
+
+
+def _warn(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        click.echo(f"warning: {sentence}", err=True)
 
 
 @functions.command("acl")

@@ -119,7 +119,11 @@ def run(options: Options, show: bool) -> Json:
     """
     with EmbeddedServer() as server:
         asyncio.run(_prepare(server.url, options.random_seed))
-        with Workers(HOST, 0, 1, {"ORDERBOOK_REDIS_URL": server.url}) as workers:
+        settings = {
+            "ORDERBOOK_REDIS_URL": server.url,
+            "ORDERBOOK_SERVE_ACCEPT": "no-append-only-file",
+        }
+        with Workers(HOST, 0, 1, settings) as workers:
             demo = _Demo(options, server.url, f"http://{HOST}:{workers.port}/ws")
             return asyncio.run(demo.run(show))
 

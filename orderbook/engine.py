@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 SEGMENT_DEFAULT = "main"
 INSTRUMENTS_KEY = "orderbook:instruments"
+# The name of a book that there is not: whoever asks for it is told so, and which rights it takes.
+NO_BOOK = "-"
 BATCH_LENGTH_MAX = 128
 # So that many quotes of different clients do not make one call that the engine would refuse.
 BATCH_BYTES_MAX = 65_536
@@ -178,6 +180,10 @@ class Engine:
         """One client for each primary that has books, or may have."""
         return [node.client for node in self._topology.nodes()]
 
+    def readers(self) -> list[Redis]:
+        """One client for each server at the read URL; none where streams are read at primaries."""
+        return [] if self._readers is self._topology else [n.client for n in self._readers.nodes()]
+
     async def every_primary(self) -> list[Redis]:
         """The same with those of a cluster that have no slots yet, for the deployer. Raises
         EngineError."""
@@ -232,11 +238,12 @@ class Engine:
 
     async def probe(self, symbols: Iterable[str]) -> None:
         """Returns when each primary that has one of these books has said that it would carry out
-        commands. Raises EngineError.
+        commands; where there is no book, one that could have one. Raises EngineError.
 
         A slot that is being moved is no reason against a primary: calls wait for it.
         """
-        chosen = {_node(self._topology, self.book_key(symbol)): symbol for symbol in symbols}
+        names = list(symbols) or [NO_BOOK]
+        chosen = {_node(self._topology, self.book_key(symbol)): symbol for symbol in names}
         for node, symbol in chosen.items():
             key = self.book_key(symbol)
             try:

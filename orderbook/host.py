@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import msgspec
 from aiohttp import web
 
-from orderbook import library
+from orderbook import library, preflight
 from orderbook.connection import CLOSE_DRAINING, Connection, Limits, Socket, text_frame
 from orderbook.engine import Batcher, Engine, EngineError
 from orderbook.feed import Feed
@@ -64,6 +64,8 @@ class HostConfig:
     admin_port: int | None = None
     reuse_port: bool = False
     origins: tuple[str, ...] = ()
+    # Names of preflight findings that need not be told, or do not forbid the use of a server.
+    accepted: tuple[str, ...] = ()
     # What every command waits for at least, and on how many replicas.
     durability: Durability = Durability.MEMORY
     durability_replicas: int = 1
@@ -94,13 +96,14 @@ class Host:
     async def start(self) -> None:
         """Returns when the host takes connections.
 
-        Raises EngineError, LibraryError, or OSError for the port; nothing is left running then.
+        Raises EngineError, LibraryError, PreflightError, or OSError for the port; nothing is left
+        running then.
         """
         async with contextlib.AsyncExitStack() as cleanup:
             config = self.config
             self.engine = await Engine.connect(config.redis_url, read_url=config.read_url)
             cleanup.push_async_callback(self.engine.close)
-            await library.check(self.engine)
+            await self._preflight()
             self.engine.durability_replicas = config.durability_replicas
             await self._check_durability(config.durability)
             encoder = text_frame
@@ -113,6 +116,19 @@ class Host:
             self._heartbeats = asyncio.create_task(self._beat())
             cleanup.callback(self._heartbeats.cancel)
             self._cleanup = cleanup.pop_all()
+
+    async def _preflight(self) -> None:
+        """Looks at the servers, loads a missing library and tells what an operator should know."""
+        engine, accepted = self.engine, self.config.accepted
+        findings = await preflight.server_findings(engine.primaries())
+        warnings = preflight.told_or_raised(findings, accepted)
+        await library.check(engine)
+        found = [
+            *await preflight.rights_findings(engine),
+            *await preflight.reader_findings(engine),
+        ]
+        for warning in warnings + preflight.told_or_raised(found, accepted):
+            logger.warning("%s", warning)
 
     async def _check_durability(self, durability: Durability) -> None:
         """Raises EngineError where the server can never confirm what is asked of every command."""

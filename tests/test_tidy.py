@@ -43,7 +43,7 @@ HOST_CODES = {
 MAY_IMPORT = {
     "redis": {
         *("engine", "topology", "wire", "durability", "feed", "library", "cli", "repair"),
-        "readiness",
+        *("readiness", "preflight"),
     },
     "aiohttp": {"host", "connection", "demo"},
 }
