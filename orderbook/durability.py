@@ -23,7 +23,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from orderbook.messages import Durability
 from orderbook.wire import RedisReply, Wire, information_field, replication_id
@@ -47,6 +47,9 @@ _IMPOSSIBLE = {
     "unknown command": "the server has no WAITAOF: it needs Redis 7.2 or later, or Valkey",
     "appendonly is disabled": "the server keeps no append-only file",
 }
+
+# A server's own words where it is no primary.
+_NOT_A_PRIMARY = "cannot be used with replica instances"
 
 OpenWire = Callable[[], Awaitable[Wire]]
 
@@ -127,6 +130,11 @@ class _Lane:
         try:
             await wire.call(*self._wait_command(1, timeout_ms=1))
         except ResponseError as error:
+            if _NOT_A_PRIMARY in str(error):
+                # It was opened while another server took over: the next one leads there.
+                wire.close()
+                self._distrust()
+                raise ReadOnlyError(str(error)) from error
             for words, meaning in _IMPOSSIBLE.items():
                 if words in str(error):
                     return meaning

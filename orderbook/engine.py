@@ -380,6 +380,7 @@ class Engine:
             try:
                 reason = await node.confirmer.refusal(durability)
             except (RedisError, OSError) as error:
+                await self._refresh_quietly()
                 raise _unavailable(error) from error
             if reason is not None:
                 return rejection(RejectCode.DURABILITY_UNAVAILABLE, reason)

@@ -21,7 +21,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisClusterException, RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError, ResponseError
 
 from orderbook.durability import Confirmer
 from orderbook.wire import SOCKET_TIMEOUT_S, Wire, information_field, replication_id
@@ -116,6 +116,26 @@ class Node:
             await self._wire.wait_closed()
         await self.confirmer.close()
         await self.client.aclose()
+
+
+class SentinelNode(Node):
+    """The primary of a service. While another server takes over, Sentinel names for a moment one
+    that is none any more. It would answer queries from what it has, which may be nothing."""
+
+    async def open_wire(self) -> Wire:
+        wire = await super().open_wire()
+        try:
+            information = await wire.call("INFO", "replication")
+        except ResponseError:
+            # INFO may be forbidden to us.
+            return wire
+        except BaseException:
+            wire.close()
+            raise
+        if information_field(information, "role") == "slave":
+            wire.close()
+            raise ReadOnlyError("the server that Sentinel names is a replica")
+        return wire
 
 
 async def words_at_once(server: Any) -> str:
@@ -344,7 +364,7 @@ def _sentinel(parts: SplitResult) -> SingleTopology:
     sentinel = Sentinel(hosts, sentinel_kwargs=credentials)  # type: ignore[no-untyped-call]
     options = {**_credentials(parts), **_client_options()}
     client = sentinel.master_for(service, db=int(database or 0), **options)
-    return SingleTopology(Node(client), sentinel)
+    return SingleTopology(SentinelNode(client), sentinel)
 
 
 def _hosts(parts: SplitResult, port_default: int) -> list[tuple[str, int]]:

@@ -27,6 +27,10 @@ class Proxy:
         for task in self._tasks:
             task.cancel()
 
+    def lead(self, port: int) -> None:
+        """New connections reach another server, as where a name is resolved anew."""
+        self._server_port = port
+
     async def __aenter__(self) -> Self:
         self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         return self

@@ -355,6 +355,21 @@ async def test_a_server_that_was_demoted_meanwhile_confirms_nothing(able: str) -
         assert reply["durability"] == "fsync"
 
 
+async def test_a_lane_that_was_opened_to_a_replica_is_opened_anew(valkey: Server) -> None:
+    """As Sentinel names the old primary for a moment, which has come back as a replica."""
+    with running("valkey") as replica:
+        replica.client.replicaof(HOST, valkey.port)
+        await eventually(lambda: _follows(replica), "the replica follows")
+        async with Proxy(replica.port) as proxy, reached(proxy.url) as client:
+            with pytest.raises(EngineError) as refused:
+                await client.place_order("X", durability="replica", **LIMIT)
+            assert refused.value.code == "UNAVAILABLE"
+            proxy.lead(valkey.port)
+            await client.define_instrument("X", **RULES)
+            reply = await client.place_order("X", durability="replica", **LIMIT)
+            assert reply["durability"] == "replica"
+
+
 # ---- over the websocket
 
 

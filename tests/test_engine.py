@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 
 from clients import eventually, new_symbol
 from orderbook.child import ChildProcess, Surroundings
@@ -499,6 +500,31 @@ async def test_a_failover_by_sentinel_is_followed(tmp_path: Path) -> None:
                 assert (await _until_available(engine))["order_id"] == "1000000002"
                 assert (await engine.get_instrument("X"))["epoch"] > defined["epoch"]
             watcher.close()
+
+
+@needs_redis7
+async def test_a_replica_that_sentinel_names_is_not_asked(tmp_path: Path) -> None:
+    """It may be empty: a host that asked it for the instruments would find none."""
+    with running("redis7") as primary, running("redis7") as replica:
+        load_library(primary.client, "redis7")
+        replica.client.replicaof("127.0.0.1", primary.port)
+        async with sentinel(replica, tmp_path) as port:
+            url = f"redis+sentinel://127.0.0.1:{port}/books"
+            with connect(port) as watcher:
+                await eventually(lambda: _is_named(watcher, replica), "Sentinel names the replica")
+            with pytest.raises(EngineError, match="is a replica") as refused:
+                await Engine.connect(url)
+            assert refused.value.code == "UNAVAILABLE"
+            replica.client.replicaof("NO", "ONE")
+            async with connected(url) as engine:
+                assert "epoch" in await engine.define_instrument("X", **RULES)
+
+
+def _is_named(watcher: Any, server: Server) -> bool:
+    with contextlib.suppress(RedisError):
+        named = watcher.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "books")
+        return bool(named is not None and int(named[1]) == server.port)
+    return False
 
 
 def _role(server: Server) -> str:
