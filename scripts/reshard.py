@@ -280,6 +280,8 @@ class Summary:
     # What a client had to ask again: it was UNAVAILABLE, or its reply was lost.
     resent: int = 0
     longest_s: float = 0.0
+    # The longest wait for an answer while slots moved, once for each move.
+    pauses_s: list[float] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
 
@@ -293,6 +295,7 @@ class Market:
     ledgers: dict[str, Ledger]
     tape: Tape = field(default_factory=Tape)
     resent: int = 0
+    pauses_s: list[float] = field(default_factory=list)
 
     async def open_traders(self, clients: contextlib.AsyncExitStack) -> list[Trader]:
         url = f"http://127.0.0.1:{self.host.port}/ws"
@@ -316,20 +319,26 @@ class Market:
                 for source in (0, 1) * self.options.rounds:
                     await asyncio.sleep(SETTLE_S)
                     await mover.move(source)
+                    self._take_pause()
                 await asyncio.sleep(SETTLE_S)
                 stopping.set()
             await asyncio.sleep(SETTLE_S)
             self.resent = sum(trader.client.resent for trader in traders)
 
+    def _take_pause(self) -> None:
+        self.pauses_s.append(max(ledger.longest_s for ledger in self.ledgers.values()))
+        for ledger in self.ledgers.values():
+            ledger.longest_s = 0.0
+
     async def summary(self) -> Summary:
         summary = Summary(2 * self.options.rounds, gaps=self.tape.gaps, resent=self.resent)
+        summary.pauses_s, summary.longest_s = self.pauses_s, max(self.pauses_s)
         happened: set[str] = set()
         for symbol, ledger in self.ledgers.items():
             audit = await _audit(self.host.engine, symbol)
             audit.compare(ledger)
             happened |= {f"{symbol} {trade_id}" for trade_id in audit.trades}
             summary.orders += len(ledger.orders)
-            summary.longest_s = max(summary.longest_s, ledger.longest_s)
             for code, count in ledger.refused.items():
                 summary.refused[code] = summary.refused.get(code, 0) + count
             summary.violations += [f"{symbol}: {violation}" for violation in audit.violations]

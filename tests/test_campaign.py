@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+import campaign.judge
 from campaign.__main__ import KINDS, run_kind
 from campaign.faults import unflushed
 from campaign.ledger import Acknowledgement, Reply
@@ -70,8 +71,9 @@ def change_the_book(setup: Setup) -> None:
     ],
 )
 async def test_the_judge_names_what_is_wrong(
-    falsify: Callable[[Setup], None], said: list[str]
+    falsify: Callable[[Setup], None], said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(campaign.judge, "REACH_TIMEOUT_S", 0.3)
     async with unflushed(Plan("judged")) as setup:
         await judge(setup, setup.redis_url, memory_is_safe=True)
         setup.load.running.set()

@@ -8,6 +8,7 @@ mean.
 
 import asyncio
 import contextlib
+import logging
 import math
 import sys
 from collections.abc import Awaitable, Callable
@@ -16,11 +17,13 @@ from statistics import median
 
 import click
 
-from campaign import faults
+from campaign import failovers, faults
 from campaign.setups import Plan, Setup, judge, proxied
 
 # After so many rounds everything is started afresh: the history of a book stays short.
 ROUNDS_PER_SETUP = 10
+RESHARD = "reshard"
+RESHARD_SHARE = 0.2
 CALM_AFTER_S = 0.2
 VIOLATIONS_SHOWN_MAX = 20
 
@@ -44,6 +47,7 @@ class Kind:
 
 
 FSYNC = ("memory", "fsync", "fsync")
+REPLICA = ("memory", "replica", "replica")
 # Longer than a flush of everysec takes.
 UNTIL_FLUSHED_S = (0.5, 2.5)
 
@@ -67,8 +71,20 @@ KINDS = (
     Kind("client-kill-storm", 0.2, faults.unflushed, faults.kill_clients),
     Kind("memory-full", 0.2, faults.unflushed, faults.fill_memory),
     Kind("flood", 0.1, faults.unflushed, faults.flood),
+    Kind(
+        *("sentinel-failover", 0.25, failovers.watched_by_sentinel, failovers.fail_over),
+        memory_is_safe=False,
+        durabilities=REPLICA,
+    ),
+    Kind(
+        *("cluster-failover", 0.25, failovers.clustered, failovers.fail_over),
+        memory_is_safe=False,
+        durabilities=REPLICA,
+    ),
     Kind("clock-jump", 0.2, faults.shifted, faults.jump_clock),
 )
+
+NAMES = (*(kind.name for kind in KINDS), RESHARD)
 
 
 @dataclass
@@ -124,6 +140,8 @@ async def _run_round(kind: Kind, setup: Setup, result: Result) -> None:
     await setup.load.burst(setup.dice)
     await kind.strike(setup)
     result.times_s += await setup.load.recovery_times_s()
+    if setup.restore is not None:
+        await setup.restore()
     await asyncio.sleep(CALM_AFTER_S)
     await setup.load.settle()
     lost, doubled = await judge(setup, setup.redis_url, memory_is_safe=kind.memory_is_safe)
@@ -132,27 +150,46 @@ async def _run_round(kind: Kind, setup: Setup, result: Result) -> None:
     result.rounds += 1
 
 
+async def run_reshard(rounds: int, seed: int, engine: str) -> Result:
+    """A round moves slots there and back; its times are the longest waits in each move."""
+    summary = await failovers.reshard_rounds(rounds, seed, engine)
+    return Result(
+        RESHARD,
+        rounds,
+        acknowledged=summary.orders,
+        unanswered=summary.resent,
+        gaps=summary.gaps,
+        violations=summary.violations,
+        times_s=summary.pauses_s,
+    )
+
+
 @click.command()
 @click.option("--rounds", default=5, envvar="ROUNDS", show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=1, envvar="SEED", show_default=True)
-@click.option(
-    "--kind", "names", multiple=True, type=click.Choice([k.name for k in KINDS]), help="Only these."
-)
+@click.option("--kind", "names", multiple=True, type=click.Choice(NAMES), help="Only these.")
 @click.option("--engine", default="valkey", show_default=True, help="valkey or redis8.")
 def main(rounds: int, seed: int, names: tuple[str, ...], engine: str) -> None:
     """Break servers and hosts under load, and judge what clients were told."""
+    # The host of RESHARD lives in this process, and tells of what is done to it.
+    logging.disable(logging.WARNING)
     click.echo(HEAD)
     violated = False
-    for kind in KINDS:
-        if names and kind.name not in names:
-            continue
-        count = max(1, round(rounds * kind.share))
-        result = asyncio.run(run_kind(kind, count, seed, engine))
+    for name in names or NAMES:
+        result = asyncio.run(_run(name, rounds, seed, engine))
         click.echo(result.line())
         for sentence in result.violations[:VIOLATIONS_SHOWN_MAX]:
             click.echo(f"  {sentence}")
         violated = violated or bool(result.violations)
     sys.exit(1 if violated else 0)
+
+
+async def _run(name: str, rounds: int, seed: int, engine: str) -> Result:
+    """The share of a kind in a campaign of so many rounds."""
+    if name == RESHARD:
+        return await run_reshard(max(1, round(rounds * RESHARD_SHARE)), seed, engine)
+    kind = next(kind for kind in KINDS if kind.name == name)
+    return await run_kind(kind, max(1, round(rounds * kind.share)), seed, engine)
 
 
 if __name__ == "__main__":

@@ -6,21 +6,32 @@ What is missing there is lost. That is a violation unless the kind of fault may 
 memory promised; and then the book must be in another epoch, and every subscriber must know it.
 """
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from campaign.ledger import Acknowledgement, Item, Ledger, Tape, Violations, item_of, trades_of
-from client import Report, Trade, wait_until
+from campaign.ledger import (
+    Acknowledgement,
+    Item,
+    Ledger,
+    Segment,
+    Tape,
+    Violations,
+    item_of,
+    trades_of,
+)
+from client import POLL_INTERVAL_S, Report, Trade
 from orderbook.engine import Engine, EngineError
 from orderbook.replay import replay
 
 STREAM_PAGE = 1000
 TOPICS = frozenset({b"trades", b"epoch", b"instruments"})
-REACH_TIMEOUT_S = 10.0
+# A primary that was replaced goes on for a while, and so do those who are connected to it.
+REACH_TIMEOUT_S = 20.0
 VERIFY_TIMEOUT_S = 10.0
 
 
@@ -133,28 +144,32 @@ class Judge:
         self._epoch = 0
 
     async def judge(self, engine: Engine, *, memory_is_safe: bool) -> Finding:
-        """Holds all that was told so far against the book as it is, while nobody trades."""
-        history = await self._read(engine)
-        for sentence in (*history.violations, *history.one_sided()):
+        """Holds all that was told so far against the book as it is, while nobody trades. What is
+        still to be told, subscribers are given time to hear."""
+        deadline_s = time.monotonic() + REACH_TIMEOUT_S
+        while True:
+            history = await self._read(engine)
+            behind = [wrong for tape in self._tapes for wrong in _behind(tape, history)]
+            if not behind or time.monotonic() > deadline_s:
+                break
+            await asyncio.sleep(POLL_INTERVAL_S)
+        for sentence in (*behind, *history.violations, *history.one_sided()):
             self._wrong(sentence)
-        finding = Finding(doubled=self._count_doubled(history))
-        lost = self._newly_lost(history)
-        finding.lost = len(lost)
-        for acknowledgement in lost:
-            if memory_is_safe or acknowledgement.is_confirmed:
-                name, event, reply = (
-                    acknowledgement.name,
-                    acknowledgement.event,
-                    acknowledgement.reply,
-                )
-                self._wrong(f"{name} is lost ({event}, {reply})")
-        if lost and history.epoch == self._epoch:
-            self._wrong(f"{len(lost)} acknowledged commands are lost and no epoch tells it")
+        finding = Finding(self._count_lost(history, memory_is_safe), self._count_doubled(history))
         self._epoch = history.epoch
         self._check_names(history)
         for tape in self._tapes:
-            await self._check_tape(tape, history)
+            self._check_tape(tape, history)
         return finding
+
+    def _count_lost(self, history: History, memory_is_safe: bool) -> int:
+        lost = self._newly_lost(history)
+        for told in lost:
+            if memory_is_safe or told.is_confirmed:
+                self._wrong(f"{told.name} is lost ({told.event}, {told.reply})")
+        if lost and history.epoch == self._epoch:
+            self._wrong(f"{len(lost)} acknowledged commands are lost and no epoch tells it")
+        return len(lost)
 
     def _wrong(self, sentence: str) -> None:
         self._violations.add(f"{self._ledger.symbol}: {sentence}")
@@ -214,30 +229,34 @@ class Judge:
                     f"{name} is {order_ids}, its sender knows {acknowledged.reply.order_id}"
                 )
 
-    async def _check_tape(self, tape: Tape, history: History) -> None:
-        told = history.told.get(tape.topic, [])
-        due = max((sequence for epoch, sequence, _ in told if epoch == history.epoch), default=0)
-
-        def has_come() -> bool:
-            return tape.epoch == history.epoch and tape.last_sequence >= due
-
-        if not await wait_until(has_come, REACH_TIMEOUT_S):
-            self._wrong(
-                f"{tape.topic} came to {tape.last_sequence} of epoch {tape.epoch} in place of "
-                f"{due} of epoch {history.epoch}"
-            )
+    def _check_tape(self, tape: Tape, history: History) -> None:
         for segment in tape.segments:
-            known = Counter(segment.told)
-            meant = Counter(
-                item
-                for epoch, sequence, item in told
-                if epoch == segment.epoch
-                and segment.first_sequence < sequence <= segment.last_sequence
-            )
-            if untold := meant - known:
+            if untold := _meant(tape.topic, segment, history) - Counter(segment.told):
                 self._wrong(f"{tape.topic} left out {sorted(untold)}")
-            if segment is tape.segments[-1] and (invented := known - meant):
-                self._wrong(f"{tape.topic} was told {sorted(invented)}, which is not so")
+
+
+def _meant(topic: str, segment: Segment, history: History) -> Counter[Item]:
+    """What a subscriber had to be told in a segment."""
+    return Counter(
+        item
+        for epoch, sequence, item in history.told.get(topic, [])
+        if epoch == segment.epoch and segment.first_sequence < sequence <= segment.last_sequence
+    )
+
+
+def _behind(tape: Tape, history: History) -> Iterator[str]:
+    """What a subscriber still has to be told: the latest, or that what it knows is lost."""
+    told = history.told.get(tape.topic, [])
+    due = max((sequence for epoch, sequence, _ in told if epoch == history.epoch), default=0)
+    if tape.epoch != history.epoch or tape.last_sequence < due:
+        yield (
+            f"{tape.topic} came to {tape.last_sequence} of epoch {tape.epoch} in place of "
+            f"{due} of epoch {history.epoch}"
+        )
+    elif invented := Counter(tape.segments[-1].told) - _meant(
+        tape.topic, tape.segments[-1], history
+    ):
+        yield f"{tape.topic} was told {sorted(invented)}, which is not so"
 
 
 async def wait_until_verified(redis_url: str, symbol: str) -> Engine:

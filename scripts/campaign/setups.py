@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -31,6 +31,11 @@ class Setup:
     directory: Path
     # Where the hosts reach the server through a proxy.
     proxy: Proxy | None = None
+    # Where another server may take over.
+    replica: RedisProcess | None = None
+    is_cluster: bool = False
+    # Waits until the same fault can strike again.
+    restore: Callable[[], Awaitable[None]] | None = None
     # What a library that is loaded into the server writes or reads.
     shared_file: Path = Path()
 
