@@ -6,6 +6,7 @@ local cascade = require("cascade")
 local epoch = require("epoch")
 local events = require("events")
 local fields = require("fields")
+local hints = require("hints")
 local instrument = require("instrument")
 local isolation = require("isolation")
 local keys = require("keys")
@@ -17,14 +18,14 @@ local writing = require("writing")
 
 local call = {}
 
-local function invalid_key()
-  return reject.new("INVALID_BOOK_KEY", "give one key: orderbook:{SEGMENT}:SYMBOL")
+local function invalid_key(call_keys)
+  return reject.new("INVALID_BOOK_KEY", hints.book_key(#call_keys == 1 and call_keys[1]))
 end
 
 -- The book's key, or nil and why not.
 function call.book_key(call_keys)
   if #call_keys ~= 1 or not keys.parse(call_keys[1]) then
-    return nil, invalid_key()
+    return nil, invalid_key(call_keys)
   end
   return call_keys[1]
 end

@@ -4,6 +4,7 @@
 -- Decimal numbers are not checked here: what makes a good price or quantity is the instrument's to
 -- say.
 
+local hints = require("hints")
 local numbers = require("numbers")
 local reject = require("reject")
 
@@ -129,6 +130,52 @@ local forms = {
   book_length_max = numbers.positive_integer,
 }
 
+local account_rule = "1 to 64 characters of A-Z a-z 0-9 _ . @ -"
+local client_order_id_rule = "1 to 64 characters of A-Z a-z 0-9 _ . @ : / -"
+local count_rule = "a whole number from 1 to 9007199254740991"
+local percent_rule = "a percentage from 0 to 100 with at most 4 decimals"
+
+-- What is said of the fields with a form. Where the rule begins with `a `, the form is a number's.
+local rules = {
+  account = account_rule,
+  client_order_id = client_order_id_rule,
+  order_id = count_rule,
+  cancel_order_id = count_rule,
+  cancel_client_order_id = client_order_id_rule,
+  after = count_rule,
+  before = count_rule,
+  trailing_offset = "in price units, as 2.5, or a percentage above 0 and at most 50, as 1.5%",
+  orders = "JSON of at most 16384 bytes",
+  expire_time_ms = count_rule,
+  valid_until_ms = count_rule,
+  stp_group = account_rule,
+  session = account_rule,
+  timeout_ms = "a whole number from 1000 to 86400000, or 0",
+  run_id = "1 to 64 characters of A-Z a-z 0-9",
+  depth = "a whole number above 0, or full",
+  limit = count_rule,
+  price_band = percent_rule,
+  limit_percent = percent_rule,
+  window_ms = "a whole number from 1000 to 86400000",
+  breaker_duration_ms = "a whole number from 1000 to 86400000, or 0",
+  protection = percent_rule,
+  open_orders_max = "a whole number from 0 on",
+  events_length_max = count_rule,
+  trades_length_max = count_rule,
+  book_length_max = count_rule,
+}
+
+-- What is said of a value that has not the form of its field.
+local function form_text(name, value)
+  local rule, nearest = rules[name], nil
+  if rule:sub(1, 2) == "a " then
+    local number = value:gsub("%%$", "")
+    number = hints.nearest_number(number) or number
+    nearest = forms[name](number) and number or nil
+  end
+  return hints.with_nearest(name .. " must be " .. rule, nearest)
+end
+
 -- What a field with a set of values takes in a JSON object with each of them; false for others.
 local function choice_lengths(name)
   local values, lengths = choices[name], {}
@@ -200,11 +247,12 @@ local function value_refusal(schema, name, value)
     return reject.new("UNKNOWN_FIELD", "unknown field" .. quoted(name))
   end
   if type(value) ~= "string" then
-    return reject.new("WRONG_TYPE", "field " .. name .. " must be text")
+    return reject.new("WRONG_TYPE", "field " .. name .. " must be text, in quotes")
   end
   local fits = choice and choice[value] or form == true or (form and form(value))
   if not fits then
-    return reject.new("INVALID_VALUE", name .. " has a value that is not allowed")
+    local text = choice and hints.choice(name, choices[name], value) or form_text(name, value)
+    return reject.new("INVALID_VALUE", text)
   end
   return nil
 end

@@ -5,6 +5,7 @@
 -- command carried out whole.
 
 local decimal = require("decimal")
+local hints = require("hints")
 local keys = require("keys")
 local numbers = require("numbers")
 local reject = require("reject")
@@ -129,6 +130,16 @@ function instrument.notional(record, text)
   return decimal.parse(text, record.price_step.decimals + record.quantity_step.decimals)
 end
 
+-- Why a text is no notional of the instrument.
+function instrument.notional_refusal(record, name, text)
+  if not decimal.split(text) then
+    return reject.new("INVALID_NUMBER", hints.number(name, text))
+  end
+  local decimals = record.price_step.decimals + record.quantity_step.decimals
+  local rule = name .. " must have at most " .. decimals .. " decimals"
+  return reject.new("INVALID_NUMBER", rule .. ", those of tick_size and lot_size together")
+end
+
 -- A notional as the shortest decimal text.
 function instrument.notional_text(record, notional)
   return decimal.text(notional, record.price_step.decimals + record.quantity_step.decimals)
@@ -238,7 +249,7 @@ function instrument.price(record, text)
     )
   end
   if not ticks then
-    return reject.with("INVALID_NUMBER", "price is not decimal text the engine can hold")
+    return reject.with("INVALID_NUMBER", hints.number("price", text))
   end
   if ticks == 0 then
     return reject.with("PRICE_NOT_POSITIVE", "price must be above zero")
@@ -259,7 +270,7 @@ function instrument.lots(record, text, name)
     )
   end
   if not lots then
-    return reject.with("INVALID_NUMBER", name .. " is not decimal text the engine can hold")
+    return reject.with("INVALID_NUMBER", hints.number(name, text))
   end
   if canonical then
     record.quantity_texts[lots] = text
@@ -368,7 +379,11 @@ local function apply_step(record, values, name)
   end
   local step = numbers.step(values[name])
   if not step then
-    return reject.with("INVALID_NUMBER", name .. " must be decimal text above zero")
+    local rule = name .. " must be decimal text above zero, with at most 15 decimals"
+    return reject.with(
+      "INVALID_NUMBER",
+      hints.with_nearest(rule, hints.nearest_number(values[name]))
+    )
   end
   if record[name] ~= nil and record[name] ~= step.text and record.open_orders > 0 then
     return reject.with("INSTRUMENT_IN_USE", name .. " cannot change while orders are open")
@@ -422,7 +437,7 @@ local function apply_extended(record, values)
   end
   local least = instrument.notional(record, extended.min_notional)
   if not least then
-    return reject.with("INVALID_NUMBER", "min_notional is not decimal text the engine can hold")
+    return nil, instrument.notional_refusal(record, "min_notional", extended.min_notional)
   end
   extended.min_notional = instrument.notional_text(record, least)
   extended.protection = numbers.percent_text(extended.protection)

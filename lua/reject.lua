@@ -2,7 +2,8 @@
 --
 -- Refusals are results, never Lua errors: functions return `nil, reject.new(CODE, message)` and the
 -- caller passes it up. Messages name fields and rules, never the caller's input, so that no
--- byte a client sent (a quote, broken UTF-8) can damage the JSON of the reply.
+-- byte a client sent (a quote, broken UTF-8) can damage the JSON of the reply. The nearest right
+-- form of an input is made of harmless characters alone: see hints.lua.
 
 local reject = {}
 

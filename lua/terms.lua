@@ -136,7 +136,7 @@ end
 local function read_quote(b, extras, text)
   local units = instrument.notional(b.instrument, text)
   if not units then
-    return reject.with("INVALID_NUMBER", "quote_quantity is not decimal text the engine can hold")
+    return nil, instrument.notional_refusal(b.instrument, "quote_quantity", text)
   end
   if units == 0 then
     return reject.with("QUANTITY_TOO_SMALL", "quote_quantity must be above zero")

@@ -260,6 +260,8 @@ def _call(function: str, redis_url: str, symbol: str, **fields: str | bool | Non
 
     async def work(engine: "Engine") -> Reply:
         reply: Reply = await getattr(engine, function)(symbol, **_given(**fields))
+        if reply.get("code") in {"UNKNOWN_SYMBOL", "INVALID_BOOK_KEY"}:
+            reply["message"] = engine.unknown_symbol_text(symbol)
         return reply
 
     return _with_engine(redis_url, work)

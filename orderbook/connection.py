@@ -328,7 +328,7 @@ class Connection:
         try:
             batcher = await self._backend.find_batcher(command.symbol)
             if batcher is None:
-                self._fail(command.head, RejectCode.UNKNOWN_SYMBOL, "there is no such instrument")
+                self._fail_symbol(command.head, command.symbol)
                 return
             engine = self._backend.engine
             refusal = await engine.durability_refusal(command.durability, command.symbol)
@@ -403,8 +403,7 @@ class Connection:
         try:
             for symbol in request.symbols:
                 if not await self._backend.feed.knows(symbol):
-                    message = f"there is no such instrument: {symbol}"
-                    self._fail(request.head, RejectCode.UNKNOWN_SYMBOL, message)
+                    self._fail_symbol(request.head, symbol)
                     return
             engine = self._backend.engine
             reply = await engine.cancel_all_orders(
@@ -448,7 +447,7 @@ class Connection:
             if turn is not None:
                 await turn
             if not await self._backend.feed.knows(query.symbol):
-                self._fail(query.head, RejectCode.UNKNOWN_SYMBOL, "there is no such instrument")
+                self._fail_symbol(query.head, query.symbol)
                 return
             async with self._backend.queries:
                 engine = self._backend.engine
@@ -498,8 +497,7 @@ class Connection:
         try:
             for symbol in request.symbols:
                 if not await self._backend.feed.knows(symbol):
-                    message = "there is no such instrument"
-                    self._fail(request.head, RejectCode.UNKNOWN_SYMBOL, message)
+                    self._fail_symbol(request.head, symbol)
                     return
         except EngineError as error:
             self._fail(request.head, error.code, error.message)
@@ -552,6 +550,11 @@ class Connection:
     def _fail(self, head: bytes, code: RejectCode, message: str) -> None:
         self._backend.metrics.count_reject(code)
         self._write(text_frame(failure(head, code, message)))
+
+    def _fail_symbol(self, head: bytes, symbol: str) -> None:
+        """Refuses what is asked of a book that there is not."""
+        message = self._backend.engine.unknown_symbol_text(symbol)
+        self._fail(head, RejectCode.UNKNOWN_SYMBOL, message)
 
     def _count_failure(self, frame: bytes) -> None:
         """Counts the code of an answer that is an error."""

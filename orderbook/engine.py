@@ -37,6 +37,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from orderbook import library, topology
 from orderbook.durability import Change
+from orderbook.hints import with_nearest
 from orderbook.messages import UNCONFIRMED, Durability, RejectCode
 from orderbook.topology import ClusterTopology, Node, Topology
 from orderbook.wire import NotSentError, RedisReply, Wire
@@ -195,6 +196,10 @@ class Engine:
     def segment(self, symbol: str) -> str | None:
         """The segment of an instrument as last read, or None."""
         return self._segments.get(symbol)
+
+    def unknown_symbol_text(self, symbol: str) -> str:
+        """What is said of a symbol that there is not."""
+        return with_nearest(f"there is no such instrument: {symbol}", self._segments, symbol)
 
     def book_key(self, symbol: str) -> str:
         """The key of a book; one that is not known yet would be in the default segment."""
@@ -620,7 +625,7 @@ class Engine:
         instruments = await self.instruments()
         for name in dict.fromkeys(symbol):
             if name not in instruments:
-                text = f"there is no such instrument: {name}"
+                text = self.unknown_symbol_text(name)
                 return _decode(rejection(RejectCode.UNKNOWN_SYMBOL, text))
             groups.setdefault(self._segments.get(name, SEGMENT_DEFAULT), []).append(name)
         if any(len(symbols) > KEYS_PER_CALL_MAX for symbols in groups.values()):

@@ -11,12 +11,14 @@ them in a row end it.
 import json
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, Struct
 
 from orderbook import messages
+from orderbook.hints import with_nearest
 from orderbook.messages import PLACING_METHODS, REJECTED_PREFIX, Channel, Durability, RejectCode
 
 MALFORMED_FRAMES_MAX = 100
@@ -203,7 +205,8 @@ class Session:
         _check_duplicates(frame, _envelope_marks(envelope), head)
         decoder = _DECODERS.get(method)
         if decoder is None:
-            raise _RefusedError(head, RejectCode.UNKNOWN_METHOD, "there is no such method")
+            message = with_nearest("there is no such method", METHODS, method)
+            raise _RefusedError(head, RejectCode.UNKNOWN_METHOD, message)
         try:
             params = decoder.decode(raw_params)
         except msgspec.ValidationError as error:
@@ -345,6 +348,16 @@ _FIELD_IN_ERROR = re.compile(r"`([A-Za-z0-9_]{1,64})`")
 _PATH_IN_ERROR = re.compile(r" - at `\$([^`]*)`")
 _INDEX_IN_PATH = re.compile(r"\[[^]]*\]")
 _TYPES_IN_ERROR = re.compile(r"Expected `([^`]*)`, got `([^`]*)`")
+_WORD_IN_ERROR = re.compile(r"Invalid enum value ['\"](.*)['\"] - at ", re.DOTALL)
+_BOUND_IN_ERROR = re.compile(
+    r"Expected `\w+` (?P<of_length>of length )?(?P<relation>[<>]=) (?P<bound>-?\d+)"
+)
+# The fields whose values a host judges itself; the engine judges all others.
+_WORDS_OF_FIELDS: dict[str, type[StrEnum]] = {
+    "channel": Channel,
+    "interval": messages.Interval,
+    "durability": Durability,
+}
 _TYPES_IN_WORDS = {
     "str": "text",
     "int": "an integer",
@@ -438,10 +451,27 @@ def _refused(head: bytes, error: msgspec.ValidationError) -> _RefusedError:
     field = _INDEX_IN_PATH.sub("", path[1]).rpartition(".")[2] if path else "params"
     types = _TYPES_IN_ERROR.search(text)
     if types is None:
-        message = f"{field} has a value that is not allowed"
-        return _RefusedError(head, RejectCode.INVALID_VALUE, message)
+        return _RefusedError(head, RejectCode.INVALID_VALUE, _rule_of_value(field, text))
     expected = " or ".join(_TYPES_IN_WORDS.get(word, word) for word in types[1].split(" | "))
+    if expected == "text":
+        expected = "text, in quotes"
     return _RefusedError(head, RejectCode.WRONG_TYPE, f"field {field} must be {expected}")
+
+
+def _rule_of_value(field: str, text: str) -> str:
+    """What is allowed for a field, of which msgspec has said what is wrong."""
+    words = _WORDS_OF_FIELDS.get(field)
+    given = _WORD_IN_ERROR.search(text)
+    if words is not None and given is not None:
+        rule = f"{field} must be one of {', '.join(words)}"
+        return with_nearest(rule, words, given[1])
+    bound = _BOUND_IN_ERROR.search(text)
+    if bound is None:
+        return f"{field} has a value that is not allowed"
+    most = "at least" if bound["relation"] == ">=" else "at most"
+    if bound["of_length"]:
+        return f"{field} must have {most} {bound['bound']} entries"
+    return f"{field} must be {most} {bound['bound']}"
 
 
 def _tell_as_text(params: messages.Command) -> bool:

@@ -261,7 +261,7 @@ def test_a_list_that_is_not_of_quotes_is_refused(quotes: Any, expected: str) -> 
     ("quotes", "expected"),
     [
         ("[]", "field quotes must be a list"),
-        ([{"side": "buy", "price": 1, "quantity": "1"}], "field price must be text"),
+        ([{"side": "buy", "price": 1, "quantity": "1"}], "field price must be text, in quotes"),
     ],
 )
 def test_the_field_that_is_no_good_is_named(quotes: Any, expected: str) -> None:

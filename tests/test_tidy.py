@@ -253,11 +253,11 @@ def test_library_is_known_only_where_it_must_be(library: str) -> None:
     assert knowing <= MAY_IMPORT[library]
 
 
-def test_session_imports_only_messages_of_ours() -> None:
+def test_session_imports_only_messages_and_hints_of_ours() -> None:
     modules = imported_modules(ROOT / "orderbook" / "session.py")
     ours = {module for module in modules if module.startswith("orderbook.")}
     assert ours
-    assert all(module.startswith("orderbook.messages") for module in ours)
+    assert all(module.startswith(("orderbook.messages", "orderbook.hints")) for module in ours)
 
 
 def test_messages_import_nothing_of_ours() -> None:
