@@ -19,6 +19,8 @@ import click
 
 from campaign import failovers, faults
 from campaign.setups import Plan, Setup, judge, proxied
+from orderbook.engine import EngineError
+from orderbook.replay import ReplayError
 
 # After so many rounds everything is started afresh: the history of a book stays short.
 ROUNDS_PER_SETUP = 10
@@ -120,18 +122,30 @@ async def run_kind(kind: Kind, rounds: int, seed: int, engine: str) -> Result:
     """All rounds of a kind, on as many setups as they need."""
     result = Result(kind.name)
     for number in range(math.ceil(rounds / ROUNDS_PER_SETUP)):
+        count = min(ROUNDS_PER_SETUP, rounds - number * ROUNDS_PER_SETUP)
         plan = Plan(f"{seed} {kind.name} {number}", kind.durabilities, engine)
-        async with kind.open(plan) as setup:
-            try:
-                await judge(setup, setup.redis_url, memory_is_safe=True)
-                for _ in range(min(ROUNDS_PER_SETUP, rounds - result.rounds)):
-                    await _run_round(kind, setup, result)
-            finally:
-                result.acknowledged += setup.load.acknowledged
-                result.unanswered += setup.load.unanswered
-                result.gaps += setup.load.gaps
-                result.violations += setup.load.violations.sentences
+        try:
+            async with kind.open(plan) as setup:
+                await _run_setup(kind, setup, count, result)
+        except (click.ClickException, EngineError, ReplayError) as error:
+            # The next setup may come further; this one has not shown what it had to.
+            result.violations.append(f"setup {plan.seed!r} was given up: {error}")
     return result
+
+
+async def _run_setup(kind: Kind, setup: Setup, rounds: int, result: Result) -> None:
+    load = setup.load
+    try:
+        await judge(setup, setup.redis_url, memory_is_safe=True)
+        for _ in range(rounds):
+            await _run_round(kind, setup, result)
+    finally:
+        result.acknowledged += load.acknowledged
+        result.unanswered += load.unanswered
+        result.gaps += load.gaps
+        result.violations += [
+            f"setup {load.seed!r}: {wrong}" for wrong in load.violations.sentences
+        ]
 
 
 async def _run_round(kind: Kind, setup: Setup, result: Result) -> None:

@@ -165,8 +165,11 @@ class Tape:
     def _take_gap(self, frame: Frame) -> None:
         self.gaps += 1
         self._snapshot_is_due = True
-        if frame.epoch == self.epoch:
-            self._wrong(f"a gap at sequence {frame.sequence} of the same epoch")
+        # A history that has become shorter is told at once, and its epoch with the next change.
+        if frame.epoch == self.epoch and frame.sequence >= self.last_sequence:
+            self._wrong(
+                f"a gap from {self.last_sequence} to {frame.sequence} in one epoch, {frame.epoch}"
+            )
 
     def _take_update(self, frame: Frame) -> None:
         if self._snapshot_is_due or frame.epoch != self.epoch:
