@@ -2,8 +2,9 @@
 -- price.
 --
 -- The price is that at which most would trade; among equals where least would be left over on the
--- side that has more; then the nearest to the last trade price; then the lower one. Only prices of
--- orders in the book come into question. Icebergs count, and trade, with all they have.
+-- side that has more; among these market pressure decides: where buyers are left over the highest,
+-- where sellers are the lowest; then the nearest to the last trade price; then the lower one. Only
+-- prices of orders in the book come into question. Icebergs count, and trade, with all they have.
 --
 -- Orders trade in price-time priority on both sides. An uncross that is too large for one call is
 -- gone on with by the next call or tick, at the same price (`uncrossing`), before anything else;
@@ -69,24 +70,40 @@ local function cumulated(levels, prices)
   return sums
 end
 
-local function distance(price, last_price)
-  return last_price and math.abs(price - last_price) or 0
+-- Below zero where the left outcome trades more, or as much and leaves less over; zero where the
+-- two are equal in this.
+local function compare_outcomes(left, right)
+  local more = decimal.compare(right.volume, left.volume)
+  return more ~= 0 and more or decimal.compare(left.imbalance, right.imbalance)
 end
 
--- Whether an outcome is better than another.
-local function is_better(left, right)
-  local more = right and decimal.compare(left.volume, right.volume)
-  if more ~= 0 then
-    return not right or more > 0
+-- What market pressure leaves of outcomes that are equal but for their prices, given with these
+-- rising: what is left over of buyers falls as the price rises, and what of sellers rises. Where
+-- both sides are left over somewhere, these are the two prices between which it turns.
+local function under_pressure(tied)
+  local left = {}
+  for i, outcome in ipairs(tied) do
+    local above, below = tied[i + 1], tied[i - 1]
+    local is_last_of_buyers = outcome.side == "buy" and not (above and above.side == "buy")
+    local is_first_of_sellers = outcome.side == "sell" and not (below and below.side == "sell")
+    if not outcome.side or is_last_of_buyers or is_first_of_sellers then
+      left[#left + 1] = outcome
+    end
   end
-  local left_over = decimal.compare(left.imbalance, right.imbalance)
-  if left_over ~= 0 then
-    return left_over < 0
+  return left
+end
+
+-- The outcome nearest to the last trade price, of two as near the lower one; without such a price
+-- the lowest.
+local function nearest(outcomes, last_price)
+  local best, least
+  for _, outcome in ipairs(outcomes) do
+    local distance = last_price and math.abs(outcome.price - last_price) or 0
+    if not best or distance < least then
+      best, least = outcome, distance
+    end
   end
-  if left.distance ~= right.distance then
-    return left.distance < right.distance
-  end
-  return left.price < right.price
+  return best
 end
 
 local function sorted_prices(bids, asks)
@@ -111,8 +128,19 @@ local function reversed(list)
   return other
 end
 
--- What an uncross would come to: { price, volume, imbalance, side, distance }, or nil where nothing
--- would trade.
+-- What an uncross at a price would come to, by what buyers want there and what sellers give.
+local function outcome_at(price, demand, supply)
+  local more = decimal.compare(demand, supply)
+  if more > 0 then
+    local imbalance = decimal.subtract(demand, supply)
+    return { price = price, volume = supply, imbalance = imbalance, side = "buy" }
+  end
+  local imbalance = decimal.subtract(supply, demand)
+  return { price = price, volume = demand, imbalance = imbalance, side = more < 0 and "sell" }
+end
+
+-- What an uncross would come to: { price, volume, imbalance, side } (`side` is the one of which
+-- something is left over, else false), or nil where nothing would trade.
 function auction.outcome(b)
   if not auction.is_crossed(b) then
     return nil
@@ -123,24 +151,19 @@ function auction.outcome(b)
     add_hidden(b, "buy", bids)
     add_hidden(b, "sell", asks)
   end
-  local prices, last_price = sorted_prices(bids, asks), stops.last_price(b.instrument)
+  local prices = sorted_prices(bids, asks)
   local demand, supply = cumulated(bids, reversed(prices)), cumulated(asks, prices)
-  local best
+  local tied = {}
   for _, price in ipairs(prices) do
-    local fewer, more, side = demand[price], supply[price], "sell"
-    if decimal.compare(fewer, more) > 0 then
-      fewer, more, side = more, fewer, "buy"
+    local outcome = outcome_at(price, demand[price], supply[price])
+    local order_of_two = tied[1] and compare_outcomes(outcome, tied[1]) or 0
+    if order_of_two < 0 then
+      tied = { outcome }
+    elseif order_of_two == 0 then
+      tied[#tied + 1] = outcome
     end
-    local outcome = {
-      price = price,
-      volume = fewer,
-      imbalance = decimal.subtract(more, fewer),
-      side = side,
-      distance = distance(price, last_price),
-    }
-    best = is_better(outcome, best) and outcome or best
   end
-  return best
+  return nearest(under_pressure(tied), stops.last_price(b.instrument))
 end
 
 -- The outcome as JSON members, each with a comma before it; empty where nothing would trade.
@@ -154,7 +177,7 @@ function auction.outcome_json(b)
     .. '","indicative_quantity":"'
     .. numbers.text(outcome.volume, record.quantity_step)
     .. '"'
-  if outcome.imbalance == 0 then
+  if not outcome.side then
     return text
   end
   local imbalance = numbers.text(outcome.imbalance, record.quantity_step)
@@ -176,7 +199,7 @@ local function reduce(b, o, lots)
   return nil
 end
 
--- The heads of both queues trade. The younger order counts as the taker.
+-- The heads of both queues trade. Nobody is the aggressor; the younger order is called the taker.
 local function trade(b, bid, ask, price)
   local record = b.instrument
   local taker, maker = bid, ask
@@ -189,7 +212,7 @@ local function trade(b, bid, ask, price)
   statistics.count(b, price, lots)
   local refreshed = { reduce(b, taker, lots) }
   refreshed[#refreshed + 1] = reduce(b, maker, lots)
-  events.trade(b, taker, maker, {
+  events.auction_trade(b, taker, maker, {
     trade_id = numbers.integer_text(record.last_trade_id),
     terms = '","price":"' .. instrument.price_text(record, price) .. '","quantity":"' .. quantity,
   })

@@ -278,6 +278,22 @@ function events.trade(b, taker, maker, trade)
   trade_report(b, maker, trade, '","role":"maker","side":"')
 end
 
+-- A trade of an auction, likewise: both orders stood in the book, so there is no aggressor.
+function events.auction_trade(b, taker, maker, trade)
+  local pieces = b.events.trades
+  pieces[#pieces + 1] = (#pieces == 0 and '{"trade_id":"' or ',{"trade_id":"')
+    .. trade.trade_id
+    .. trade.terms
+    .. '","auction":true,"maker_order_id":"'
+    .. maker.order_id
+    .. '","taker_order_id":"'
+    .. taker.order_id
+    .. '"'
+    .. b.stamp
+  trade_report(b, taker, trade, '","auction":true,"role":"taker","side":"')
+  trade_report(b, maker, trade, '","auction":true,"role":"maker","side":"')
+end
+
 -- The instrument was defined, or its rules or status changed: told as it is at the end of the call.
 function events.instrument_changed(b)
   b.events.instrument = true

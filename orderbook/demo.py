@@ -335,7 +335,7 @@ class _Demo:
                 "bid": view.book["bids"][0][0] if view.book and view.book["bids"] else "",
                 "ask": view.book["asks"][0][0] if view.book and view.book["asks"] else "",
                 "last": view.last_trade["price"] if view.last_trade else "",
-                "last_side": view.last_trade["aggressor_side"] if view.last_trade else "",
+                "last_side": view.last_trade.get("aggressor_side", "") if view.last_trade else "",
                 "trades": view.trade_count,
                 "books": view.books_relayed,
             }

@@ -95,12 +95,16 @@ def book_lines(book: Message) -> str:
 
 
 def tape(trades: Iterable[Message]) -> Text:
-    """Trades, newest first; with their symbol where they carry one, else with the taker's side."""
+    """Trades, newest first; with their symbol where they carry one, else with the aggressor's side.
+
+    A trade of an auction has no aggressor.
+    """
     lines = [Text(_tape_columns("", "price", "quantity", "trade"), style="dim")]
     for trade in reversed([*trades]):
-        name = trade.get("symbol", trade["aggressor_side"])
+        side = trade.get("aggressor_side", "")
+        name = trade.get("symbol") or side or "auction"
         line = Text(_tape_columns(name, trade["price"], trade["quantity"], trade["trade_id"]))
-        line.stylize(_SIDE_STYLES[trade["aggressor_side"]], 0, len(name))
+        line.stylize(_SIDE_STYLES.get(side, ""), 0, len(name))
         lines.append(line)
     return Text("\n").join(lines)
 

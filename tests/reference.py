@@ -717,20 +717,30 @@ class ReferenceBook:
         if not self._is_crossed():
             return None
         bids, asks = self.queue("buy"), self.queue("sell")
-        last_price = self._last_price_on_tick()
-
-        def rank(price: Decimal) -> tuple[Decimal, Decimal, Decimal, Decimal]:
-            volume, surplus = volume_at(price)
-            away = abs(price - last_price) if last_price is not None else Decimal(0)
-            return -volume, abs(surplus), away, price
 
         def volume_at(price: Decimal) -> tuple[Decimal, Decimal]:
             demand = sum((o.remaining for o in bids if price_of(o) >= price), Decimal(0))
             supply = sum((o.remaining for o in asks if price_of(o) <= price), Decimal(0))
             return min(demand, supply), demand - supply
 
-        best = min((price_of(order) for order in bids + asks), key=rank)
-        return best, *volume_at(best)
+        outcomes = {price: volume_at(price) for price in map(price_of, bids + asks)}
+        best = min((-volume, abs(surplus)) for volume, surplus in outcomes.values())
+        tied = {
+            price: surplus
+            for price, (volume, surplus) in outcomes.items()
+            if (-volume, abs(surplus)) == best
+        }
+        # Market pressure: the highest price with buyers left over, the lowest with sellers.
+        of_buyers = [price for price, surplus in tied.items() if surplus > 0]
+        of_sellers = [price for price, surplus in tied.items() if surplus < 0]
+        left = [*sorted(of_buyers)[-1:], *sorted(of_sellers)[:1]] or [*tied]
+        last_price = self._last_price_on_tick()
+
+        def away(price: Decimal) -> Decimal:
+            return abs(price - last_price) if last_price is not None else Decimal(0)
+
+        chosen = min(left, key=lambda price: (away(price), price))
+        return chosen, *outcomes[chosen]
 
     def _uncross(self, call: Call) -> None:
         while (outcome := self._auction_outcome()) is not None:
@@ -747,7 +757,7 @@ class ReferenceBook:
         call.changed = call.is_redefined = True
 
     def _trade_at(self, call: Call, bid: Order, ask: Order, price: Decimal) -> None:
-        """Both are in the book; the younger order counts as the taker."""
+        """Both are in the book: nobody is the aggressor; the younger is called the taker."""
         maker, taker = sorted((bid, ask), key=lambda order: order.order_id)
         quantity = min(bid.shown, ask.shown)
         self.last_trade_id += 1
@@ -756,6 +766,7 @@ class ReferenceBook:
             "trade_id": str(self.last_trade_id),
             "price": text(price),
             "quantity": text(quantity),
+            "auction": True,
         }
         for order in (taker, maker):
             self._note(order, "traded")
@@ -1704,8 +1715,8 @@ class ReferenceBook:
         price, quantity = Decimal(fill["price"]), Decimal(fill["quantity"])
         self.prints.append((self.now_ms, price, quantity))
         trade = {
+            **({} if "auction" in fill else {"aggressor_side": taker.side}),
             **fill,
-            "aggressor_side": taker.side,
             "maker_order_id": str(maker.order_id),
             "taker_order_id": str(taker.order_id),
             "timestamp_ms": 0,

@@ -426,7 +426,9 @@ def test_an_auction_is_shown(orderbook: Orderbook) -> None:
     orderbook.json(*place("sell", "100", "1"))
     orderbook.json(*place("buy", "101", "2"))
     shown = orderbook.json("auction", SYMBOL)
-    assert (shown["indicative_price"], shown["indicative_quantity"]) == ("100", "1")
+    assert (shown["indicative_price"], shown["indicative_quantity"]) == ("101", "1")
+    orderbook.json("instrument", "define", SYMBOL, "--status", "trading")
+    assert "auction" in orderbook("trades", SYMBOL).stdout
 
 
 def _option(name: str) -> str:

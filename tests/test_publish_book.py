@@ -124,7 +124,7 @@ def test_an_auction_is_published_with_the_book(book: Book) -> None:
     book.limit("bob", "buy", "3", "101")
     book.ask("publish_book")
     assert published(book)[-1]["auction"] == {
-        "indicative_price": "100",
+        "indicative_price": "101",
         "indicative_quantity": "2",
         "imbalance_side": "buy",
         "imbalance_quantity": "1",

@@ -198,6 +198,22 @@ def test_trade_names_both_orders_and_the_aggressor(book: Book) -> None:
     }  # fmt: skip
 
 
+def test_trade_of_an_auction_is_marked_and_has_no_aggressor(book: Book) -> None:
+    book.ask("define_instrument", status="auction")
+    book.limit("alice", "buy", "2", "100")
+    book.limit("bob", "sell", "1", "99")
+    sequence = book.ask("define_instrument", status="trading")["sequence"]
+    assert timeless(book.read("get_trades"))["trades"] == [{
+        "trade_id": "1", "price": "100", "quantity": "1", "auction": True,
+        "maker_order_id": "1", "taker_order_id": "2", "sequence": sequence, "timestamp_ms": 0,
+    }]  # fmt: skip
+    assert timeless(book.read("get_own_trades", account="bob"))["trades"] == [{
+        "order_id": "2", "trade_id": "1", "auction": True, "role": "taker", "side": "sell",
+        "price": "100", "quantity": "1", "remaining_quantity": "0", "status": "filled",
+        "sequence": sequence, "timestamp_ms": 0,
+    }]  # fmt: skip
+
+
 def test_equal_books_have_equal_state_hashes_and_others_not(new_book: Any) -> None:
     one, hashes = new_book(), []
     one.define()
