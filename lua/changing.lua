@@ -145,6 +145,10 @@ local function amended(b, o, values)
   if values.quantity or values.remaining_quantity then
     refusal = refusal or instrument.quantity_refusal(record, new.total)
   end
+  local display_lots = o.extras and o.extras.display_quantity
+  if display_lots and not refusal and new.total > o.quantity then
+    refusal = instrument.display_refusal(record, new.total, display_lots)
+  end
   if refusal then
     return nil, refusal
   end

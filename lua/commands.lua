@@ -140,6 +140,7 @@ local define_schema = fields.schema({
   "price_band",
   "min_notional",
   "open_orders_max",
+  "iceberg_parts_max",
   "limit_percent",
   "window_ms",
   "breaker_status",
@@ -203,7 +204,7 @@ end
 
 -- define_instrument: creates a book or changes its rules; fields not given keep their value.
 -- Fields: tick_size lot_size min_quantity max_quantity status self_trade_prevention protection
--- price_band min_notional open_orders_max limit_percent window_ms breaker_status
+-- price_band min_notional open_orders_max iceberg_parts_max limit_percent window_ms breaker_status
 -- breaker_duration_ms events_length_max trades_length_max book_length_max.
 -- Reply: as get_instrument.
 -- Rejects: MISSING_FIELD, INVALID_NUMBER, INVALID_VALUE, QUANTITY_OFF_LOT, QUANTITY_TOO_SMALL,

@@ -13,6 +13,7 @@ local reject = require("reject")
 local instrument = {}
 
 local stream_length_max = 10000000
+local iceberg_parts_most = 10000
 local stored_fields = {
   "tick_size",
   "lot_size",
@@ -46,6 +47,7 @@ local extended_fields = {
   "price_band",
   "min_notional",
   "open_orders_max",
+  "iceberg_parts_max",
   "limit_percent",
   "window_ms",
   "breaker_status",
@@ -85,6 +87,7 @@ local function extended_defaults()
     price_band = "0",
     min_notional = "0",
     open_orders_max = "0",
+    iceberg_parts_max = "1000",
     limit_percent = "0",
     window_ms = "60000",
     breaker_status = "halted",
@@ -292,6 +295,22 @@ function instrument.quantity_refusal(record, lots)
   return nil
 end
 
+-- A refusal where an iceberg of so many lots would show too little of them at a time, else nil: who
+-- takes it meets one part after the other.
+function instrument.display_refusal(record, lots, display_lots)
+  local parts_max = (record.extended or extended_defaults()).iceberg_parts_max
+  if display_lots < record.quantity_min then
+    local least = numbers.text(record.quantity_min, record.quantity_step)
+    local message = "display_quantity is below min_quantity " .. least
+    return reject.new("INVALID_DISPLAY_QUANTITY", message)
+  end
+  if decimal.compare(lots, decimal.multiply(display_lots, parts_max + 0)) > 0 then
+    local message = "quantity is more than " .. parts_max .. " times display_quantity"
+    return reject.new("INVALID_DISPLAY_QUANTITY", message .. " (iceberg_parts_max)")
+  end
+  return nil
+end
+
 -- A refusal where the instrument takes no new orders or amends at all now, else nil. Cancels are
 -- always allowed: risk can be taken off in every status.
 function instrument.status_refusal(record)
@@ -315,13 +334,14 @@ function instrument.json(record, sequence)
   local is_halted = extended.halt_reason ~= ""
   local rules = string.format(
     ',"self_trade_prevention":"%s","protection":"%s","price_band":"%s","min_notional":"%s",'
-      .. '"open_orders_max":%s,"limit_percent":"%s","window_ms":%s,"breaker_status":"%s",'
-      .. '"breaker_duration_ms":%s',
+      .. '"open_orders_max":%s,"iceberg_parts_max":%s,"limit_percent":"%s","window_ms":%s,'
+      .. '"breaker_status":"%s","breaker_duration_ms":%s',
     extended.self_trade_prevention,
     extended.protection,
     extended.price_band,
     extended.min_notional,
     extended.open_orders_max,
+    extended.iceberg_parts_max,
     extended.limit_percent,
     extended.window_ms,
     extended.breaker_status,
@@ -414,6 +434,7 @@ local extended_rules = {
   "price_band",
   "min_notional",
   "open_orders_max",
+  "iceberg_parts_max",
   "limit_percent",
   "window_ms",
   "breaker_status",
@@ -434,6 +455,9 @@ local function apply_extended(record, values)
   end
   if tonumber(extended.open_orders_max) > stream_length_max then
     return reject.with("INVALID_VALUE", "open_orders_max must be at most 10000000")
+  end
+  if tonumber(extended.iceberg_parts_max) > iceberg_parts_most then
+    return reject.with("INVALID_VALUE", "iceberg_parts_max must be from 1 to 10000")
   end
   local least = instrument.notional(record, extended.min_notional)
   if not least then

@@ -154,6 +154,10 @@ local function read_display(b, extras, o, text)
   if lots == 0 or lots > o.quantity then
     return reject.with("INVALID_DISPLAY_QUANTITY", "display_quantity must be within quantity")
   end
+  refusal = instrument.display_refusal(b.instrument, o.quantity, lots)
+  if refusal then
+    return nil, refusal
+  end
   extras.display_quantity = lots
   return extras
 end

@@ -674,6 +674,7 @@ _STATUSES = ("trading", "halted", "cancel_only", "post_only", "auction")
 @option("--price-band", help="Percent from the last price that limits may be; 0 is no limit.")
 @option("--min-notional", help="Smallest price times quantity; 0 is none.")
 @option("--open-orders-max", help="Open orders an account may have in this book; 0 is no limit.")
+@option("--iceberg-parts-max", help="How many times its display_quantity an iceberg may have.")
 @option("--limit-percent", help="Circuit breaker: percent a trade may be from the reference.")
 @option("--window-ms", help="Circuit breaker: how long a reference counts.")
 @option(

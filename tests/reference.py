@@ -202,6 +202,7 @@ COUNTS = {
     "expire_time_ms": EXACT_MAX,
     "valid_until_ms": EXACT_MAX,
     "open_orders_max": 10_000_000,
+    "iceberg_parts_max": 10_000,
     "timeout_ms": DURATION_MS_MAX,
     "window_ms": DURATION_MS_MAX,
     "breaker_duration_ms": DURATION_MS_MAX,
@@ -225,8 +226,8 @@ FIELDS = {
         (
             "tick_size", "lot_size", "min_quantity", "max_quantity", "status",
             "self_trade_prevention", "protection", "price_band", "min_notional", "open_orders_max",
-            "limit_percent", "window_ms", "breaker_status", "breaker_duration_ms",
-            "events_length_max", "trades_length_max", "book_length_max",
+            "iceberg_parts_max", "limit_percent", "window_ms", "breaker_status",
+            "breaker_duration_ms", "events_length_max", "trades_length_max", "book_length_max",
         ),
     ),
     "place_order": (
@@ -833,6 +834,7 @@ class ReferenceBook:
             "price_band": Decimal(0),
             "min_notional": Decimal(0),
             "open_orders_max": 0,
+            "iceberg_parts_max": 1000,
             "limit_percent": Decimal(0),
             "window_ms": 60_000,
             "breaker_status": "halted",
@@ -1169,10 +1171,20 @@ class ReferenceBook:
             order.display_quantity = self._checked_lots(fields["display_quantity"])
             if not 0 < order.display_quantity <= order.quantity:
                 raise RejectedError("INVALID_DISPLAY_QUANTITY")
+            self._check_parts(order, Decimal(0))
         if "expire_time_ms" in fields:
             order.expire_time_ms = int(fields["expire_time_ms"])
             if order.expire_time_ms <= self.now_ms:
                 raise RejectedError("EXPIRE_TIME_PASSED")
+
+    def _check_parts(self, order: Order, quantity_before: Decimal) -> None:
+        """Whether an iceberg that is to be larger shows enough of itself at a time."""
+        display = order.display_quantity
+        if display is None or order.quantity <= quantity_before:
+            return
+        parts_max = self.instrument["iceberg_parts_max"]
+        if display < self.instrument["min_quantity"] or order.quantity > display * parts_max:
+            raise RejectedError("INVALID_DISPLAY_QUANTITY")
 
     def _checked_price(self, value: str) -> Decimal:
         tick = self.instrument["tick_size"]
@@ -1930,6 +1942,7 @@ class ReferenceBook:
             if remaining == 0:
                 raise RejectedError("QUANTITY_TOO_SMALL")
             amended.quantity = self._checked_quantity(text(order.filled + remaining))
+        self._check_parts(amended, order.quantity)
         if amended.quantity <= order.filled:
             raise RejectedError("QUANTITY_BELOW_FILLED")
         amended.remaining = amended.quantity - order.filled

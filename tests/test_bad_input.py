@@ -128,6 +128,9 @@ def test_rules_of_an_instrument_that_make_no_sense_are_refused(busy: Book) -> No
     for text in ("", "-1", "1.5", "01", "10000001", "x"):
         reply = busy.ask("define_instrument", open_orders_max=text)
         assert_rejected(reply, "INVALID_VALUE")
+    for text in ("", "-1", "0", "1.5", "01", "10001", "x"):
+        reply = busy.ask("define_instrument", iceberg_parts_max=text)
+        assert_rejected(reply, "INVALID_VALUE")
     for text in ("", "-1", "1e3", "x"):
         reply = busy.ask("define_instrument", min_notional=text)
         assert_rejected(reply, "INVALID_NUMBER")

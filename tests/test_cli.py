@@ -402,11 +402,13 @@ def test_rules_of_an_instrument_are_set_and_shown(orderbook: Orderbook) -> None:
         "limit_percent": "5",
         "breaker_status": "auction",
         "open_orders_max": "7",
+        "iceberg_parts_max": "50",
     }
     options = [word for name, text in rules.items() for word in (_option(name), text)]
     changed = orderbook.json("instrument", "define", SYMBOL, *options)
-    assert changed.pop("open_orders_max") == 7
-    assert {name: changed.get(name) for name in rules} == rules | {"open_orders_max": None}
+    counts = {name: int(rules.pop(name)) for name in ("open_orders_max", "iceberg_parts_max")}
+    assert {name: changed.get(name) for name in rules} == rules
+    assert {name: changed.get(name) for name in counts} == counts
 
 
 def test_ticker_and_candles_are_shown(orderbook: Orderbook) -> None:

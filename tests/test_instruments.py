@@ -16,8 +16,9 @@ def test_definition_is_told_back_with_its_defaults(new_book: NewBook) -> None:
         "min_quantity": "0.5", "max_quantity": "900719925474099", "status": "trading",
         "events_length_max": 100000, "trades_length_max": 100000, "book_length_max": 1000,
         "self_trade_prevention": "none", "protection": "0", "price_band": "0", "min_notional": "0",
-        "open_orders_max": 0, "limit_percent": "0", "window_ms": 60000, "breaker_status": "halted",
-        "breaker_duration_ms": 0, "open_orders": 0, "sequence": 1, "epoch": 0,
+        "open_orders_max": 0, "iceberg_parts_max": 1000, "limit_percent": "0", "window_ms": 60000,
+        "breaker_status": "halted", "breaker_duration_ms": 0, "open_orders": 0, "sequence": 1,
+        "epoch": 0,
     }  # fmt: skip
     assert book.read("get_instrument") == reply
 

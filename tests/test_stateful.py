@@ -435,6 +435,9 @@ definitions = st.one_of(
             {"open_orders_max": "4"},
             {"open_orders_max": "0"},
             {"open_orders_max": "10000001"},
+            {"iceberg_parts_max": "10"},
+            {"iceberg_parts_max": "1000"},
+            {"iceberg_parts_max": "10001"},
             {"colour": "red"},
             {},
         )

@@ -66,9 +66,10 @@ _quotes = [_quote, _quote | {"side": "sell", "client_order_id": "q2"}]
 _rules = {
     "tick_size": "0.01", "lot_size": "1", "min_quantity": "1", "max_quantity": "1000000",
     "status": "trading", "self_trade_prevention": "none", "protection": "0", "price_band": "0",
-    "min_notional": "0", "open_orders_max": "0", "limit_percent": "0", "window_ms": "60000",
-    "breaker_status": "halted", "breaker_duration_ms": "0", "events_length_max": "100000",
-    "trades_length_max": "1000", "book_length_max": "1000",
+    "min_notional": "0", "open_orders_max": "0", "iceberg_parts_max": "1000",
+    "limit_percent": "0", "window_ms": "60000", "breaker_status": "halted",
+    "breaker_duration_ms": "0", "events_length_max": "100000", "trades_length_max": "1000",
+    "book_length_max": "1000",
 }  # fmt: skip
 _replaced = {"cancel_order_id": "1", "on_failure": "continue", "client_order_id": "n1"}
 _place_orders: tuple[Json, ...] = (
