@@ -60,6 +60,8 @@ logger = logging.getLogger(__name__)
 READ_BLOCK_MS = 1000
 # A server looks for those who have waited long enough only now and then.
 READ_INTERVAL_S_MAX = 1.5
+# Books whose server has not been read for longer are in trouble.
+STALLED_S_MAX = 5.0
 # After a reading so long a pause, so that what comes close together is read at once: every reading
 # costs the server, with every host.
 GATHER_INTERVAL_S = 0.002
@@ -228,6 +230,8 @@ class _Book:
         self.settled.set()
 
     def detach(self) -> None:
+        # What is read next tells again what is unread.
+        self.unread = None
         self.attached.clear()
         if not self.unreadable:
             self.settled.clear()
@@ -312,6 +316,11 @@ class _Group:
         # When the last reading ended, with entries or without.
         self.read_at_s = asyncio.get_running_loop().time()
 
+    def stalled_s(self) -> float:
+        """For how much longer than it may take no reading has ended."""
+        waited_s = asyncio.get_running_loop().time() - self.read_at_s
+        return max(0.0, waited_s - READ_INTERVAL_S_MAX)
+
     def attached(self) -> list[_Book]:
         return [book for book in self.books.values() if book.attached.is_set()]
 
@@ -384,13 +393,18 @@ class Feed:
             task.exception()
 
     def lag_s(self) -> float:
-        """For how long the oldest entry known to be unread has waited; 0 when there is none."""
+        """For how long the oldest entry known to be unread has waited, or a server has not been
+        read; 0 when all is read."""
+        stalls = [group.stalled_s() for group in self._groups.values()]
+        return max([self.behind_s(), *stalls])
+
+    def behind_s(self) -> float:
+        """The same of the servers that can be read."""
         now = asyncio.get_running_loop().time()
         since = [book.unread[1] for book in self._books.values() if book.unread is not None]
         # A server that does not answer hides what is unread.
         unseen = now - self._checked_at - CHECK_INTERVAL_S
-        readings = [group.read_at_s + READ_INTERVAL_S_MAX for group in self._groups.values()]
-        return max([now - moment for moment in since + readings] + [unseen, 0.0])
+        return max([now - moment for moment in since] + [unseen, 0.0])
 
     def positions(self, subscriptions: Iterable[Subscription], turn: int) -> list[bytes]:
         """For each book of these subscriptions, as JSON: the sequence up to which they have been
@@ -415,6 +429,11 @@ class Feed:
         """By symbol, why what is due could not be done the last time, or the streams cannot be
         read; none of a book in order."""
         found = {symbol: book.trouble_now() for symbol, book in self._books.items()}
+        for group in self._groups.values():
+            stalled_s = group.stalled_s()
+            if stalled_s > STALLED_S_MAX:
+                text = f"its streams have not been read for {stalled_s:.0f} s"
+                found |= {symbol: text for symbol in group.books if not found[symbol]}
         return {symbol: trouble for symbol, trouble in found.items() if trouble}
 
     def unreadable_books_count(self) -> int:
@@ -423,7 +442,7 @@ class Feed:
 
     def books_in_order(self) -> list[str]:
         """The symbols of all other books."""
-        return [symbol for symbol, book in self._books.items() if not book.trouble_now()]
+        return sorted(self._books.keys() - self.troubled_books().keys())
 
     # ---- subscriptions
 

@@ -174,8 +174,13 @@ def version_key(version: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
 
 
 def node_name(primary: Any) -> str:
-    """Return how people call the server behind a client: host and port, or its socket's path."""
-    options = primary.connection_pool.connection_kwargs
+    """Return how people call the server behind a client: host and port, its socket's path, or the
+    service that Sentinel knows it by, with where that is now."""
+    pool = primary.connection_pool
+    if getattr(pool, "service_name", None):
+        host, port = pool.master_address or ("", "")
+        return f"{pool.service_name} at {host}:{port}" if host else str(pool.service_name)
+    options = pool.connection_kwargs
     return str(options.get("path") or f"{options.get('host')}:{options.get('port')}")
 
 

@@ -92,9 +92,9 @@ class Readiness:
 
     def _feed_reasons(self) -> list[str]:
         reasons = []
-        lag_s = self._feed.lag_s()
-        if lag_s > LAG_S_MAX:
-            reasons.append(f"the streams are {lag_s:.1f} s behind")
+        behind_s = self._feed.behind_s()
+        if behind_s > LAG_S_MAX:
+            reasons.append(f"the streams are {behind_s:.1f} s behind")
         troubles = self._feed.troubled_books()
         if troubles and not self._feed.books_in_order():
             symbol, trouble = min(troubles.items())

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError, ResponseError
@@ -71,6 +71,11 @@ class Node:
         connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             return await self._opened_wire(connection)
+        except MasterNotFoundError as error:
+            # Its text lists the clients of all Sentinels, with everything in them.
+            service = getattr(pool, "service_name", "the service")
+            text = f"no Sentinel that answers knows a primary of {service}"
+            raise RedisConnectionError(text) from error
         except RedisConnectionError as error:
             reason = await words_at_once(connection)
             if reason:

@@ -362,6 +362,10 @@ async def test_a_slot_that_is_left_half_moved_keeps_no_other_book_from_a_host(
             await eventually(lambda: len(checks | {host.feed._checked_at}) > 1, "a check")
             checks.add(host.feed._checked_at)
             await eventually(lambda: len(checks | {host.feed._checked_at}) > 2, "another check")
+            # The host is ready for the others, and tells which are not served.
+            left = {f"LEFT-{number}" for number in range(BOOKS_LEFT_HALF_MOVED)}
+            await eventually(lambda: set(host.feed.troubled_books()) == left, "they are told")
+            assert await host.readiness.reasons() == []
 
 
 async def test_a_stream_that_has_moved_before_its_slot_is_read_there(

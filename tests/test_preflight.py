@@ -81,6 +81,12 @@ async def test_a_server_that_takes_no_more_clients_says_so() -> None:
             await Engine.connect(f"redis://{HOST}:{server.port}")
 
 
+def test_a_sentinel_that_does_not_answer_is_told_in_words() -> None:
+    refused = run("functions", "check", "--redis-url", f"redis+sentinel://{HOST}:1/books")
+    assert refused.exit_code == cli.EXIT_UNREACHABLE
+    assert refused.stderr.strip().endswith("no Sentinel that answers knows a primary of books")
+
+
 # ---- what is found, by what commands say and return
 
 
