@@ -5,6 +5,7 @@ local book = require("book")
 local events = require("events")
 local fields = require("fields")
 local instrument = require("instrument")
+local lists = require("lists")
 local matching = require("matching")
 local memory = require("memory")
 local order = require("order")
@@ -116,7 +117,8 @@ local function stop_price_refusal(o, values)
   return nil
 end
 
--- The order's new { ticks, total, remaining, stop_price }, or nil and why not.
+-- The order's new { ticks, total, remaining, stop_price }, or nil and why not. Where nothing is to
+-- remain the amend ends the order, and its total has no least.
 local function amended(b, o, values)
   local record = b.instrument
   local filled = o.quantity - o.remaining
@@ -137,13 +139,11 @@ local function amended(b, o, values)
   if values.remaining_quantity and not refusal then
     local lots
     lots, refusal = instrument.lots(record, values.remaining_quantity, "remaining_quantity")
-    if lots == 0 then
-      return reject.with("QUANTITY_TOO_SMALL", "remaining_quantity must be above zero")
-    end
     new.total = lots and lots + filled
   end
-  if values.quantity or values.remaining_quantity then
-    refusal = refusal or instrument.quantity_refusal(record, new.total)
+  local is_resized = values.quantity or values.remaining_quantity
+  if is_resized and not refusal and new.total > filled then
+    refusal = instrument.quantity_refusal(record, new.total)
   end
   local display_lots = o.extras and o.extras.display_quantity
   if display_lots and not refusal and new.total > o.quantity then
@@ -153,9 +153,6 @@ local function amended(b, o, values)
     return nil, refusal
   end
   new.remaining = new.total - filled
-  if new.remaining <= 0 then
-    return reject.with("QUANTITY_BELOW_FILLED", "quantity is not above what is filled already")
-  end
   return new
 end
 
@@ -170,6 +167,13 @@ local function amend_refusal(values)
     return reject.new("MISSING_FIELD", "missing field " .. names)
   end
   return nil
+end
+
+-- Ends an order of which nothing is to remain, as cancel_order does.
+local function finish(b, o)
+  book.remove(b, o)
+  events.canceled(b, o, "requested")
+  return replies.order(b, o, "canceled", "[]")
 end
 
 -- Shrinks an order where it stands.
@@ -252,31 +256,63 @@ local function price_rule_refusal(b, o, values, new)
   if new.stop_price then
     return stops.would_trigger_refusal(b, o.extras.waits, new.stop_price)
   end
-  if values.price and o.order_type == "limit" then
+  if values.price and not (o.extras and o.extras.waits) then
     return terms.band_refusal(b, new.ticks)
   end
   return nil
 end
 
--- Whether an amend only takes risk off: the order becomes smaller and stays where it is.
+-- A refusal of an amend by min_notional, else nil. What an entry has filled is worth what it is: an
+-- order that has no other quantity may get another price.
+local function notional_refusal(b, o, new)
+  if not b.instrument.extended or (new.total == o.quantity and lists.is_armed_by_entry(b, o)) then
+    return nil
+  end
+  local stop_price = new.stop_price or (o.extras and o.extras.stop_price)
+  return terms.notional_refusal(b, {
+    order_type = o.order_type,
+    price = new.ticks,
+    quantity = new.total,
+    extras = { stop_price = stop_price },
+  })
+end
+
+-- Whether an amend only takes risk off: it ends the order, or makes it smaller where it is.
 local function only_shrinks(o, new)
+  if new.remaining <= 0 then
+    return true
+  end
   local moves = new.stop_price and new.stop_price ~= o.extras.stop_price
   return new.ticks == o.price and new.remaining < o.remaining and not moves
 end
 
+-- A refusal of an amend by the rules of server and instrument, else nil. None keeps an order from
+-- being ended.
+local function rule_refusal(b, o, values, new)
+  if new.remaining <= 0 then
+    return nil
+  end
+  return (not only_shrinks(o, new) and terms.memory_refusal(b))
+    or price_rule_refusal(b, o, values, new)
+    or notional_refusal(b, o, new)
+end
+
 -- How an amend is carried out.
 local function way_of_change(o, new)
+  if new.remaining <= 0 then
+    return finish
+  end
   if o.extras and o.extras.waits then
     return amend_waiting
   end
   return only_shrinks(o, new) and shrink or requeue
 end
 
--- amend_order: changes price or quantity of an open order, which keeps its id.
+-- amend_order: changes price or quantity of an open order, which keeps its id. One that asks for no
+-- more than is filled ends it.
 -- Fields: order_id, or account and client_order_id; price; quantity or remaining_quantity;
 -- stop_price of an order that waits for it; valid_until_ms. Reply as place_order.
--- Rejects: as place_order, and UNKNOWN_ORDER, NOT_ORDER_OWNER, ORDER_NOT_ARMED,
--- QUANTITY_BELOW_FILLED, OUT_OF_MEMORY.
+-- Rejects: as place_order, and UNKNOWN_ORDER, NOT_ORDER_OWNER, ORDER_NOT_ARMED, OUT_OF_MEMORY.
 function changing.amend_order(b, values)
   local refusal = amend_refusal(values)
   if refusal then
@@ -298,8 +334,7 @@ function changing.amend_order(b, values)
   if not new then
     return nil, invalid
   end
-  refusal = not only_shrinks(o, new) and terms.memory_refusal(b)
-  refusal = refusal or price_rule_refusal(b, o, values, new)
+  refusal = rule_refusal(b, o, values, new)
   if refusal then
     return nil, refusal
   end

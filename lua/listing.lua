@@ -209,18 +209,30 @@ local function check_acting(b, values, member)
   return o, fills
 end
 
--- An order that is not armed yet: its numbers are looked at, its chances when it is armed.
+-- An order that is not armed yet: its numbers are looked at, with all that its entry can fill; its
+-- chances when it is armed.
 local function check_dormant(b, member)
   local o, refusal = placing.draft(b, member)
   if not o then
     return nil, refusal
   end
-  refusal = o.extras.trailing_offset and stops.count_refusal(b, o)
+  refusal = b.instrument.extended and terms.price_refusal(b, o)
+  refusal = refusal or (o.extras.trailing_offset and stops.count_refusal(b, o))
   if refusal then
     return nil, refusal
   end
   o.extras.waits = "dormant"
   return o
+end
+
+-- How many orders of a list can be open at the end of its command.
+local function open_count(members)
+  local count = 0
+  for _, member in ipairs(members) do
+    local stays = terms.can_stay_open(member.order_type, terms.time_in_force(member))
+    count = count + (stays and 1 or 0)
+  end
+  return count
 end
 
 local function check_orders(b, values, members)
@@ -297,7 +309,7 @@ function listing.place_order_list(b, values)
   refusal = name_refusal(b, values, members)
     or terms.lateness_refusal(b, values)
     or placing.closed_refusal(b)
-    or terms.open_orders_refusal(b, values.account, #members)
+    or terms.open_orders_refusal(b, values.account, open_count(members))
   if refusal then
     return nil, refusal
   end

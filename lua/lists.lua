@@ -43,6 +43,18 @@ local function is_entry(list, o)
   return list.kind ~= "oco" and o.order_id == list.ids[1]
 end
 
+-- Whether an order's quantity was what the entry of its list had filled: it is armed, or was while
+-- its list was kept.
+function lists.is_armed_by_entry(b, o)
+  local id = o.extras and o.extras.order_list_id
+  id = id and numbers.integer_text(id)
+  if not id or id == o.order_id then
+    return false
+  end
+  local text = book.order_list(b, id)
+  return not text or parse(id, text).kind ~= "oco"
+end
+
 local function cancel(b, o)
   book.remove(b, o)
   events.canceled(b, o, "order_list")

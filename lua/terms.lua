@@ -239,7 +239,8 @@ function terms.band_refusal(b, price)
   return nil
 end
 
-local function notional_refusal(b, o)
+-- A refusal where an order { order_type, price, quantity, extras } is worth too little, else nil.
+function terms.notional_refusal(b, o)
   local record = b.instrument
   local least = instrument.notional(record, record.extended.min_notional)
   if least == 0 then
@@ -272,12 +273,26 @@ function terms.open_orders_refusal(b, account, count)
   return nil
 end
 
--- A refusal of a new order by the rules that few instruments have, else nil. The price band is for
--- limit orders: a stop order is about a market that has moved.
+-- A refusal of a new order by the rules about prices that few instruments have, else nil. The price
+-- band is for limit orders: a stop order is about a market that has moved.
+function terms.price_refusal(b, o)
+  return o.order_type == "limit" and terms.band_refusal(b, o.price) or terms.notional_refusal(b, o)
+end
+
+-- Whether an order of this type can be open at the end of its command. What cannot takes nobody's
+-- place, so that an account with open_orders_max of them can still trade itself flat.
+function terms.can_stay_open(order_type, time_in_force)
+  local waits = order_type ~= "limit" and order_type ~= "market"
+  return waits or time_in_force == "gtc" or time_in_force == "gtd"
+end
+
+-- A refusal of a new order by the rules that few instruments have, else nil.
 function terms.rule_refusal(b, o)
-  return o.order_type == "limit" and terms.band_refusal(b, o.price)
-    or notional_refusal(b, o)
-    or terms.open_orders_refusal(b, o.account, 1)
+  local refusal = terms.price_refusal(b, o)
+  if refusal or not terms.can_stay_open(o.order_type, o.time_in_force) then
+    return refusal
+  end
+  return terms.open_orders_refusal(b, o.account, 1)
 end
 
 -- Gives a market order the bound that its protection means now.

@@ -60,7 +60,8 @@ one changes no book. An order takes a session only while that session has a time
 is taken on or amended, nothing is triggered, reopened or uncrossed.
 
 *Amending* keeps the order's id and terms but for price and quantity. `quantity` is the new total,
-the filled part included, `remaining_quantity` what is to stay open. Where the price stays and the
+the filled part included, `remaining_quantity` what is to stay open. Where that is nothing the order
+ends, as if canceled. Where the price stays and the
 quantity shrinks the order keeps its priority. Otherwise it is taken out of its queue and comes in
 again like a new order, with a new priority, and may trade. A waiting order goes on waiting, with
 its priority unless its stop price changes.
@@ -1221,7 +1222,8 @@ class ReferenceBook:
         self._check_names(fields, members)
         self._check_in_time(fields)
         self._check_takes_orders(call)
-        self._check_open_orders(fields["account"], len(members))
+        staying = [member for member in members if can_stay_open(member)]
+        self._check_open_orders(fields["account"], len(staying))
         is_oco = fields["list_type"] == "oco"
         acting = members if is_oco else members[:1]
         dormant = [] if is_oco else members[1:]
@@ -1290,6 +1292,9 @@ class ReferenceBook:
 
     def _check_dormant(self, member: Mapping[str, str]) -> Order:
         order = self._new_order(member)
+        if order.order_type == "limit":
+            self._check_band(price_of(order))
+        self._check_notional(order)
         self._check_trailing(order)
         order.waiting, order.dormant = False, True
         return order
@@ -1467,7 +1472,8 @@ class ReferenceBook:
         if order.order_type == "limit":
             self._check_band(price_of(order))
         self._check_notional(order)
-        self._check_open_orders(order.account, 1)
+        if order.rests or order.waiting:
+            self._check_open_orders(order.account, 1)
         self._check_trailing(order)
 
     def _check_open_orders(self, account: str, count: int) -> None:
@@ -1883,7 +1889,11 @@ class ReferenceBook:
         if order.dormant:
             raise RejectedError("ORDER_NOT_ARMED")
         amended = self._amended(order, fields)
-        if order.waiting:
+        if amended.quantity <= order.filled:
+            self._end(order)
+            self._report_canceled(call, order, "requested")
+            reply = self._order_reply(call, order, "canceled", [])
+        elif order.waiting:
             reply = self._amend_waiting(call, order, amended)
         else:
             reply = self._amend_resting(call, order, amended)
@@ -1936,22 +1946,34 @@ class ReferenceBook:
         if "stop_price" in fields:
             amended.stop_price = self._checked_price(fields["stop_price"])
         if "quantity" in fields:
-            amended.quantity = self._checked_quantity(fields["quantity"])
+            amended.quantity = self._checked_lots(fields["quantity"])
         if "remaining_quantity" in fields:
-            remaining = self._checked_lots(fields["remaining_quantity"])
-            if remaining == 0:
-                raise RejectedError("QUANTITY_TOO_SMALL")
-            amended.quantity = self._checked_quantity(text(order.filled + remaining))
-        self._check_parts(amended, order.quantity)
+            amended.quantity = order.filled + self._checked_lots(fields["remaining_quantity"])
         if amended.quantity <= order.filled:
-            raise RejectedError("QUANTITY_BELOW_FILLED")
+            return amended
+        if fields.keys() & {"quantity", "remaining_quantity"}:
+            self._checked_quantity(text(amended.quantity))
+            self._check_parts(amended, order.quantity)
         amended.remaining = amended.quantity - order.filled
         amended.slice = min(order.slice, amended.remaining)
+        self._check_amended(order, amended, fields)
+        return amended
+
+    def _check_amended(self, order: Order, amended: Order, fields: Mapping[str, str]) -> None:
+        """The rules about prices."""
         if "stop_price" in fields:
             self._check_stop(amended)
-        if "price" in fields and order.order_type == "limit":
+        elif "price" in fields and not order.waiting:
             self._check_band(price_of(amended))
-        return amended
+        if amended.quantity != order.quantity or not self._is_armed_by_entry(order):
+            self._check_notional(amended)
+
+    def _is_armed_by_entry(self, order: Order) -> bool:
+        """Whether its quantity was what the entry of its list had filled."""
+        if order.order_list_id in {None, order.order_id}:
+            return False
+        found = self.lists.get(order.order_list_id or 0)
+        return found is None or found.list_type != "oco"
 
     def _cancel_all_orders(self, call: Call, fields: Mapping[str, str]) -> Json:
         self._check_in_time(fields)
@@ -2517,6 +2539,11 @@ def time_in_force(fields: Mapping[str, str]) -> str:
     """As asked for, or as an order of this type has it."""
     needs, _ = ORDER_TYPES[fields["order_type"]]
     return fields.get("time_in_force", "gtc" if "price" in needs else "ioc")
+
+
+def can_stay_open(fields: Mapping[str, str]) -> bool:
+    """Whether an order may be open when its command is done."""
+    return fields["order_type"] in STOP_TYPES or time_in_force(fields) in RESTING
 
 
 def check_place_shape(fields: Mapping[str, str]) -> None:

@@ -728,6 +728,7 @@ def test_full_memory_refuses_what_adds_risk_and_runs_what_takes_it_off(
     book.limit("alice", "buy", "5", "100", client_order_id="a1")
     stop = {"order_type": "stop", "side": "buy", "stop_price": "200", "quantity": "5"}
     waiting = book.ask("place_order", account="alice", **stop)["order_id"]
+    spare = book.limit("alice", "buy", "5", "98")["order_id"]
     quote = '[{"side":"buy","price":"90","quantity":"1"}]'
     book.ask("mass_quote", account="alice", quotes=quote)
     own_server.client.config_set("maxmemory-policy", "noeviction")
@@ -747,6 +748,9 @@ def test_full_memory_refuses_what_adds_risk_and_runs_what_takes_it_off(
         assert book.contents() == before
     assert book.ask("amend_order", **named, quantity="4")["remaining_quantity"] == "4"
     assert book.ask("amend_order", order_id=waiting, quantity="4")["remaining_quantity"] == "4"
+    assert (
+        book.ask("amend_order", order_id=spare, price="101", quantity="0")["status"] == "canceled"
+    )
     assert len(book.ask("mass_quote", account="alice", quotes="[]")["canceled_order_ids"]) == 1
     timer = book.ask("cancel_all_after", account="alice", timeout_ms="5000")
     assert timer["timeout_ms"] == 5000

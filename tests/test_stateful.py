@@ -152,6 +152,7 @@ new_terms = st.one_of(
     st.fixed_dictionaries({"price": prices}),
     st.fixed_dictionaries({"quantity": quantities}, optional={"price": prices}),
     st.fixed_dictionaries({"remaining_quantity": quantities}, optional={"price": prices}),
+    st.fixed_dictionaries({"quantity": st.sampled_from(("0", "0.1", "0.3"))}),
     st.fixed_dictionaries(
         {"stop_price": prices}, optional={"price": prices, "quantity": quantities}
     ),

@@ -39,6 +39,7 @@ class Reply(msgspec.Struct):
     sequence: int
     fills: list[Fill] = []
     durability: str = "memory"
+    status: str = ""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ CODES_FOR_NOW = frozenset({"OUT_OF_MEMORY", "SYSTEM_BUSY", "RATE_LIMITED"})
 # The order was filled, or lost, meanwhile.
 CODES_EXPECTED = {
     "cancel_order": frozenset({"UNKNOWN_ORDER"}),
-    "amend_order": frozenset({"UNKNOWN_ORDER", "QUANTITY_BELOW_FILLED"}),
+    "amend_order": frozenset({"UNKNOWN_ORDER"}),
 }
 
 _decode_reply = msgspec.json.Decoder(Reply).decode
@@ -138,7 +138,10 @@ class Trader:
             self._refused(method, params, answer.error.code)
             return
         reply = _decode_reply(answer.result)
-        self._ledger.acknowledge(Acknowledgement(name, EVENTS[method], reply))
+        # An amend to what is filled already is told as the cancel that it is.
+        is_ended = method == "amend_order" and reply.status == "canceled"
+        event = "canceled" if is_ended else EVENTS[method]
+        self._ledger.acknowledge(Acknowledgement(name, event, reply))
         if method != "cancel_order" and params.get("order_type") != "market":
             self._flow.learn(reply.order_id)
         if method == "place_order" and sent_s >= self._fault_s and self.recovered_s is None:
