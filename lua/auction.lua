@@ -199,14 +199,15 @@ local function reduce(b, o, lots)
   return nil
 end
 
--- The heads of both queues trade. Nobody is the aggressor; the younger order is called the taker.
+-- The heads of both queues trade, an iceberg with all it has: what it hides has no turn of its own
+-- in an auction. Nobody is the aggressor; the younger order is called the taker.
 local function trade(b, bid, ask, price)
   local record = b.instrument
   local taker, maker = bid, ask
   if tonumber(ask.order_id) > tonumber(bid.order_id) then
     taker, maker = ask, bid
   end
-  local lots = math.min(order.shown(bid), order.shown(ask))
+  local lots = math.min(bid.remaining, ask.remaining)
   record.last_trade_id = record.last_trade_id + 1
   local quantity = instrument.quantity_text(record, lots)
   statistics.count(b, price, lots)
@@ -217,9 +218,7 @@ local function trade(b, bid, ask, price)
     terms = '","price":"' .. instrument.price_text(record, price) .. '","quantity":"' .. quantity,
   })
   for _, o in ipairs(refreshed) do
-    book.prioritize(b, o)
-    book.enqueue(b, o)
-    events.refreshed(b, o)
+    book.refresh(b, o)
   end
   b.fills_left = b.fills_left - 1
 end

@@ -631,8 +631,9 @@ end
 
 -- ---- changes
 
--- Queues an order with its priority, behind all others of its price.
-function book.enqueue(b, o)
+-- Queues an order with its priority, behind all others of its price. An iceberg shows the slice
+-- that is given, or else a whole one.
+function book.enqueue(b, o, slice)
   local side = b[o.side]
   local rank = o.price * side.sign
   if not o.touched then
@@ -645,7 +646,7 @@ function book.enqueue(b, o)
   end
   local price, remaining, extras = o.price, o.remaining, o.extras
   if extras and extras.display_quantity then
-    remaining = math.min(extras.display_quantity, remaining)
+    remaining = slice or math.min(extras.display_quantity, remaining)
     extras.slice = remaining
     b.has_icebergs = true
   end
@@ -662,14 +663,29 @@ function book.prioritize(b, o)
   o.priority = record.last_priority
 end
 
--- A new order enters the book's care (it may fill at once and never queue): it gets its id and
--- priority.
-function book.admit(b, o)
+-- An iceberg whose slice was traded shows the next one, behind the others of its level. Everybody
+-- else sees a new order: a slice under the old id would tell that the order hides more.
+function book.refresh(b, o)
+  o.extras.displayed_order_id, o.terms = book.new_order_id(b), false
+  book.prioritize(b, o)
+  book.enqueue(b, o, o.extras.slice)
+  events.refreshed(b, o)
+end
+
+-- The next order_id that no order has.
+function book.new_order_id(b)
   local record = b.instrument
   record.last_order_id = record.last_order_id + 1
+  return ("%d"):format(record.last_order_id)
+end
+
+-- A new order enters the book's care (it may fill at once and never queue): it gets its priority,
+-- and its id where it has none yet.
+function book.admit(b, o)
+  local record = b.instrument
   record.last_priority = record.last_priority + 1
   record.open_orders = record.open_orders + 1
-  local order_id = ("%d"):format(record.last_order_id)
+  local order_id = o.order_id or book.new_order_id(b)
   o.order_id, o.priority, o.timestamp_ms = order_id, record.last_priority, b.timestamp_ms
   b.orders[order_id] = o
   if o.client_order_id then
@@ -850,25 +866,38 @@ function book.restore(b, way_back)
   end
 end
 
+-- Takes traded lots off the slice that an iceberg shows, and those beyond it off its next ones.
+-- Returns how much it shows less in its place, and whether a later slice is due there.
+local function take_slices(o, lots)
+  local extras, shown = o.extras, o.extras.slice
+  if lots < shown then
+    extras.slice = shown - lots
+    return lots, false
+  end
+  local begun = (lots - shown) % extras.display_quantity
+  extras.slice = math.min(extras.display_quantity, o.remaining + begun) - begun
+  return shown, true
+end
+
 -- Takes traded quantity off an order in its place. Returns whether a slice of an iceberg is used up
--- and the next is due: the order is then out of the queue.
+-- and a later one is due: the order is then out of the queue.
 function book.reduce(b, o, lots)
-  local side, extras = b[o.side], o.extras
+  local side, extras, shown_less, is_used_up = b[o.side], o.extras, lots, false
   if not o.touched then
     touch(b, o)
   end
-  side.differences[o.price] = (side.differences[o.price] or 0) - lots
   o.remaining = o.remaining - lots
   if extras and extras.slice then
-    extras.slice = extras.slice - lots
+    shown_less, is_used_up = take_slices(o, lots)
   end
+  side.differences[o.price] = (side.differences[o.price] or 0) - shown_less
   if extras and extras.order_list_id then
     book.note(b, o, "traded")
   end
   if o.remaining == 0 then
     leave(side, o, o.price)
     book.close(b, o)
-  elseif extras and extras.slice == 0 then
+  elseif is_used_up then
     leave(side, o, o.price)
     return true
   end

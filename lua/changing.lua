@@ -34,8 +34,9 @@ function changing.find_order(b, values)
   if not o then
     return nil, unknown_order()
   end
+  -- A stranger is not told which orders there are: some wait where nobody sees them.
   if values.account and values.account ~= o.account then
-    return reject.with("NOT_ORDER_OWNER", "the order belongs to another account")
+    return nil, unknown_order()
   end
   return o
 end
@@ -79,7 +80,7 @@ changing.cancel_schema = fields.schema(
 -- cancel_order: takes an open order out of the book, in every status of the instrument.
 -- Fields: order_id, or account and client_order_id; valid_until_ms. Reply: the order and its
 -- remaining_quantity.
--- Rejects: UNKNOWN_ORDER, NOT_ORDER_OWNER, DUPLICATE_CLIENT_ORDER_ID, TOO_LATE, and those of the
+-- Rejects: UNKNOWN_ORDER, DUPLICATE_CLIENT_ORDER_ID, TOO_LATE, and those of the
 -- fields' forms.
 function changing.cancel_order(b, values)
   local o, refusal, memo_record, again =
@@ -312,7 +313,7 @@ end
 -- more than is filled ends it.
 -- Fields: order_id, or account and client_order_id; price; quantity or remaining_quantity;
 -- stop_price of an order that waits for it; valid_until_ms. Reply as place_order.
--- Rejects: as place_order, and UNKNOWN_ORDER, NOT_ORDER_OWNER, ORDER_NOT_ARMED, OUT_OF_MEMORY.
+-- Rejects: as place_order, and UNKNOWN_ORDER, ORDER_NOT_ARMED, OUT_OF_MEMORY.
 function changing.amend_order(b, values)
   local refusal = amend_refusal(values)
   if refusal then

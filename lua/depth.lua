@@ -331,7 +331,7 @@ local function add_orders(record, side, rows)
       side.orders[#side.orders + 1] = {
         price = instrument.price_text(record, o.price),
         quantity = instrument.quantity_text(record, order.shown(o)),
-        order_id = o.order_id,
+        order_id = order.displayed_id(o),
         priority = o.priority,
         level = side.levels,
       }

@@ -13,6 +13,7 @@ local acceptance = require("acceptance")
 local instrument = require("instrument")
 local keys = require("keys")
 local numbers = require("numbers")
+local order = require("order")
 
 local events = {}
 
@@ -34,12 +35,16 @@ local text_terms = {
   "session",
 }
 
--- What identifies an order in every report and reply.
+-- What identifies an order in every report and reply: to its owner alone.
 local function identity(o)
-  if not o.client_order_id then
-    return '"order_id":"' .. o.order_id .. '"'
+  local text = '"order_id":"' .. o.order_id
+  if o.client_order_id then
+    text = text .. '","client_order_id":"' .. o.client_order_id
   end
-  return '"order_id":"' .. o.order_id .. '","client_order_id":"' .. o.client_order_id .. '"'
+  if o.extras and o.extras.displayed_order_id then
+    text = text .. '","displayed_order_id":"' .. o.extras.displayed_order_id
+  end
+  return text .. '"'
 end
 
 -- The beginning of a message of a channel.
@@ -182,7 +187,8 @@ end
 
 -- An iceberg shows its next slice, behind the others of its level.
 function events.refreshed(b, o)
-  report_place(b, o, '{"event":"refreshed",')
+  local shown = instrument.quantity_text(b.instrument, order.shown(o))
+  report_place(b, o, '{"event":"refreshed","shown_quantity":"' .. shown .. '",')
 end
 
 -- The price that a stop order waited for has come: it enters the market.
@@ -269,9 +275,9 @@ function events.trade(b, taker, maker, trade)
   pieces[n + 4] = '","aggressor_side":"'
   pieces[n + 5] = taker.side
   pieces[n + 6] = '","maker_order_id":"'
-  pieces[n + 7] = maker.order_id
+  pieces[n + 7] = order.displayed_id(maker)
   pieces[n + 8] = '","taker_order_id":"'
-  pieces[n + 9] = taker.order_id
+  pieces[n + 9] = order.displayed_id(taker)
   pieces[n + 10] = '"'
   pieces[n + 11] = b.stamp
   trade_report(b, taker, trade, '","role":"taker","side":"')

@@ -37,6 +37,7 @@ end
 local function filled_row(report, sequence)
   local row = '{"order_id":"' .. field(report, "order_id") .. '"'
   row = with_field(row, "client_order_id", field(report, "client_order_id"))
+  row = with_field(row, "displayed_order_id", field(report, "displayed_order_id"))
   row = with_field(row, "side", field(report, "side"))
   row = with_field(row, "quantity", field(report, "order_quantity"))
   row = with_field(row, "price", field(report, "order_price"))

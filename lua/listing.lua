@@ -266,13 +266,14 @@ local function take_on_dormant(b, o)
 end
 
 local function take_on(b, values, orders, plans)
-  local first_id = b.instrument.last_order_id + 1
-  local list = { id = ("%d"):format(first_id), kind = values.list_type, ids = {}, armed = 0 }
+  local list = { kind = values.list_type, ids = {}, armed = 0 }
   local texts = {}
   for i, o in ipairs(orders) do
-    list.ids[i] = ("%d"):format(first_id + i - 1)
+    o.order_id = book.new_order_id(b)
+    list.ids[i] = o.order_id
+    list.id = list.ids[1]
     o.extras = o.extras or {}
-    o.extras.order_list_id = first_id
+    o.extras.order_list_id = list.id + 0
   end
   lists.keep(b, list)
   for i, o in ipairs(orders) do

@@ -87,6 +87,16 @@ local function wanted_at(walk, price)
   return type(lots) == "number" and lots or numbers.exact_max
 end
 
+-- The taker wants so many lots less.
+local function count_step(walk, maker, lots)
+  if walk.quote_left then
+    local cost = decimal.multiply(instrument.lot_cost(walk.b.instrument, maker.price), lots)
+    walk.quote_left = decimal.subtract(walk.quote_left, cost)
+  else
+    walk.left = walk.left - lots
+  end
+end
+
 -- One step of the plan: lots that are traded, of those wanted, or what self-trade prevention does
 -- with the maker.
 local function add_step(walk, maker, lots, wanted, prevented)
@@ -100,12 +110,7 @@ local function add_step(walk, maker, lots, wanted, prevented)
     wanted = wanted,
     prevented = prevented,
   }
-  if walk.quote_left then
-    local cost = decimal.multiply(instrument.lot_cost(walk.b.instrument, maker.price), lots)
-    walk.quote_left = decimal.subtract(walk.quote_left, cost)
-  else
-    walk.left = walk.left - lots
-  end
+  count_step(walk, maker, lots)
 end
 
 local function finish_taker(walk, reason)
@@ -145,30 +150,90 @@ local function meet(walk, maker, wanted)
   end
 end
 
+-- How many lots icebergs trade in so many rounds, in each of which each shows one slice.
+local function lots_of_rounds(icebergs, rounds)
+  local total = 0
+  for i = 1, #icebergs do
+    local rest, slice = icebergs[i].rest, icebergs[i].maker.extras.display_quantity
+    total = total + math.min(rest, rounds * slice)
+  end
+  return total
+end
+
+-- How many whole rounds so many wanted lots are enough for. Fewer lots than a round needs, or
+-- none, are left then.
+local function whole_rounds(icebergs, wanted)
+  local rounds, too_many = 0, 1
+  for i = 1, #icebergs do
+    local slice = icebergs[i].maker.extras.display_quantity
+    too_many = math.max(too_many, math.ceil(icebergs[i].rest / slice) + 1)
+  end
+  while too_many - rounds > 1 do
+    local middle = math.floor((rounds + too_many) / 2)
+    if lots_of_rounds(icebergs, middle) <= wanted then
+      rounds = middle
+    else
+      too_many = middle
+    end
+  end
+  return rounds
+end
+
+-- What each of these icebergs trades of so many wanted lots, slice by slice in turn, as one fill
+-- each: { maker, lots }. They come in the order of their last whole slices, which is that in which
+-- they stand in the queue afterwards.
+local function joined_slices(icebergs, wanted)
+  local rounds, joined = whole_rounds(icebergs, wanted), {}
+  local left = wanted - lots_of_rounds(icebergs, rounds)
+  for i = 1, #icebergs do
+    local maker, rest = icebergs[i].maker, icebergs[i].rest
+    local slice = maker.extras.display_quantity
+    local lots = math.min(rest, rounds * slice)
+    local round = math.min(rounds, math.ceil(rest / slice))
+    local next_slice = math.min(slice, rest - lots)
+    local more = math.min(left, next_slice)
+    if more > 0 and more == next_slice then
+      round = rounds + 1
+    end
+    left = left - more
+    if lots + more > 0 then
+      joined[#joined + 1] = { maker = maker, lots = lots + more, round = round, index = i }
+    end
+  end
+  table.sort(joined, function(one, other)
+    if one.round ~= other.round then
+      return one.round < other.round
+    end
+    return one.index < other.index
+  end)
+  return joined
+end
+
 -- The icebergs of a level whose slice was taken stand behind its other orders with the next one,
--- and so round by round.
+-- and so round by round. However many slices an iceberg trades so, they are one fill: else an order
+-- that shows little of much could use up what a call may do. One that is met alone is one fill
+-- together with the slice that it showed first.
 local function meet_refreshed(walk)
-  local list, index = walk.refreshed, 1
-  while list[index] and not walk.done do
-    local maker, rest = list[index].maker, list[index].rest
-    local wanted = wanted_at(walk, maker.price)
-    if wanted == 0 then
-      -- The orders behind it, at worse prices, are not for this taker, be they worth a lot.
-      walk.done, walk.fills.is_spent = true, true
-      break
-    end
-    local slice = math.min(maker.extras.display_quantity, rest)
-    local lots = math.min(wanted, slice)
-    add_step(walk, maker, lots, wanted)
-    if walk.quote_left and wanted < slice then
-      walk.done, walk.fills.is_spent = true, true
-    end
-    if lots == slice and rest > slice then
-      list[#list + 1] = { maker = maker, rest = rest - slice }
-    end
-    index = index + 1
+  local icebergs = walk.refreshed
+  if not icebergs[1] then
+    return
   end
   walk.refreshed = {}
+  local wanted, taken = wanted_at(walk, icebergs[1].maker.price), 0
+  local last = walk.fills[#walk.fills]
+  for _, step in ipairs(joined_slices(icebergs, wanted)) do
+    taken = taken + step.lots
+    if not icebergs[2] and last.maker == step.maker then
+      count_step(walk, step.maker, step.lots)
+      last.lots = last.lots + step.lots
+    else
+      add_step(walk, step.maker, step.lots, wanted)
+    end
+  end
+  if walk.quote_left and lots_of_rounds(icebergs, math.huge) > wanted then
+    -- The orders behind, at worse prices, are not for this taker, be they worth a lot.
+    walk.done, walk.fills.is_spent = true, true
+  end
 end
 
 -- The taker goes through the queue of the other side, level by level.
@@ -305,7 +370,7 @@ local function fill_json(trade, maker)
     .. trade.trade_id
     .. trade.terms
     .. '","maker_order_id":"'
-    .. maker.order_id
+    .. order.displayed_id(maker)
     .. '"}'
 end
 
@@ -348,15 +413,14 @@ local function trade_with(b, taker, maker, lots)
   if taker.extras and taker.extras.order_list_id then
     book.note(b, taker, "traded")
   end
+  local text = fill_json(trade, maker)
   local is_refreshed = book.reduce(b, maker, lots)
   events.trade(b, taker, maker, trade)
   record.last_price = price
   if is_refreshed then
-    book.prioritize(b, maker)
-    book.enqueue(b, maker)
-    events.refreshed(b, maker)
+    book.refresh(b, maker)
   end
-  return fill_json(trade, maker)
+  return text
 end
 
 local function decrement(o, lots)

@@ -9,7 +9,8 @@
 -- time in force it is a limit order, gtc or, where it expires,
 -- gtd. In the table flags are `extras`, false where there are none.
 --
--- An iceberg shows `slice` lots, at most `display_quantity` of what remains.
+-- An iceberg shows `slice` lots, at most `display_quantity` of what remains. Its next slices are
+-- shown under ids of their own (`displayed_order_id`), so that they look like other orders.
 --
 -- A stop order that waits for its price has the flag `waits`, which names its queue (stops.lua),
 -- and in it stands at `stop_price`. The price is `-` where it has none of its own. An order that is
@@ -77,6 +78,7 @@ local text_flags = {
   "trailing_offset",
   "protection",
   "session",
+  "displayed_order_id",
   "waits",
 }
 
@@ -129,6 +131,11 @@ function order.flags(o)
     flags[#flags + 1] = extras[name] and name .. "=" .. extras[name]
   end
   return #flags > 0 and table.concat(flags, ",") or "-"
+end
+
+-- The order_id that an order has in what everybody can see.
+function order.displayed_id(o)
+  return o.extras and o.extras.displayed_order_id or o.order_id
 end
 
 -- How much of an order the book shows.

@@ -174,11 +174,26 @@ function placing.plan(b, o)
   return fills
 end
 
--- The answer to an order that is only to be checked.
-local function valid_reply(b, fills)
-  local lots = 0
+-- How many lots a plan fills of what the book shows: of an iceberg no more than its slice, for a
+-- check costs nothing and must not tell what is hidden.
+local function shown_lots(fills)
+  local total, left = 0, {}
   for i = 1, #fills do
-    lots = lots + (fills[i].prevented and 0 or fills[i].lots)
+    local maker = fills[i].maker
+    local lots = math.min(left[maker] or order.shown(maker), fills[i].lots)
+    if not fills[i].prevented then
+      left[maker] = (left[maker] or order.shown(maker)) - lots
+      total = total + lots
+    end
+  end
+  return total
+end
+
+-- The answer to an order that is only to be checked.
+local function valid_reply(b, o, fills)
+  local lots = shown_lots(fills)
+  if o.time_in_force == "fok" and lots < o.quantity then
+    lots = 0
   end
   return string.format(
     '{"status":"valid","fill_quantity":"%s","sequence":%.0f,"timestamp_ms":%s}',
@@ -353,7 +368,7 @@ function placing.place_order(b, values)
     return nil, fills
   end
   if values.validate_only == "true" then
-    return valid_reply(b, fills)
+    return valid_reply(b, o, fills)
   end
   local reply = placing.take_on(b, o, fills)
   return memo_record and memory.remember(b, memo_record, reply) or reply

@@ -65,8 +65,7 @@ end
 local order_schema = fields.schema({ "account", "client_order_id", "order_id" }, {})
 
 -- get_order: one open order.
--- Fields: order_id, or account and client_order_id. Reply: the order. Rejects: UNKNOWN_ORDER,
--- NOT_ORDER_OWNER.
+-- Fields: order_id, or account and client_order_id. Reply: the order. Rejects: UNKNOWN_ORDER.
 function queries.get_order(call_keys, arguments)
   local b, refusal = call.open_with(book.open, call_keys)
   local values, o

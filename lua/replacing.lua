@@ -139,7 +139,7 @@ end
 -- neither; continue: each is tried); those of place_order but validate_only.
 -- Reply: canceled (as cancel_order, or its refusal) placed (as place_order, or its refusal)
 -- sequence timestamp_ms.
--- Rejects: as place_order, and UNKNOWN_ORDER, NOT_ORDER_OWNER; with continue only those of the
+-- Rejects: as place_order, and UNKNOWN_ORDER; with continue only those of the
 -- fields' forms and TOO_LATE.
 function replacing.replace_order(b, values)
   local refusal = combination_refusal(values)

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from orderbook.messages import Channel
-from orderbook.mirror import Order, Orders, Place, Report, decimal_text
+from orderbook.mirror import Order, Orders, Place, Report, decimal_text, displayed_id
 
 CHECKSUM_LEVELS = 10
 CHECKSUM_ORDERS_MAX = 1000
@@ -289,7 +289,7 @@ class Level3:
         self.since = told.sequence
         self._precision = _Precision(snapshot)
         self._head = f'{{"channel":"level3","symbol":"{told.symbol}","type":"update"'
-        self._orders = Orders()
+        self._orders = Orders(displayed_id)
         self._sides = {"buy": _Prices(-1), "sell": _Prices(1)}
         for side, rows in (("buy", told.bids), ("sell", told.asks)):
             for row in rows:

@@ -31,10 +31,13 @@ NUMBER_FLAGS = (
 )
 TEXT_FLAGS = (
     *("self_trade_prevention", "stp_group", "order_type", "time_in_force"),
-    *("trailing_offset", "protection", "session", "waits"),
+    *("trailing_offset", "protection", "session", "displayed_order_id", "waits"),
 )
 # Those that stand in a report as they do there.
-PLAIN_FLAGS = ("self_trade_prevention", "stp_group", "trailing_offset", "protection", "session")
+PLAIN_FLAGS = (
+    *("self_trade_prevention", "stp_group", "trailing_offset", "protection", "session"),
+    "displayed_order_id",
+)
 EXACT_MAX = 2**53 - 1
 MILLION = 10**6
 
@@ -48,6 +51,8 @@ class Report(Struct):
     event: str
     order_id: str
     client_order_id: str = ""
+    # The id under which everybody sees an iceberg's slice, once it is not the first.
+    displayed_order_id: str = ""
     side: str = ""
     order_type: str = ""
     time_in_force: str = ""
@@ -59,6 +64,7 @@ class Report(Struct):
     priority: int = 0
     role: str = ""
     display_quantity: str = ""
+    shown_quantity: str = ""
     expire_time_ms: int = 0
     stop_price: str = ""
     reference_price: str = ""
@@ -142,10 +148,21 @@ def decimal_text(number: Decimal) -> str:
     return format(number.normalize(), "f")
 
 
-class Orders:
-    """Every open order, from the reports about them."""
+def own_id(report: Report) -> str:
+    """The order_id that an order has to its owner."""
+    return report.order_id
 
-    def __init__(self) -> None:
+
+def displayed_id(report: Report) -> str:
+    """The order_id under which everybody sees the order."""
+    return report.displayed_order_id or report.order_id
+
+
+class Orders:
+    """Every open order, from the reports about them, by its order_id as `id_of` tells it."""
+
+    def __init__(self, id_of: Callable[[Report], str] = own_id) -> None:
+        self._id_of = id_of
         self.orders: dict[str, Order] = {}
         self.last_order_id = 0
         # What has been changed since somebody last emptied this, and where it stood before.
@@ -172,7 +189,7 @@ class Orders:
         told = _decode_orders(message)
         self._arrived.clear()
         for report in told.orders:
-            order_id = report.order_id
+            order_id = self._id_of(report)
             if order_id not in self.touched:
                 self.touched[order_id] = self.place(order_id)
             if report.event in _ARRIVALS:
@@ -197,7 +214,7 @@ class Orders:
 
     def _waits(self, report: Report, queue: str = "") -> None:
         """An order that has just come waits outside the book if it is one that does."""
-        order = self.orders[report.order_id]
+        order = self.orders[self._id_of(report)]
         if queue or report.order_type in STOP_TYPES:
             order.waits = queue or _direction(report)
         order.reference_price = report.reference_price
@@ -207,20 +224,22 @@ class Orders:
         shown = remaining
         if report.display_quantity:
             shown = min(remaining, Decimal(report.display_quantity))
-        self.orders[report.order_id] = Order(account, report, remaining, shown, report.priority)
+        self.orders[self._id_of(report)] = Order(account, report, remaining, shown, report.priority)
 
     def _triggered(self, account: str, report: Report) -> None:
-        order = self.orders.get(report.order_id)
+        order = self.orders.get(self._id_of(report))
         reference_price = order.reference_price if order else ""
         self._arrives(account, report, Decimal(report.remaining_quantity))
-        self.orders[report.order_id].reference_price = reference_price
+        self.orders[self._id_of(report)].reference_price = reference_price
 
     def _refreshed(self, account: str, report: Report) -> None:
+        self.last_order_id = max(self.last_order_id, int(report.displayed_order_id))
         self._arrives(account, report, Decimal(report.remaining_quantity))
+        self.orders[self._id_of(report)].shown = Decimal(report.shown_quantity)
 
     def _amended(self, account: str, report: Report) -> None:
         """With another priority it queues anew, with its own it has shrunk in its place."""
-        order = self.orders.get(report.order_id)
+        order = self.orders.get(self._id_of(report))
         if order is not None and (order.priority == report.priority or order.waits):
             order.terms, order.priority = report, report.priority
             self._shrinks_to(order, Decimal(report.remaining_quantity))
@@ -235,7 +254,7 @@ class Orders:
         self._waits(report)
 
     def _decremented(self, _: str, report: Report) -> None:
-        order = self.orders.get(report.order_id)
+        order = self.orders.get(self._id_of(report))
         if order is not None:
             order.terms = report
             self._shrinks_to(order, Decimal(report.remaining_quantity))
@@ -247,21 +266,24 @@ class Orders:
     def _trade(self, _: str, report: Report) -> None:
         """Who stands in the book trades of what it shows; what an arriving taker shows is decided
         when it has traded."""
-        order = self.orders.get(report.order_id)
+        order = self.orders.get(self._id_of(report))
         if order is None:
             # A market order by quote_quantity, of which from its first trade on nothing remains.
             return
         remaining = Decimal(report.remaining_quantity)
         if remaining == _ZERO:
-            del self.orders[report.order_id]
+            del self.orders[self._id_of(report)]
             return
-        if report.role == "maker" or report.order_id not in self._arrived:
+        if report.role == "maker" or self._id_of(report) not in self._arrived:
             order.shown -= Decimal(report.quantity)
         order.remaining = remaining
         order.shown = min(order.shown, remaining)
+        if order.shown <= _ZERO:
+            # Of an iceberg: a later slice is told as `refreshed`, under another id.
+            del self.orders[self._id_of(report)]
 
     def _leaves(self, _: str, report: Report) -> None:
-        self.orders.pop(report.order_id, None)
+        self.orders.pop(self._id_of(report), None)
 
 
 def _direction(report: Report) -> str:

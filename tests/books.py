@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from orderbook.mirror import Mirror, decimal_text
+from orderbook.mirror import Mirror, decimal_text, displayed_id
 
 Json = dict[str, Any]
 Words = str | bytes
@@ -88,7 +88,10 @@ class Book:
         mirror, level3 = self.mirrored(), self.read("get_level3", depth="full")
         for side, name in (("buy", "bids"), ("sell", "asks")):
             found = [
-                [order.terms.price, decimal_text(order.shown), order.terms.order_id, order.priority]
+                [
+                    *(order.terms.price, decimal_text(order.shown)),
+                    *(displayed_id(order.terms), order.priority),
+                ]
                 for order in mirror.queue(side)
             ]
             assert found == level3[name], name

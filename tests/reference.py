@@ -103,9 +103,11 @@ its beginning.
 import copy
 import decimal
 import functools
+import itertools
 import json
 import re
 import zlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -328,6 +330,8 @@ class Order:
     trailing_offset: str | None = None
     self_trade_prevention: str | None = None
     stp_group: str | None = None
+    # Of an iceberg that shows a later slice than its first.
+    displayed_order_id: int | None = None
     session: str | None = None
     protection: Decimal | None = None
     # Whether it came by a mass quote.
@@ -349,6 +353,11 @@ class Order:
     reference: Decimal = Decimal(0)
 
     @property
+    def displayed_id(self) -> str:
+        """The order_id under which everybody sees it."""
+        return str(self.displayed_order_id or self.order_id)
+
+    @property
     def filled(self) -> Decimal:
         return self.quantity - self.remaining
 
@@ -359,10 +368,17 @@ class Order:
             return "filled"
         return "partially_filled" if self.filled else "open"
 
-    def terms(self) -> Json:
-        terms: Json = {"order_id": str(self.order_id)}
+    def identity(self) -> Json:
+        """What it is called, as its owner is told."""
+        names: Json = {"order_id": str(self.order_id)}
         if self.client_order_id is not None:
-            terms["client_order_id"] = self.client_order_id
+            names["client_order_id"] = self.client_order_id
+        if self.displayed_order_id is not None:
+            names["displayed_order_id"] = str(self.displayed_order_id)
+        return names
+
+    def terms(self) -> Json:
+        terms = self.identity()
         terms |= {
             "side": self.side,
             "order_type": self.order_type,
@@ -406,6 +422,17 @@ class Order:
     def fresh_slice(self, remaining: Decimal) -> Decimal:
         """What it would show of so much as it queues anew."""
         return remaining if self.display_quantity is None else min(self.display_quantity, remaining)
+
+    def give(self, quantity: Decimal) -> bool:
+        """Trades so much, slice by slice. Whether it shows a later slice then."""
+        left, later = quantity, False
+        self.remaining -= quantity
+        while self.display_quantity is not None and left >= self.slice > 0:
+            left -= self.slice
+            self.slice = min(self.display_quantity, self.remaining + left)
+            later = True
+        self.slice -= left
+        return later
 
     def shrink(self, quantity: Decimal) -> None:
         """Loses some of its remaining quantity, in its place."""
@@ -761,7 +788,7 @@ class ReferenceBook:
     def _trade_at(self, call: Call, bid: Order, ask: Order, price: Decimal) -> None:
         """Both are in the book: nobody is the aggressor; the younger is called the taker."""
         maker, taker = sorted((bid, ask), key=lambda order: order.order_id)
-        quantity = min(bid.shown, ask.shown)
+        quantity = min(bid.remaining, ask.remaining)
         self.last_trade_id += 1
         self.last_price = price
         fill = {
@@ -770,18 +797,18 @@ class ReferenceBook:
             "quantity": text(quantity),
             "auction": True,
         }
+        ids, refreshed = displayed_ids(maker, taker), []
         for order in (taker, maker):
             self._note(order, "traded")
-            order.remaining -= quantity
-            order.slice -= quantity if order.display_quantity is not None else 0
+            if order.give(quantity) and order.remaining:
+                refreshed.append(order)
             if order.remaining == 0:
                 self._end(order)
         self._report_trade(call, taker, "taker", fill)
         self._report_trade(call, maker, "maker", fill)
-        for order in (taker, maker):
-            if order.remaining and order.shown == 0:
-                self._refresh(call, order)
-        self._tell_trade(call, fill, maker, taker)
+        for order in refreshed:
+            self._refresh(call, order)
+        self._tell_trade(call, fill, taker, ids)
 
     def _show_to_breaker(self, call: Call, price: Decimal) -> None:
         percent = self.instrument["limit_percent"]
@@ -1088,12 +1115,22 @@ class ReferenceBook:
         self._check_in_time(fields)
         order, planned = self._checked_order(call, fields)
         if fields.get("validate_only") == "true":
-            fill_quantity = text(planned.filled)
+            fill_quantity = text(self._shown_fills(order, planned))
             reply = {"status": "valid", "fill_quantity": fill_quantity, "timestamp_ms": 0}
             return self._with_latest_sequence(call, reply)
         reply = self._take_on(call, order, planned)
         self._remember(fields, content, reply)
         return reply
+
+    def _shown_fills(self, order: Order, planned: Outcome) -> Decimal:
+        """How much an order would fill of what everybody can see: slices that are hidden yet have
+        ids that no order has."""
+        shown = {one.displayed_id for one in self.orders}
+        fills = [
+            Decimal(fill["quantity"]) for fill in planned.fills if fill["maker_order_id"] in shown
+        ]
+        total = sum(fills, Decimal(0))
+        return Decimal(0) if order.time_in_force == "fok" and total < order.quantity else total
 
     def _checked_order(self, call: Call, fields: Mapping[str, str]) -> tuple[Order, Outcome]:
         self._check_takes_orders(call)
@@ -1116,9 +1153,10 @@ class ReferenceBook:
         return self._match(call, order, planned)
 
     def _admit(self, call: Call, order: Order, planned: Outcome) -> None:
-        self.last_order_id += 1
         self.last_priority += 1
-        order.order_id = self.last_order_id
+        if not order.order_id:
+            self.last_order_id += 1
+            order.order_id = self.last_order_id
         order.priority = self.last_priority
         if order.quote_quantity is not None:
             order.quantity = order.remaining = planned.filled
@@ -1170,7 +1208,8 @@ class ReferenceBook:
             order.quantity = order.remaining = self._checked_quantity(fields["quantity"])
         if "display_quantity" in fields:
             order.display_quantity = self._checked_lots(fields["display_quantity"])
-            if not 0 < order.display_quantity <= order.quantity:
+            least = max(self.instrument["min_quantity"], self.instrument["lot_size"])
+            if not least <= order.display_quantity <= order.quantity:
                 raise RejectedError("INVALID_DISPLAY_QUANTITY")
             self._check_parts(order, Decimal(0))
         if "expire_time_ms" in fields:
@@ -1245,9 +1284,11 @@ class ReferenceBook:
         list_id = self.last_order_id + 1
         count = len(checked) + len(legs)
         self.lists[list_id] = OrderList(list_type, list(range(list_id, list_id + count)))
+        self.last_order_id += count
         replies = []
-        for order, planned in [*checked, *((leg, Outcome()) for leg in legs)]:
-            order.order_list_id = list_id
+        taken = [*checked, *((leg, Outcome()) for leg in legs)]
+        for order_id, (order, planned) in enumerate(taken, list_id):
+            order.order_id, order.order_list_id = order_id, list_id
             self._admit(call, order, planned)
             if order.client_order_id is not None:
                 self.named[order.account, order.client_order_id] = order.order_id
@@ -1618,8 +1659,11 @@ class ReferenceBook:
             return outcome
         furthest = self._furthest_price(taker)
         met: Order | None = None
+        # Icebergs that have shown later slices to this taker: they are alone at their price.
+        refreshed: set[int] = set()
         while True:
-            maker = next(iter(self.queue(OPPOSITE[taker.side])), None)
+            queue = self.queue(OPPOSITE[taker.side])
+            maker = next(iter(queue), None)
             # Where the queue ends, money counts by what it was worth at the last maker.
             wanted = self._wanted(taker, maker or met)
             if wanted == 0:
@@ -1634,9 +1678,16 @@ class ReferenceBook:
             met = maker
             mode = taker.self_trade_prevention or self.instrument["self_trade_prevention"]
             if mode == "none" or not self._is_one_trader(maker, taker):
-                quantity = min(wanted, maker.shown)
-                outcome.fills.append(self._trade(call, maker, taker, quantity))
-                outcome.filled += quantity
+                level = [order for order in queue if order.price == maker.price]
+                is_alone = len(level) == 1 and maker.display_quantity is not None
+                if is_alone or maker.order_id in refreshed:
+                    steps = in_turn(level, wanted)
+                else:
+                    steps = [(maker, min(wanted, maker.shown))]
+                    refreshed.add(maker.order_id)
+                for one, quantity in steps:
+                    outcome.fills.append(self._trade(call, one, taker, quantity))
+                    outcome.filled += quantity
             elif not self._prevent(call, maker, taker, mode):
                 outcome.end = "self_trade"
                 return outcome
@@ -1712,11 +1763,10 @@ class ReferenceBook:
             "price": text(self.last_price),
             "quantity": text(quantity),
         }
+        ids = displayed_ids(maker, taker)
         self._note(taker, "traded")
         self._note(maker, "traded")
-        maker.remaining -= quantity
-        if maker.display_quantity is not None:
-            maker.slice -= quantity
+        shows_later_slice = maker.give(quantity)
         if taker.quote_quantity is not None:
             taker.money -= quantity * self.last_price
         taker.remaining -= quantity
@@ -1724,19 +1774,18 @@ class ReferenceBook:
         self._report_trade(call, maker, "maker", fill)
         if maker.remaining == 0:
             self._end(maker)
-        elif maker.shown == 0:
+        elif shows_later_slice:
             self._refresh(call, maker)
-        self._tell_trade(call, fill, maker, taker)
-        return {**fill, "maker_order_id": str(maker.order_id)}
+        self._tell_trade(call, fill, taker, ids)
+        return {**fill, "maker_order_id": ids["maker_order_id"]}
 
-    def _tell_trade(self, call: Call, fill: Json, maker: Order, taker: Order) -> None:
+    def _tell_trade(self, call: Call, fill: Json, taker: Order, ids: Json) -> None:
         price, quantity = Decimal(fill["price"]), Decimal(fill["quantity"])
         self.prints.append((self.now_ms, price, quantity))
         trade = {
             **({} if "auction" in fill else {"aggressor_side": taker.side}),
             **fill,
-            "maker_order_id": str(maker.order_id),
-            "taker_order_id": str(taker.order_id),
+            **ids,
             "timestamp_ms": 0,
         }
         self.trades.append(trade)
@@ -1745,9 +1794,7 @@ class ReferenceBook:
 
     @staticmethod
     def _report_trade(call: Call, order: Order, role: str, fill: Json) -> None:
-        report: Json = {"order_id": str(order.order_id)}
-        if order.client_order_id is not None:
-            report["client_order_id"] = order.client_order_id
+        report: Json = order.identity()
         remaining = text(order.remaining)
         report |= {**fill, "role": role, "side": order.side, "remaining_quantity": remaining}
         report["status"] = order.status
@@ -1759,14 +1806,16 @@ class ReferenceBook:
 
     def _refresh(self, call: Call, iceberg: Order) -> None:
         self.last_priority += 1
+        self.last_order_id += 1
+        iceberg.displayed_order_id = self.last_order_id
         iceberg.priority = self.last_priority
-        iceberg.slice = iceberg.fresh_slice(iceberg.remaining)
         call.report(
             iceberg.account,
             "refreshed",
             **iceberg.terms(),
             remaining_quantity=text(iceberg.remaining),
             priority=iceberg.priority,
+            shown_quantity=text(iceberg.shown),
         )
 
     # ---- canceling and amending
@@ -2035,7 +2084,7 @@ class ReferenceBook:
                 if order.order_id != int(fields["order_id"]):
                     continue
                 if fields.get("account", order.account) != order.account:
-                    raise RejectedError("NOT_ORDER_OWNER")
+                    raise RejectedError("UNKNOWN_ORDER")
                 return order
             name = (order.account, order.client_order_id)
             if name == (fields["account"], fields["client_order_id"]):
@@ -2126,7 +2175,7 @@ class ReferenceBook:
         """The orders of a side's best levels: price, what is shown of it, order_id, priority."""
         prices = list(self.levels(side))[:levels_max]
         return [
-            [text(price_of(order)), text(order.shown), str(order.order_id), order.priority]
+            [text(price_of(order)), text(order.shown), order.displayed_id, order.priority]
             for order in self.queue(side)[:LEVEL3_ORDERS_MAX]
             if order.price in prices
         ]
@@ -2447,6 +2496,32 @@ def shortest(value: str) -> str:
     if "." in number:
         number = number.rstrip("0").removesuffix(".")
     return number + "%" * value.endswith("%")
+
+
+def in_turn(icebergs: list[Order], wanted: Decimal) -> list[tuple[Order, Decimal]]:
+    """How much a taker gets of each of the icebergs of a level, slice by slice in turn. They come
+    in the order of their last whole slices."""
+    queue = deque((order, order.shown, order.remaining) for order in icebergs)
+    taken = dict.fromkeys((order.order_id for order in icebergs), Decimal(0))
+    last_turn = dict.fromkeys(taken, -1)
+    for turn in itertools.count():
+        if not wanted or not queue:
+            break
+        order, shown, remaining = queue.popleft()
+        quantity = min(wanted, shown)
+        wanted -= quantity
+        taken[order.order_id] += quantity
+        if quantity == shown:
+            last_turn[order.order_id] = turn
+            if remaining > shown:
+                queue.append((order, order.fresh_slice(remaining - shown), remaining - shown))
+    found = sorted(icebergs, key=lambda order: last_turn[order.order_id])
+    return [(order, taken[order.order_id]) for order in found if taken[order.order_id]]
+
+
+def displayed_ids(maker: Order, taker: Order) -> Json:
+    """What a trade tells everybody of its orders, before either is refreshed."""
+    return {"maker_order_id": maker.displayed_id, "taker_order_id": taker.displayed_id}
 
 
 def rejected(code: str, fields: Mapping[str, Any]) -> Json:

@@ -294,10 +294,10 @@ def test_fields_that_exclude_each_other_are_refused(busy: Book) -> None:
 def test_strangers_order_is_refused(busy: Book) -> None:
     for function, change in (("cancel_order", {}), ("amend_order", {"price": "100"})):
         reply = busy.ask(function, order_id="1", account="bob", **change)
-        assert_rejected(reply, "NOT_ORDER_OWNER")
+        assert_rejected(reply, "UNKNOWN_ORDER")
         reply = busy.ask(function, account="bob", client_order_id="a1", **change)
         assert_rejected(reply, "UNKNOWN_ORDER")
-    assert_rejected(busy.ask("get_order", order_id="1", account="bob"), "NOT_ORDER_OWNER")
+    assert_rejected(busy.ask("get_order", order_id="1", account="bob"), "UNKNOWN_ORDER")
 
 
 def test_unknown_order_is_refused(busy: Book) -> None:

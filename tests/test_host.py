@@ -216,9 +216,9 @@ async def test_somebody_elses_order_cannot_be_touched(
     order_id = (await alice.limit(symbol, "buy", "5", "100"))["order_id"]
     before = await state_hash(host.engine, symbol)
     named = {"symbol": symbol, "order_id": order_id}
-    assert await bob.refused("cancel_order", **named) == "NOT_ORDER_OWNER"
-    assert await bob.refused("amend_order", **named, quantity="1") == "NOT_ORDER_OWNER"
-    assert await bob.refused("get_order", **named) == "NOT_ORDER_OWNER"
+    assert await bob.refused("cancel_order", **named) == "UNKNOWN_ORDER"
+    assert await bob.refused("amend_order", **named, quantity="1") == "UNKNOWN_ORDER"
+    assert await bob.refused("get_order", **named) == "UNKNOWN_ORDER"
     assert (await bob.ask("cancel_all_orders", symbol=symbol))["canceled_count"] == 0
     assert await state_hash(host.engine, symbol) == before
 

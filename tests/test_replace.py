@@ -33,7 +33,7 @@ def test_refused_replacement_changes_not_a_byte(book: Book) -> None:
     assert_rejected(replace(book, "1", price="0"), "PRICE_NOT_POSITIVE")
     assert_rejected(replace(book, "1", price="99.995"), "PRICE_OFF_TICK")
     assert_rejected(replace(book, "3"), "UNKNOWN_ORDER")
-    assert_rejected(replace(book, "1", account="bob"), "NOT_ORDER_OWNER")
+    assert_rejected(replace(book, "1", account="bob"), "UNKNOWN_ORDER")
     assert_rejected(replace(book, "1", valid_until_ms="1"), "TOO_LATE")
     late = replace(book, "1", valid_until_ms="1", on_failure="continue")
     assert_rejected(late, "TOO_LATE")

@@ -280,14 +280,14 @@ async def test_level3_tells_each_order_and_nothing_private(
     await limit(engine, symbol, "sell", "10", client_order_id="n1")
     await limit(engine, symbol, "buy", "10", quantity="2.5", account="bob")
     await limit(engine, symbol, "sell", "12", account="bob")
-    last = await engine.amend_order(symbol, order_id="4", price="11")
+    last = await engine.amend_order(symbol, order_id="5", price="11")
     await watcher.reached(last["sequence"])
     assert [message["asks"] for message in watcher.messages[1:]] == [
         [["10", "1", "2", 2]],
         # The first slice is gone and the next one queues behind order 2, which trades the rest.
-        [["10", "0.5", "2", 2], ["10", "2", "1", 4]],
-        [["12", "1", "4", 5]],
-        [["11", "1", "4", 6]],
+        [["10", "0", "1", 1], ["10", "0.5", "2", 2], ["10", "2", "4", 4]],
+        [["12", "1", "5", 5]],
+        [["11", "1", "5", 6]],
     ]
     assert {"channel", "symbol", "type", "sequence", "epoch", "bids", "asks", "checksum"} | {
         "timestamp_ms"
