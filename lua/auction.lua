@@ -18,8 +18,8 @@ local instrument = require("instrument")
 local keys = require("keys")
 local numbers = require("numbers")
 local order = require("order")
+local reference = require("reference")
 local statistics = require("statistics")
-local stops = require("stops")
 
 local auction = {}
 
@@ -95,11 +95,12 @@ end
 
 -- The outcome nearest to the last trade price, of two as near the lower one; without such a price
 -- the lowest.
-local function nearest(outcomes, last_price)
+local function nearest(record, outcomes)
+  local last = record.last_price and reference.measured(record, record.last_price)
   local best, least
   for _, outcome in ipairs(outcomes) do
-    local distance = last_price and math.abs(outcome.price - last_price) or 0
-    if not best or distance < least then
+    local distance = last and reference.distance(last, outcome.price) or 0
+    if not best or decimal.compare(distance, least) < 0 then
       best, least = outcome, distance
     end
   end
@@ -163,7 +164,7 @@ function auction.outcome(b)
       tied[#tied + 1] = outcome
     end
   end
-  return nearest(under_pressure(tied), stops.last_price(b.instrument))
+  return nearest(b.instrument, under_pressure(tied))
 end
 
 -- The outcome as JSON members, each with a comma before it; empty where nothing would trade.

@@ -189,8 +189,7 @@ local function enters_at_once(b, o)
     return true
   end
   local waits = stops.direction(o.side, o.order_type)
-  return extras.stop_price
-    and stops.is_due(waits, extras.stop_price, stops.last_price(b.instrument))
+  return extras.stop_price and stops.is_due_now(b.instrument, waits, extras.stop_price)
 end
 
 -- Plans the fills of a leg armed with so many lots. Changes nothing.
@@ -223,7 +222,7 @@ local function arm(b, o, lots)
   o.quantity, o.remaining, o.terms = lots, lots, false
   book.prioritize(b, o)
   if extras.trailing_offset then
-    stops.refer(b.instrument, o, stops.last_price(b.instrument))
+    stops.refer_to_last(b.instrument, o)
   end
   events.armed(b, o)
   if not is_due then

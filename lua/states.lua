@@ -16,8 +16,8 @@ local auction = require("auction")
 local book = require("book")
 local instrument = require("instrument")
 local numbers = require("numbers")
+local reference = require("reference")
 local reject = require("reject")
-local stops = require("stops")
 
 local states = {}
 
@@ -34,21 +34,22 @@ end
 
 -- Shows a trade to the breaker, before it becomes the last one.
 function states.show_trade(b, price)
-  local extended = b.instrument.extended
-  local reference = tonumber(extended.reference_price)
-  if not reference or b.now_ms - extended.window_start_ms > b.breaker.window_ms then
-    reference = stops.last_price(b.instrument) or price
-    extended.reference_price = numbers.integer_text(reference)
+  local record, breaker = b.instrument, b.breaker
+  local extended = record.extended
+  local is_over = b.now_ms - extended.window_start_ms > breaker.window_ms
+  if extended.breaker_reference == "" or is_over then
+    extended.breaker_reference = record.last_price or instrument.price_text(record, price)
     extended.window_start_ms = b.timestamp_ms
+    breaker.reference = nil
   end
-  local width = numbers.fraction(reference, b.breaker.parts)
-  if math.abs(price - reference) > width then
-    b.breaker.is_tripped = true
+  breaker.reference = breaker.reference or reference.measured(record, extended.breaker_reference)
+  if not reference.is_within(breaker.reference, price, breaker.parts) then
+    breaker.is_tripped = true
   end
 end
 
 local function begin_window_anew(extended)
-  extended.reference_price, extended.window_start_ms = "", "0"
+  extended.breaker_reference, extended.window_start_ms = "", "0"
 end
 
 -- Where the breaker has tripped, the status changes.
@@ -102,10 +103,6 @@ end
 function states.set(b, known)
   local record, before = b.instrument, known.status
   local status = record.status
-  -- The reference is in ticks.
-  if record.extended and record.tick_size ~= known.tick_size then
-    begin_window_anew(record.extended)
-  end
   if before == status then
     return nil
   end

@@ -17,6 +17,7 @@ local book = require("book")
 local events = require("events")
 local instrument = require("instrument")
 local numbers = require("numbers")
+local reference = require("reference")
 local reject = require("reject")
 
 local stops = {}
@@ -47,28 +48,44 @@ end
 
 -- How far a trailing stop stays from its reference, in ticks: of a percentage the whole part, at
 -- least one.
-local function offset_ticks(record, text, reference)
+local function offset_ticks(record, text, price)
   local percent = percentage_of(text)
   if not percent then
     return (instrument.price(record, text))
   end
-  return math.max(1, numbers.fraction(reference, numbers.percent(percent)))
+  return math.max(1, numbers.fraction(price, numbers.percent(percent)))
 end
 
 -- Sets the reference of a trailing stop, and thereby its stop price: below zero it never triggers,
 -- nor beyond the largest price.
-function stops.refer(record, o, reference)
+function stops.refer(record, o, price)
   local extras = o.extras
-  local offset = offset_ticks(record, extras.trailing_offset, reference)
-  local stop_price = o.side == "sell" and reference - offset or reference + offset
-  extras.reference_price = reference
+  local offset = offset_ticks(record, extras.trailing_offset, price)
+  local stop_price = o.side == "sell" and price - offset or price + offset
+  extras.reference_price = price
   extras.stop_price = math.min(stop_price, numbers.exact_max + 1)
 end
 
--- The last trade price in ticks, or nil where there is none: one from before the tick_size changed
--- may lie between two ticks.
-function stops.last_price(record)
-  return record.last_price and (instrument.price(record, record.last_price))
+-- Whether a trailing stop has got its first reference, the last trade price. Where that lies
+-- between two ticks it is the one that is further from the stop price: no price between the two
+-- would trigger it too early.
+function stops.refer_to_last(record, o)
+  local price = o.side == "sell" and reference.floor(record) or reference.ceiling(record)
+  if price then
+    stops.refer(record, o, price)
+  end
+  return price ~= nil
+end
+
+-- Whether the last trade price triggers who waits this way at a stop price.
+function stops.is_due_now(record, waits, stop_price)
+  local price
+  if waits == "rising" then
+    price = reference.floor(record)
+  else
+    price = reference.ceiling(record)
+  end
+  return price and stops.is_due(waits, stop_price, price)
 end
 
 -- A refusal where a stop price or an offset in price units is no price, else nil.
@@ -92,8 +109,7 @@ end
 
 -- A refusal where a stop price is reached already, else nil.
 function stops.would_trigger_refusal(b, waits, stop_price)
-  local last_price = stops.last_price(b.instrument)
-  if last_price and stops.is_due(waits, stop_price, last_price) then
+  if stops.is_due_now(b.instrument, waits, stop_price) then
     return reject.new("WOULD_TRIGGER", "the last trade price is at the stop price or beyond it")
   end
   return nil
@@ -104,11 +120,9 @@ function stops.refusal(b, o)
   if not o.extras.trailing_offset then
     return stops.would_trigger_refusal(b, o.extras.waits, o.extras.stop_price)
   end
-  local last_price = stops.last_price(b.instrument)
-  if not last_price then
+  if not stops.refer_to_last(b.instrument, o) then
     return reject.new("NO_LAST_PRICE", "a trailing_stop needs a last trade price")
   end
-  stops.refer(b.instrument, o, last_price)
   return nil
 end
 

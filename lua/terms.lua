@@ -10,6 +10,7 @@ local groups = require("groups")
 local instrument = require("instrument")
 local matching = require("matching")
 local numbers = require("numbers")
+local reference = require("reference")
 local reject = require("reject")
 local server = require("server")
 local stops = require("stops")
@@ -227,13 +228,8 @@ function terms.band_refusal(b, price)
   if parts == 0 or not record.last_price then
     return nil
   end
-  -- A last price from before the tick_size changed may lie between two ticks: then no band.
-  local last = instrument.price(record, record.last_price)
-  if not last then
-    return nil
-  end
-  local width = numbers.fraction(last, parts)
-  if price > last + width or price < last - width then
+  local last = reference.measured(record, record.last_price)
+  if not reference.is_within(last, price, parts) then
     return reject.new("PRICE_OUT_OF_BAND", "price is outside the band around the last price")
   end
   return nil

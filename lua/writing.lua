@@ -265,8 +265,8 @@ local function state_pairs(b)
     add_counter(texts, "dormant_orders", extended.dormant_orders, nil)
     add_counter(texts, "order_lists", extended.order_lists, nil)
     if b.breaker then
-      texts[#texts + 1] = "reference_price"
-      texts[#texts + 1] = extended.reference_price
+      texts[#texts + 1] = "breaker_reference"
+      texts[#texts + 1] = extended.breaker_reference
       texts[#texts + 1] = "window_start_ms"
       texts[#texts + 1] = extended.window_start_ms
     end

@@ -689,8 +689,6 @@ class ReferenceBook:
         clears_timer = self.reopen_ms > 0 and "status" in fields
         if new != self.instrument or clears_timer:
             self._check_new_status(before, new["status"])
-            if self.instrument and new["tick_size"] != self.instrument["tick_size"]:
-                self.reference_price = None
             self.instrument = new
             self.reopen_ms = 0 if "status" in fields else self.reopen_ms
             self._change_status(call, before)
@@ -763,7 +761,7 @@ class ReferenceBook:
         of_buyers = [price for price, surplus in tied.items() if surplus > 0]
         of_sellers = [price for price, surplus in tied.items() if surplus < 0]
         left = [*sorted(of_buyers)[-1:], *sorted(of_sellers)[:1]] or [*tied]
-        last_price = self._last_price_on_tick()
+        last_price = self.last_price
 
         def away(price: Decimal) -> Decimal:
             return abs(price - last_price) if last_price is not None else Decimal(0)
@@ -816,10 +814,9 @@ class ReferenceBook:
             return
         window_ms = self.instrument["window_ms"]
         if self.reference_price is None or self.now_ms - self.window_start_ms > window_ms:
-            last_price = self._last_price_on_tick()
-            self.reference_price = price if last_price is None else last_price
+            self.reference_price = price if self.last_price is None else self.last_price
             self.window_start_ms = self.now_ms
-        width = self._share(self.reference_price, percent)
+        width = self.reference_price * percent / 100
         call.is_tripped = call.is_tripped or abs(price - self.reference_price) > width
 
     def _settle_breaker(self, call: Call) -> None:
@@ -1419,7 +1416,7 @@ class ReferenceBook:
     def _is_arming_for_next_call(self, call: Call, leg: Order, quantity: Decimal) -> bool:
         armed = copy.copy(leg)
         armed.quantity = armed.remaining = quantity
-        last_price = self._last_price_on_tick()
+        last_price = self.last_price
         assert last_price is not None, "the entry has traded"
         armed.reference = last_price
         if leg.order_type in STOP_TYPES and not self._is_due(armed, last_price):
@@ -1432,7 +1429,7 @@ class ReferenceBook:
         self.last_priority += 1
         leg.priority = self.last_priority
         if leg.order_type in STOP_TYPES:
-            last_price = self._last_price_on_tick()
+            last_price = self.last_price
             assert last_price is not None, "the entry has traded"
             leg.waiting = True
             leg.reference = last_price
@@ -1529,28 +1526,25 @@ class ReferenceBook:
             raise RejectedError("TOO_MANY_TRAILING_STOPS")
 
     def _check_stop(self, order: Order) -> None:
-        last_price = self._last_price_on_tick()
+        last_price = self.last_price
         if last_price is None:
             if order.trailing_offset is not None:
                 raise RejectedError("NO_LAST_PRICE")
             return
         if order.trailing_offset is not None:
-            order.reference = last_price
+            tick: Decimal = self.instrument["tick_size"]
+            order.reference = last_price // tick * tick
+            if order.side == "buy" and order.reference != last_price:
+                order.reference += tick
         if self._is_due(order, last_price):
             raise RejectedError("WOULD_TRIGGER")
 
     def _check_band(self, price: Decimal) -> None:
-        band, last_price = self.instrument["price_band"], self._last_price_on_tick()
+        band, last_price = self.instrument["price_band"], self.last_price
         if band and last_price is not None:
-            width = self._share(last_price, band)
+            width = last_price * band / 100
             if not last_price - width <= price <= last_price + width:
                 raise RejectedError("PRICE_OUT_OF_BAND")
-
-    def _last_price_on_tick(self) -> Decimal | None:
-        """None also where it is from before the tick_size changed and lies between two ticks."""
-        if self.last_price is None or self.last_price % self.instrument["tick_size"]:
-            return None
-        return self.last_price
 
     def _check_notional(self, order: Order) -> None:
         if order.quote_quantity is not None:
