@@ -64,17 +64,25 @@ class Flow:
         action = self._dice.choices(list(ACTIONS), list(ACTIONS.values()))[0]
         if len(self._open_ids) >= OPEN_ORDERS_MAX:
             action = "cancel"
+        if action not in {"cancel", "amend"} or not self._open_ids:
+            return self.next_order("market" if action == "market" else "limit")
+        params = self._named()
+        params["order_id"] = self._open_ids.pop(self._dice.randrange(len(self._open_ids)))
+        if action == "cancel":
+            return "cancel_order", params
+        return "amend_order", params | {"price": self._price(), "quantity": self._quantity()}
+
+    def next_order(self, order_type: str) -> tuple[str, Params]:
+        """The same, an order."""
+        params = self._named() | {"order_type": order_type, "quantity": self._quantity()}
+        params["side"] = self._dice.choice(("buy", "sell"))
+        if order_type == "limit":
+            params["price"] = self._price()
+        return "place_order", params
+
+    def _named(self) -> Params:
         name = f"{self._account}-{next(self._numbers)}"
-        params: Params = {"symbol": self._symbol, "client_order_id": name}
-        if action in {"cancel", "amend"} and self._open_ids:
-            params["order_id"] = self._open_ids.pop(self._dice.randrange(len(self._open_ids)))
-            if action == "cancel":
-                return "cancel_order", params
-            return "amend_order", params | {"price": self._price(), "quantity": self._quantity()}
-        params |= {"side": self._dice.choice(("buy", "sell")), "quantity": self._quantity()}
-        if action == "market":
-            return "place_order", params | {"order_type": "market"}
-        return "place_order", params | {"order_type": "limit", "price": self._price()}
+        return {"symbol": self._symbol, "client_order_id": name}
 
     def learn(self, order_id: str) -> None:
         """An order that may be open: it can be canceled and amended."""
@@ -97,6 +105,7 @@ class Trader:
         self._flow = flow
         self._ledger = ledger
         self._fault_s = float("inf")
+        self._order_is_due = False
         self._reconnects = 0
         self._retries: set[asyncio.Task[None]] = set()
         self._retried: dict[str, tuple[str, Params]] = {}
@@ -115,6 +124,7 @@ class Trader:
         self._fault_s = asyncio.get_running_loop().time()
         self._reconnects = self.client.reconnects
         self.recovered_s = None
+        self._order_is_due = True
 
     async def trade(self, running: asyncio.Event) -> None:
         """Sends for ever, while `running` is set. Raises ClientError."""
@@ -125,8 +135,11 @@ class Trader:
             await asyncio.sleep(INTERVAL_S)
 
     async def send_next(self) -> None:
-        method, params = self._flow.next_command()
-        await self._send(method, params)
+        if self._order_is_due:
+            self._order_is_due = False
+            await self._send(*self._flow.next_order("limit"))
+        else:
+            await self._send(*self._flow.next_command())
 
     async def _send(self, method: str, params: Params) -> None:
         sent_s = asyncio.get_running_loop().time()
