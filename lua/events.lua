@@ -291,9 +291,9 @@ function events.auction_trade(b, taker, maker, trade)
     .. trade.trade_id
     .. trade.terms
     .. '","auction":true,"maker_order_id":"'
-    .. maker.order_id
+    .. order.displayed_id(maker)
     .. '","taker_order_id":"'
-    .. taker.order_id
+    .. order.displayed_id(taker)
     .. '"'
     .. b.stamp
   trade_report(b, taker, trade, '","auction":true,"role":"taker","side":"')
