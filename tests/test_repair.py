@@ -237,7 +237,6 @@ class Watcher:
         await asyncio.sleep(0)
 
 
-@pytest.mark.skip(reason="passes alone, waits in vain when the whole suite runs")
 async def test_subscribers_of_a_host_follow_a_repair_without_a_gap(real_book: NewBook) -> None:
     book, watcher = real_book(), Watcher()
     populate(book)
