@@ -110,7 +110,7 @@ def started(server: Server, *arguments: str) -> tuple[int | None, str]:
         assert process.stdout is not None
         if process.stdout.readline():
             process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=60)
     return process.returncode, said
 
 
