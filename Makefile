@@ -6,7 +6,7 @@ PYTHON ?= python
 # else in ../shared/data.
 GOOG = GOOG_2012-06-21_34200000_57600000
 
-.PHONY: check static format-check lint types luacheck stylua test test-long fuzz campaign fix bench bench-quick challenge lobster demo clean
+.PHONY: check static format-check lint types luacheck stylua test test-long fuzz campaign victim fix bench bench-quick challenge lobster demo clean
 
 check: static test
 
@@ -44,6 +44,10 @@ ROUNDS ?= 5
 SEED ?= 1
 campaign:
 	PYTHONPATH=.:scripts:tests $(PYTHON) -m campaign --rounds $(ROUNDS) --seed $(SEED)
+
+# What one client waits beside others that want everything for themselves.
+victim:
+	$(PYTHON) scripts/victim.py
 
 fix:
 	$(PYTHON) -m ruff format .

@@ -21,6 +21,7 @@ depth.published_levels = 10
 local orders_max = 10000
 local checksum_orders_max = 1000
 local orders_chunk = 500
+local row_format = '["%s","%s","%s",%.0f]'
 
 -- A side with at most so many times the levels asked for is read whole.
 local whole_side_factor = 4
@@ -311,42 +312,58 @@ end
 
 -- ---- order by order
 
--- Adds a chunk of a side's queue to its rows. Returns whether it reached beyond the levels asked
--- for.
-local function add_orders(record, side, rows)
+-- Adds an order to the rows of a side, and to the text of its checksum.
+local function add_order(record, side, order_id, text)
+  local ticks, lots, priority, displayed_id = order.parse_public(text)
+  if not ticks then
+    return
+  end
+  order_id = displayed_id or order_id
+  local price = instrument.price_text(record, ticks)
+  local quantity = instrument.quantity_text(record, lots)
+  side.count = side.count + 1
+  if side.count <= checksum_orders_max and side.levels <= depth.published_levels then
+    side.digits[#side.digits + 1] = digits_of(price, record.price_step.decimals)
+      .. digits_of(quantity, record.quantity_step.decimals)
+      .. order_id
+  end
+  if side.levels <= side.levels_wanted then
+    side.rows[#side.rows + 1] = row_format:format(price, quantity, order_id, priority)
+  end
+end
+
+-- Adds a chunk of a side's queue. Returns whether it reached beyond the levels that are read.
+local function add_orders(record, side, members)
   local ids = {}
-  for i = 1, #rows, 2 do
-    ids[#ids + 1] = order.id_of_member(rows[i])
+  for i = 1, #members, 2 do
+    ids[#ids + 1] = order.id_of_member(members[i])
   end
   local texts = redis.call("HMGET", keys.orders(record.key), unpack(ids))
   for i = 1, #ids do
-    local score, o = rows[i * 2], texts[i] and order.parse(ids[i], texts[i])
+    local score = members[i * 2]
     if score ~= side.score then
       side.score, side.levels = score, side.levels + 1
     end
-    if side.levels > side.levels_wanted then
+    if side.levels > side.levels_read then
       return true
     end
-    if o then
-      side.orders[#side.orders + 1] = {
-        price = instrument.price_text(record, o.price),
-        quantity = instrument.quantity_text(record, order.shown(o)),
-        order_id = order.displayed_id(o),
-        priority = o.priority,
-        level = side.levels,
-      }
+    if texts[i] then
+      add_order(record, side, ids[i], texts[i])
     end
   end
   return false
 end
 
--- The orders of a side's best levels in queue order; `more` tells that there were too many.
+-- The orders of a side's best levels in queue order, as rows of JSON and as the text of their
+-- checksum; `more` tells that there were too many.
 local function side_orders(record, side_key, levels_wanted)
-  local side = { levels = 0, levels_wanted = levels_wanted, score = false, orders = {} }
+  local levels_read = math.max(levels_wanted, depth.published_levels)
+  local side = { levels = 0, levels_wanted = levels_wanted, levels_read = levels_read }
+  side.score, side.count, side.rows, side.digits = false, 0, {}, {}
   for from = 0, orders_max - 1, orders_chunk do
     local to = from + orders_chunk - 1
-    local rows = redis.call("ZRANGE", side_key, from, to, "WITHSCORES")
-    if #rows == 0 or add_orders(record, side, rows) then
+    local members = redis.call("ZRANGE", side_key, from, to, "WITHSCORES")
+    if #members == 0 or add_orders(record, side, members) then
       return side
     end
   end
@@ -355,48 +372,23 @@ local function side_orders(record, side_key, levels_wanted)
 end
 
 -- Adds [["100.25","1","17",41],…] to a list of pieces of text.
-local function add_orders_json(pieces, side, levels_count)
-  local opening, format = "[[", '"%s","%s","%s",%.0f'
-  for i = 1, #side.orders do
-    local o = side.orders[i]
-    if o.level > levels_count then
-      break
-    end
-    pieces[#pieces + 1] = opening .. format:format(o.price, o.quantity, o.order_id, o.priority)
-    opening = "],["
-  end
-  pieces[#pieces + 1] = opening == "[[" and "[]" or "]]"
-end
-
-local function orders_checksum_text(record, side)
-  local parts = {}
-  local price_decimals, quantity_decimals =
-    record.price_step.decimals, record.quantity_step.decimals
-  for i = 1, math.min(#side.orders, checksum_orders_max) do
-    local o = side.orders[i]
-    if o.level > depth.published_levels then
-      break
-    end
-    local price = digits_of(o.price, price_decimals)
-    local quantity = digits_of(o.quantity, quantity_decimals)
-    parts[i] = price .. quantity .. o.order_id
-  end
-  return table.concat(parts)
+local function add_rows_json(pieces, rows)
+  pieces[#pieces + 1] = "["
+  pieces[#pieces + 1] = table.concat(rows, ",")
+  pieces[#pieces + 1] = "]"
 end
 
 -- Adds the common part of get_level3's reply to a list of pieces of text: bids asks more checksum
 -- tick_size lot_size. The checksum is that of the published levels, however many are asked for.
 function depth.add_orders_json(pieces, record, levels_count)
-  local wanted = math.max(levels_count, depth.published_levels)
-  local bids = side_orders(record, keys.bids(record.key), wanted)
-  local asks = side_orders(record, keys.asks(record.key), wanted)
+  local bids = side_orders(record, keys.bids(record.key), levels_count)
+  local asks = side_orders(record, keys.asks(record.key), levels_count)
   pieces[#pieces + 1] = '"bids":'
-  add_orders_json(pieces, bids, levels_count)
+  add_rows_json(pieces, bids.rows)
   pieces[#pieces + 1] = ',"asks":'
-  add_orders_json(pieces, asks, levels_count)
+  add_rows_json(pieces, asks.rows)
   pieces[#pieces + 1] = ',"more":' .. tostring(bids.more or asks.more or false)
-  local asks_text, bids_text =
-    orders_checksum_text(record, asks), orders_checksum_text(record, bids)
+  local asks_text, bids_text = table.concat(asks.digits), table.concat(bids.digits)
   pieces[#pieces + 1] = checksum_members(record, asks_text, bids_text)
 end
 

@@ -31,6 +31,7 @@ local numbers = require("numbers")
 local order = {}
 
 local record_pattern = "^(%a+) (%S+) (%d+) (%d+) (%d+) (%d+) (%S+) (%S+) (%S+)$"
+local public_pattern = "^%a+ (%d+) %d+ (%d+) (%d+) %d+ %S+ %S+ (%S+)$"
 local place_format = "%016d"
 local id_offset = 18
 
@@ -172,6 +173,20 @@ function order.parse(order_id, text)
     touched = false,
     terms = false,
   }
+end
+
+-- What everybody may see of a record: price in ticks, lots shown, priority, and its order_id where
+-- that is another one; nil where it is none. A full book has thousands: no order is made of it.
+function order.parse_public(text)
+  local price, remaining, place, flags = text:match(public_pattern)
+  if not price then
+    return nil
+  end
+  local extras = parse_flags(flags)
+  if not extras then
+    return price + 0, remaining + 0, place + 0
+  end
+  return price + 0, extras.slice or remaining + 0, place + 0, extras.displayed_order_id
 end
 
 -- The record as text; `rules` is the instrument it is of.

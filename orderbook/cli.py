@@ -17,11 +17,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
 from orderbook import __version__
+from orderbook.limits import Limits
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -48,6 +49,7 @@ REPLICAS_MAX = 100
 REDIS_URL_DEFAULT = "redis://127.0.0.1:6379"
 REDIS_PORT_DEFAULT = 6379
 PORT_MAX = 65535
+LIMIT_MAX = 1_000_000_000
 LOOPBACK = "127.0.0.1"
 WATCH_INTERVAL_S = 0.5
 SERVER_WATCH_INTERVAL_S = 0.5
@@ -308,6 +310,48 @@ def demo(
         raise click.exceptions.Exit(EXIT_VIOLATION)
 
 
+class _Limit(NamedTuple):
+    """An option of `serve`, and the field of Limits that it sets."""
+
+    field: str
+    range: click.IntRange | click.FloatRange
+    help: str
+
+
+_ANY_COUNT = click.IntRange(0, LIMIT_MAX)
+_COUNT = click.IntRange(1, LIMIT_MAX)
+_RATE = click.FloatRange(0, LIMIT_MAX)
+_LIMITS = {
+    "commands_in_flight": _Limit(
+        "in_flight_per_connection_max", _COUNT, "Commands of a connection that have not run yet."
+    ),
+    "requests_per_s": _Limit(
+        "requests_per_s_max", _RATE, "Pings, refusals and the like of a connection; 0: any."
+    ),
+    "address_requests_per_s": _Limit(
+        "requests_per_address_per_s_max", _RATE, "The same of an address."
+    ),
+    "query_weight_per_s": _Limit(
+        "query_weight_per_s_max", _RATE, "Weight of a connection's expensive queries; 0: any."
+    ),
+    "address_query_weight_per_s": _Limit(
+        "query_weight_per_address_per_s_max", _RATE, "The same of an address."
+    ),
+    "connections": _Limit("connections_max", _COUNT, "Connections of a host."),
+    "address_connections": _Limit(
+        "connections_per_address_max", _ANY_COUNT, "Connections of an address; 0: any."
+    ),
+}
+
+
+def limit_options(command: Command) -> Command:
+    """The options of `serve` that bound what clients may do."""
+    for name, limit in reversed(_LIMITS.items()):
+        flag, default = "--" + name.replace("_", "-"), getattr(Limits, limit.field)
+        command = option(flag, type=limit.range, default=default, help=limit.help)(command)
+    return command
+
+
 @cli.command()
 @option(
     "--host", default=LOOPBACK, help="Address to listen on. Accounts are guests: keep loopback."
@@ -354,6 +398,7 @@ def demo(
     default=1,
     help="On how many replicas a change must be, where replica is asked for.",
 )
+@limit_options
 @json_option
 @click.option("--as-worker", is_flag=True, hidden=True)
 def serve(
@@ -371,6 +416,7 @@ def serve(
     durability_replicas: int,
     as_json: bool,
     as_worker: bool,
+    **limits: Any,
 ) -> None:
     """Serve websockets: /ws, and /livez /readyz /metrics beside it.
 
@@ -388,7 +434,9 @@ def serve(
         ports = _Ports(port, admin_port)
         # An embedded server without a directory is meant to keep nothing.
         accepted = (*accept, *(() if redis_url or data_dir else ("no-append-only-file",)))
-        settings = _HostSettings(host, ports, books_url, read_url, allow_origin, asked, accepted)
+        settings = _HostSettings(
+            host, ports, books_url, read_url, allow_origin, asked, accepted, limits
+        )
         announce = partial(_announce, settings, as_json)
         if workers == 1 or as_worker:
             _run_host(settings, as_worker, announce)
@@ -425,6 +473,7 @@ class _HostSettings:
     origins: tuple[str, ...]
     durability: _Durability
     accepted: tuple[str, ...]
+    limits: dict[str, Any]
 
     def environment(self) -> dict[str, str]:
         return {
@@ -434,6 +483,9 @@ class _HostSettings:
             "ORDERBOOK_SERVE_ACCEPT": " ".join(self.accepted),
             "ORDERBOOK_SERVE_DURABILITY": self.durability.level,
             "ORDERBOOK_SERVE_DURABILITY_REPLICAS": str(self.durability.replicas),
+            **{
+                f"ORDERBOOK_SERVE_{name.upper()}": str(given) for name, given in self.limits.items()
+            },
             # For the parent to act on, not for the worker.
             "ORDERBOOK_SERVE_DATA_DIR": "",
             "ORDERBOOK_SERVE_REDIS_PORT": "",
@@ -507,6 +559,7 @@ def _run_host(settings: _HostSettings, reuse_port: bool, announce: _Announce) ->
         accepted=settings.accepted,
         durability=Durability(settings.durability.level),
         durability_replicas=settings.durability.replicas,
+        limits=Limits(**{_LIMITS[name].field: given for name, given in settings.limits.items()}),
     )
     try:
         with _failures_explained(settings.redis_url):

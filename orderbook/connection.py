@@ -10,6 +10,11 @@ size of the write buffer, and decides:
   resumes from its sequence;
 * answers are held for a client that sends without reading, up to a limit; then no more is read from
   it until it reads (backpressure, so nothing is lost).
+
+What a client sends is read a few frames at a time, by turns with all others. Nothing more is read
+while it has enough unanswered commands, or has used up its allowance of frames that the host itself
+has to answer: pings, subscriptions and what is refused. Expensive queries have an allowance, too;
+beyond it they are refused and told when to come again.
 """
 
 import asyncio
@@ -17,7 +22,6 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,9 +29,17 @@ import msgspec
 from aiohttp import WSMsgType, web
 from aiohttp.abc import AbstractStreamWriter
 
-from orderbook.engine import Acknowledged, Batcher, Engine, EngineError, with_durability
+from orderbook.engine import (
+    Acknowledged,
+    Batcher,
+    Engine,
+    EngineError,
+    Urgency,
+    with_durability,
+)
 from orderbook.feed import Feed, Subscription, Wanted
 from orderbook.guard import Guard
+from orderbook.limits import Address, Limits
 from orderbook.messages import (
     PLACING_METHODS,
     REJECTED_PREFIX,
@@ -36,13 +48,15 @@ from orderbook.messages import (
     Durability,
     RejectCode,
 )
-from orderbook.metrics import Metrics
+from orderbook.metrics import Limited, Metrics
+from orderbook.queries import Queries, weight
 from orderbook.session import (
     CancelInBooks,
     CancelOnDisconnect,
     Close,
     Command,
     Logout,
+    Outcome,
     Ping,
     Query,
     Reply,
@@ -51,6 +65,7 @@ from orderbook.session import (
     Unsubscribe,
     answer,
     failure,
+    limited,
 )
 
 CLOSE_NORMAL = 1000
@@ -66,31 +81,22 @@ CLOSE_TIMEOUT_S = 5.0
 TOO_LARGE_LINGER_S = 1.0
 LINGER_POLL_S = 0.02
 
+# How many frames of one client are looked at before it is somebody else's turn.
+FRAMES_PER_TURN_MAX = 4
+# How much is taken from one socket at a time, where the event loop lets us say.
+RECEIVE_BYTES_MAX = 16 * 1024
+# How long at most a client is not heard for having sent too much.
+DELAY_S_MAX = 1.0
+
 # RFC 6455, section 5.2: how long a payload its length in 7 and in 16 bits can tell.
 _LENGTH_IN_HEADER_MAX = 125
 _LENGTH_IN_TWO_BYTES_MAX = 0xFFFF
 
 # What a draining host still does: risk can be taken off until the end.
 _REFUSED_WHEN_DRAINING = PLACING_METHODS | {"amend_order"}
+_CANCELING = frozenset({"cancel_order", "cancel_all_orders", "cancel_all_after"})
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What one host allows. Bytes are bytes that the client has not read yet."""
-
-    connections_max: int = 10_000
-    subscriptions_per_connection_max: int = 1_000
-    in_flight_per_connection_max: int = 4_096
-    queries_per_connection_max: int = 32
-    queries_in_flight_max: int = 64
-    frame_bytes_max: int = 16 * 1024
-    book_buffer_bytes_max: int = 64 * 1024
-    stream_buffer_bytes_max: int = 1024 * 1024
-    # A client may send a long burst before it reads the first answer: some may hold this much.
-    answer_buffer_bytes_max: int = 64 * 1024 * 1024
-    large_answer_buffers_max: int = 16
-    stalled_s_max: float = 30.0
-    idle_s_max: float = 600.0
+_FRAMES = frozenset({WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG})
 
 
 class Backend(Protocol):
@@ -102,7 +108,7 @@ class Backend(Protocol):
     limits: Limits
     draining: bool
     batchers: dict[str, Batcher]
-    queries: asyncio.Semaphore
+    queries: Queries
     large_buffers: set["Connection"]
 
     async def find_batcher(self, symbol: str) -> Batcher | None:
@@ -117,6 +123,11 @@ def text_frame(payload: bytes) -> bytes:
     if length <= _LENGTH_IN_TWO_BYTES_MAX:
         return b"\x81\x7e" + length.to_bytes(2, "big") + payload
     return b"\x81\x7f" + length.to_bytes(8, "big") + payload
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """The answer to a ping; it has at most 125 bytes."""
+    return b"\x8a%c%b" % (len(payload), payload)
 
 
 def close_frame(code: int, reason: str) -> bytes:
@@ -135,6 +146,7 @@ class Socket(web.WebSocketResponse):
             max_msg_size=limits.frame_bytes_max + 1,
             heartbeat=HEARTBEAT_S,
             autoclose=False,
+            autoping=False,
             decode_text=False,
         )
         self._frame_bytes_max = limits.frame_bytes_max
@@ -168,19 +180,47 @@ class Connection:
 
     # There may be ten thousand of them.
     __slots__ = (
-        *("__weakref__", "_answered_count", "_backend", "_books", "_closing", "_ended", "_guard"),
-        *("_has_ended", "_heard_at", "_in_flight", "_is_handling", "_limits", "_loop", "_out"),
-        *("_out_bytes", "_queries_in_flight", "_queries_waiting", "_room", "_sent", "_session"),
-        *("_socket", "_subscriptions", "_tasks", "_transport", "_writer"),
+        *("__weakref__", "_address", "_answered_count", "_backend", "_books", "_closing", "_ended"),
+        *("_guard", "_has_ended", "_heard_at", "_in_flight", "_is_handling", "_is_in_debt"),
+        *(
+            "_limits",
+            "_loop",
+            "_out",
+            "_out_bytes",
+            "_queries",
+            "_queries_in_flight",
+            "_queries_waiting",
+        ),
+        *(
+            "_requests",
+            "_room",
+            "_sent",
+            "_session",
+            "_socket",
+            "_subscriptions",
+            "_tasks",
+            "_transport",
+        ),
+        *("_unconfirmed", "_writer"),
     )
 
     def __init__(
-        self, backend: Backend, socket: Socket, transport: asyncio.Transport, session: Session
+        self,
+        backend: Backend,
+        socket: Socket,
+        transport: asyncio.Transport,
+        session: Session,
+        address: Address,
     ) -> None:
         self._backend = backend
+        self._address = address
+        self._requests = backend.limits.requests()
+        self._queries = backend.limits.queries()
         self._limits = backend.limits
         self._socket = socket
         self._transport = transport
+        if hasattr(transport, "max_size"):
+            transport.max_size = RECEIVE_BYTES_MAX
         self._session = session
         self._writer: AbstractStreamWriter
         self._loop = asyncio.get_running_loop()
@@ -192,6 +232,8 @@ class Connection:
         self._room: asyncio.Future[None] | None = None
         self._has_ended = False
         self._in_flight = 0
+        self._unconfirmed = 0
+        self._is_in_debt = False
         # Whether a request is being carried out that nothing else is read beside.
         self._is_handling = False
         self._queries_in_flight = 0
@@ -225,31 +267,48 @@ class Connection:
                 self._ended.set_result(None)
 
     async def _read(self) -> None:
+        frames_left = FRAMES_PER_TURN_MAX
         while True:
             message = await self._socket.receive()
-            if message.type is WSMsgType.TEXT:
-                outcome = self._session.receive(message.data)
-            elif message.type is WSMsgType.BINARY:
-                outcome = self._session.receive_binary()
-            else:
+            if message.type not in _FRAMES:
                 return
             if self._closing is not None:
                 # Read on, so that the close frame that answers ours is found.
                 continue
             self._heard_at = self._loop.time()
-            if type(outcome) is Command:
-                batcher = self._backend.batchers.get(outcome.symbol)
-                if batcher is not None and outcome.durability is Durability.MEMORY:
-                    self._command(outcome, batcher)
-                else:
-                    await self._handle(self._unusual_command(outcome))
-            elif type(outcome) is Close:
-                self._write(text_frame(outcome.frame))
-                self.close_soon(outcome.code, outcome.reason)
-            else:
-                await self._handle(self._other(outcome))
+            await self._take(message.type, message.data)
+            frames_left -= 1
+            if not frames_left:
+                frames_left = FRAMES_PER_TURN_MAX
+                await asyncio.sleep(0)
             if self._is_full():
                 await self._wait_for_room()
+
+    async def _take(self, kind: WSMsgType, data: bytes) -> None:
+        """Does what a frame asks for."""
+        outcome: Outcome | None = None
+        if kind is WSMsgType.TEXT:
+            outcome = self._session.receive(data)
+        elif kind is WSMsgType.BINARY:
+            outcome = self._session.receive_binary()
+        if type(outcome) is Command:
+            batcher = self._backend.batchers.get(outcome.symbol)
+            if batcher is not None and outcome.durability is Durability.MEMORY:
+                self._command(outcome, batcher)
+            else:
+                await self._handle(self._unusual_command(outcome))
+        elif type(outcome) is Query:
+            self._query(outcome)
+        elif type(outcome) is Close:
+            self._write(text_frame(outcome.frame))
+            self.close_soon(outcome.code, outcome.reason)
+        elif outcome is not None:
+            self._charge()
+            await self._handle(self._other(outcome))
+        else:
+            self._charge()
+            if kind is WSMsgType.PING:
+                self._write(pong_frame(data))
 
     async def _handle(self, work: Coroutine[Any, Any, None]) -> None:
         self._is_handling = True
@@ -263,8 +322,6 @@ class Connection:
             case Reply():
                 self._count_failure(outcome.frame)
                 self._write(text_frame(outcome.frame))
-            case Query():
-                self._query(outcome)
             case CancelInBooks():
                 await self._cancel_in_books(outcome)
             case Subscribe():
@@ -279,15 +336,28 @@ class Connection:
                 reply = b'{"timestamp_ms":%d}' % (time.time_ns() // 1_000_000)
                 self._write(text_frame(answer(outcome.head, reply)))
 
+    def _charge(self) -> None:
+        """The host itself has something to do for the client."""
+        self._requests.take(1)
+        self._address.requests.take(1)
+        self._is_in_debt = self._owes_s() > 0
+
+    def _owes_s(self) -> float:
+        """For how long no more is read from a client that has sent too much of that."""
+        return max(self._requests.wait_s(0), self._address.requests.wait_s(0))
+
     def _is_full(self) -> bool:
-        if self._has_enough_in_flight():
+        if self._has_enough_in_flight() or self._is_in_debt:
             return True
         return self._backlog() > self._limits.stream_buffer_bytes_max and not self._may_hold_more()
 
     def _has_enough_in_flight(self) -> bool:
         if self._queries_in_flight >= self._limits.queries_per_connection_max:
             return True
-        return self._in_flight >= self._limits.in_flight_per_connection_max
+        limits = self._limits
+        if self._unconfirmed >= limits.unconfirmed_per_connection_max:
+            return True
+        return self._in_flight >= limits.in_flight_per_connection_max
 
     def _may_hold_more(self) -> bool:
         """A client that sends without reading may for a while, if few others do."""
@@ -301,6 +371,10 @@ class Connection:
         """Reads no further until answers are out: to the client this looks like a slow network."""
         while self._has_enough_in_flight():
             await self._some_answer()
+        if self._is_in_debt:
+            self._backend.metrics.count_limited(Limited.REQUESTS)
+            await asyncio.sleep(min(self._owes_s(), DELAY_S_MAX))
+            self._is_in_debt = self._owes_s() > 0
         if self._backlog() <= self._limits.stream_buffer_bytes_max:
             return
         try:
@@ -341,8 +415,12 @@ class Connection:
         self._command(command, batcher)
 
     def _command(self, command: Command, batcher: Batcher) -> None:
+        if self._closing is not None:
+            # It began to close while the command was looked at: its bound orders are going.
+            return
         if self._backend.draining and command.method in _REFUSED_WHEN_DRAINING:
-            self._fail(command.head, RejectCode.DRAINING, "the host takes no new orders")
+            self._queries_in_flight += 1
+            self._spawn(self._refuse_draining(command, self._turn(command.symbol)))
             return
         guard = self._guard
         if guard is not None and guard.timeout_ms and command.method in PLACING_METHODS:
@@ -352,7 +430,18 @@ class Connection:
         answered = partial(self._answered, command, time.perf_counter())
         if command.durability is not Durability.MEMORY:
             answered = partial(self._executed, command, batcher, time.perf_counter())
-        batcher.submit(command.payload, answered)
+        urgency = Urgency.CANCEL if command.method in _CANCELING else Urgency.ORDER
+        batcher.submit(command.payload, answered, self, urgency)
+
+    async def _refuse_draining(self, command: Command, turn: asyncio.Future[None] | None) -> None:
+        """In its place: what was sent before it is answered before it."""
+        try:
+            if turn is not None:
+                await turn
+            self._fail(command.head, RejectCode.DRAINING, "the host takes no new orders")
+        finally:
+            self._queries_in_flight -= 1
+            self._tell_answered()
 
     def _executed(
         self, command: Command, batcher: Batcher, received_at: float, reply: bytes
@@ -362,6 +451,9 @@ class Connection:
         if reply.startswith(REJECTED_PREFIX):
             self._answered(command, received_at, reply)
             return
+        self._in_flight -= 1
+        self._unconfirmed += 1
+        self._tell_answered()
         self._let_queries_go(command.symbol)
         self._spawn(self._acknowledge(command, batcher.acknowledged, received_at, reply))
 
@@ -378,14 +470,15 @@ class Connection:
         metrics.confirmation_seconds.observe(time.perf_counter() - started)
         told = command.durability if confirmed else UNCONFIRMED
         metrics.count_durable(told)
+        self._unconfirmed -= 1
         self._deliver(command, received_at, with_durability(reply, told))
 
     def _answered(self, command: Command, received_at: float, reply: bytes) -> None:
+        self._in_flight -= 1
         self._deliver(command, received_at, reply)
         self._let_queries_go(command.symbol)
 
     def _deliver(self, command: Command, received_at: float, reply: bytes) -> None:
-        self._in_flight -= 1
         self._tell_answered()
         self._write(text_frame(answer(command.head, reply)))
         metrics = self._backend.metrics
@@ -421,8 +514,28 @@ class Connection:
         metrics.acknowledgement_seconds.observe(time.perf_counter() - started)
 
     def _query(self, query: Query) -> None:
+        cost = weight(query.method, query.arguments)
+        if cost and not self._may_cost(query.head, cost):
+            return
         self._queries_in_flight += 1
         self._spawn(self._run_query(query, self._turn(query.symbol)))
+
+    def _may_cost(self, head: bytes, cost: int) -> bool:
+        """Takes the cost of an expensive query from the allowances, or refuses it."""
+        own_s, address_s = self._queries.wait_s(cost), self._address.queries.wait_s(cost)
+        if own_s == address_s == 0:
+            self._queries.take(cost)
+            self._address.queries.take(cost)
+            return True
+        metrics = self._backend.metrics
+        is_own = own_s >= address_s
+        metrics.count_limited(Limited.QUERIES if is_own else Limited.ADDRESS_QUERIES)
+        metrics.count_reject(RejectCode.RATE_LIMITED)
+        self._charge()
+        whose = "connection" if is_own else "address"
+        message = f"the {whose} has asked for too much of late: see retry_after_ms"
+        self._write(text_frame(limited(head, message, max(own_s, address_s))))
+        return False
 
     def _turn(self, symbol: str) -> asyncio.Future[None] | None:
         """A query sees what the commands sent before it did: it waits for their answers."""
@@ -449,9 +562,8 @@ class Connection:
             if not await self._backend.feed.knows(query.symbol):
                 self._fail_symbol(query.head, query.symbol)
                 return
-            async with self._backend.queries:
-                engine = self._backend.engine
-                reply = await engine.query(query.method, query.symbol, *query.arguments)
+            queries = self._backend.queries
+            reply = await queries.ask(self, query.method, query.symbol, *query.arguments)
             frame = answer(query.head, reply)
             self._count_failure(frame[len(query.head) :])
             self._write(text_frame(frame))
@@ -464,7 +576,7 @@ class Connection:
     # ---- cancel on disconnect
 
     async def _cancel_on_disconnect(self, request: CancelOnDisconnect) -> None:
-        guard = self._guard or Guard(self._session.account)
+        guard = self._guard or Guard(self._session.account, self)
         refusal = await guard.set(request.timeout_ms)
         if refusal is not None:
             self._refuse(request.head, refusal)
@@ -480,7 +592,7 @@ class Connection:
         if refusal is not None:
             self._refuse(request.head, refusal)
             return
-        while self._in_flight or self._queries_in_flight:
+        while self._in_flight or self._unconfirmed or self._queries_in_flight:
             await self._some_answer()
         self._write(text_frame(answer(request.head, b"{}")))
         self.close_soon(CLOSE_NORMAL, "logged out")
@@ -549,6 +661,7 @@ class Connection:
 
     def _fail(self, head: bytes, code: RejectCode, message: str) -> None:
         self._backend.metrics.count_reject(code)
+        self._charge()
         self._write(text_frame(failure(head, code, message)))
 
     def _fail_symbol(self, head: bytes, symbol: str) -> None:
@@ -642,7 +755,8 @@ class Connection:
     @property
     def is_owed_an_answer(self) -> bool:
         """Whether anything the client has sent is still to be answered."""
-        return bool(self._in_flight or self._queries_in_flight or self._is_handling)
+        owed = self._in_flight + self._unconfirmed + self._queries_in_flight
+        return bool(owed or self._is_handling)
 
     def close_soon(self, code: int, reason: str) -> asyncio.Task[None]:
         """Starts to close the connection, after what was written before; the task ends with it.
@@ -654,6 +768,8 @@ class Connection:
             self._write(close_frame(code, reason))
             self._flush()
             self._closing = self._loop.create_task(self._wait_for_end())
+            # The client may take its time to answer; its bound orders do not.
+            self._lose()
         return self._closing
 
     def abort(self) -> None:

@@ -14,8 +14,8 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from enum import IntEnum
 from typing import Any, NamedTuple, Self, TypeGuard
 
 import msgspec
@@ -40,6 +40,7 @@ from orderbook.durability import Change
 from orderbook.hints import with_nearest
 from orderbook.messages import UNCONFIRMED, Durability, RejectCode
 from orderbook.topology import ClusterTopology, Node, Topology
+from orderbook.turns import Turns
 from orderbook.wire import NotSentError, RedisReply, Wire
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,14 @@ NO_BOOK = "-"
 BATCH_LENGTH_MAX = 128
 # So that many quotes of different clients do not make one call that the engine would refuse.
 BATCH_BYTES_MAX = 65_536
+# Whoever comes while a call runs waits for it and for the next one: so none is to take longer.
+CALL_S_TARGET = 0.004
+# About 25 orders: fewer in a call cost more than they gain.
+BATCH_BYTES_MIN = 4_096
+# What cancel_all_orders counts: it may cancel 1,000.
+CANCEL_ALL_SIZE = 2_048
+# So many cancels of a call come before orders that wait; others come after them.
+CANCELS_FIRST_MAX = 64
 KEYS_PER_CALL_MAX = 100
 BATCHER_QUEUE_LENGTH_MAX = 65_536
 
@@ -75,6 +84,7 @@ _MOVING_MESSAGE = "the book is being moved to another server: nothing has happen
 # An error reply of the library itself begins so: it is meant to be read, and names no server.
 _OWN_ERROR_PREFIX = "DAMAGED"
 _LOST = (RedisConnectionError, RedisTimeoutError, OSError)
+_CANCEL_ALL_PREFIX = b'{"method":"cancel_all_orders"'
 # Functions read and write a whole book, so they wait until all of it has moved.
 _FUNCTION_CALLS = frozenset({"FCALL", "FCALL_RO"})
 # What the library runs when memory is full, or refuses itself where it would add risk.
@@ -862,19 +872,42 @@ def _arguments(fields: Mapping[str, Field]) -> list[str]:
 OnReply = Callable[[bytes], None]
 
 
+class Urgency(IntEnum):
+    """Which commands of different owners come first."""
+
+    TIMER = 0
+    CANCEL = 1
+    ORDER = 2
+
+
+class _Command(NamedTuple):
+    payload: bytes
+    on_reply: OnReply
+    urgency: Urgency
+
+    @property
+    def size(self) -> int:
+        """Its bytes, which tell best how much work it may be; but not where it names no order."""
+        if self.payload.startswith(_CANCEL_ALL_PREFIX):
+            return CANCEL_ALL_SIZE
+        return len(self.payload)
+
+
 class _Call(NamedTuple):
     """Commands that are being run."""
 
-    batch: list[tuple[bytes, OnReply]]
+    batch: list[_Command]
     replies: asyncio.Task[Replies]
 
 
 class Batcher:
     """One book's commands: what arrives while a call is in flight goes into the next call.
 
-    So a single command is sent at once, and under load the calls grow by themselves to
-    BATCH_LENGTH_MAX. Replies come through callbacks, in the order of submission; a command is
-    always answered, by a refusal where the engine could not be asked.
+    So a single command is sent at once, and under load the calls grow by themselves, to
+    BATCH_LENGTH_MAX or to what takes CALL_S_TARGET. They are filled from the owners of commands by
+    turns: timers first, then cancels, then the others; those of one owner run in the order in which
+    it submitted them. Replies come through callbacks, in the order in which the commands ran; a
+    command is always answered, by a refusal where the engine could not be asked.
     """
 
     def __init__(
@@ -887,19 +920,28 @@ class Batcher:
     ) -> None:
         self._engine = engine
         self._symbol = symbol
-        self._queue: deque[tuple[bytes, OnReply]] = deque()
+        self._waiting: Turns[_Command] = Turns(lambda command: command.urgency, len(Urgency))
+        self._bytes_max = BATCH_BYTES_MAX
         self._queue_length_max = queue_length_max
         self._observe_call_s = observe_call_s
         self._task: asyncio.Task[None] | None = None
         # That of the replies that are being given out: for who waits until it is confirmed.
         self.acknowledged: Acknowledged | None = None
 
-    def submit(self, command: bytes, on_reply: OnReply) -> None:
-        """Queues one JSON command; a full queue answers SYSTEM_BUSY at once."""
-        if len(self._queue) >= self._queue_length_max:
+    def submit(
+        self,
+        command: bytes,
+        on_reply: OnReply,
+        owner: object = None,
+        urgency: Urgency = Urgency.ORDER,
+    ) -> None:
+        """Queues one JSON command. A full queue answers SYSTEM_BUSY at once, though not to who
+        has nothing in it."""
+        waiting = self._waiting
+        if len(waiting) >= self._queue_length_max and waiting.is_waiting(owner):
             on_reply(rejection(RejectCode.SYSTEM_BUSY, "too many commands are waiting"))
             return
-        self._queue.append((command, on_reply))
+        waiting.add(owner, _Command(command, on_reply, urgency))
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
@@ -920,28 +962,53 @@ class Batcher:
                 # It is written when the loop turns.
                 await asyncio.sleep(0)
                 self.acknowledged = replies.acknowledged
-                for (_, on_reply), reply in zip(batch, replies, strict=True):
-                    self._answer(on_reply, reply)
+                for command, reply in zip(batch, replies, strict=True):
+                    self._answer(command.on_reply, reply)
                 call = call or self._begin_call()
         finally:
             self._task = None
 
-    def _begin_call(self) -> "_Call | None":
+    def _begin_call(self) -> _Call | None:
         """A call with the commands that wait, or None where none does."""
-        if not self._queue:
-            return None
         batch = self._next_batch()
-        commands = [command for command, _ in batch]
+        if not batch:
+            return None
+        commands = [command.payload for command in batch]
         return _Call(batch, asyncio.create_task(self._execute(commands)))
 
-    def _next_batch(self) -> list[tuple[bytes, OnReply]]:
-        """As many of the commands that wait as one call may have, at least one."""
-        batch = [self._queue.popleft()]
-        left = BATCH_BYTES_MAX - len(batch[0][0])
-        while self._queue and len(batch) < BATCH_LENGTH_MAX and len(self._queue[0][0]) <= left:
-            batch.append(self._queue.popleft())
-            left -= len(batch[-1][0])
+    def _next_batch(self) -> list[_Command]:
+        """As many of the commands that wait as one call may have."""
+        batch: list[_Command] = []
+        bytes_left, cancels_left = self._bytes_max, CANCELS_FIRST_MAX
+        while len(batch) < BATCH_LENGTH_MAX:
+            urgency = self._next_urgency(cancels_left)
+            command = None if urgency is None else self._waiting.first(urgency)
+            if urgency is None or command is None:
+                break
+            if batch and command.size > bytes_left:
+                break
+            batch.append(self._waiting.take(urgency))
+            bytes_left -= command.size
+            cancels_left -= urgency is Urgency.CANCEL
         return batch
+
+    def _next_urgency(self, cancels_left: int) -> Urgency | None:
+        """Which kind comes next. A flood of cancels leaves room for orders."""
+        waiting = self._waiting
+        if waiting.first(Urgency.TIMER):
+            return Urgency.TIMER
+        order_waits = waiting.first(Urgency.ORDER) is not None
+        if waiting.first(Urgency.CANCEL) and (cancels_left > 0 or not order_waits):
+            return Urgency.CANCEL
+        return Urgency.ORDER if order_waits else None
+
+    def _adapt(self, sent_bytes: int, took_s: float) -> None:
+        """Lets calls become as large as their time allows."""
+        if took_s > CALL_S_TARGET:
+            affordable = int(sent_bytes * CALL_S_TARGET / took_s)
+            self._bytes_max = max(BATCH_BYTES_MIN, min(affordable, self._bytes_max))
+        elif 2 * sent_bytes > self._bytes_max:
+            self._bytes_max = min(BATCH_BYTES_MAX, self._bytes_max * 5 // 4)
 
     def _answer(self, on_reply: OnReply, reply: bytes) -> None:
         try:
@@ -961,4 +1028,6 @@ class Batcher:
             unknown = EngineError(RejectCode.OUTCOME_UNKNOWN, "the host failed: ask again")
             return Replies([unknown.reply()] * len(commands))
         finally:
-            self._observe_call_s(time.perf_counter() - started)
+            took_s = time.perf_counter() - started
+            self._adapt(sum(map(len, commands)), took_s)
+            self._observe_call_s(took_s)

@@ -35,6 +35,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -52,6 +53,7 @@ from orderbook.messages import (
     RejectCode,
     Ticked,
 )
+from orderbook.queries import Queries
 from orderbook.wire import RedisReply, Wire
 
 logger = logging.getLogger(__name__)
@@ -345,8 +347,10 @@ class Feed:
         *,
         encode: Callable[[bytes], bytes] = _same,
         observe_sent: Callable[[str, int], None] = _not_observed,
+        queries: Queries | None = None,
     ) -> None:
         self._engine = engine
+        self._queries = queries or Queries(engine)
         self._encode = encode
         self._observe_sent = observe_sent
         self._books: dict[str, _Book] = {}
@@ -546,7 +550,7 @@ class Feed:
             return snapshot.position.sequence, snapshot
         channel = subscription.wanted.channel
         if channel in _VIEWED and channel not in book.views:
-            return cursor, await self._snapshot_of_epoch(subscription.wanted)
+            return cursor, await self._snapshot_of_epoch(subscription)
         return cursor, None
 
     async def _is_continued(self, book: _Book, wanted: Wanted, after: int) -> bool:
@@ -645,26 +649,28 @@ class Feed:
     async def _send_snapshot(self, subscription: Subscription, lost_after: int | None) -> _Snapshot:
         """Sends the state, after a gap message where something was lost."""
         await subscription.subscriber.ready()
-        snapshot = await self._snapshot_of_epoch(subscription.wanted)
+        snapshot = await self._snapshot_of_epoch(subscription)
         if lost_after is not None and not subscription.wanted.is_newest:
             self._give(subscription, _gap(subscription.wanted, lost_after, snapshot.position))
         for message in snapshot.messages:
             self._give(subscription, message)
         return snapshot
 
-    async def _snapshot_of_epoch(self, wanted: Wanted) -> _Snapshot:
+    async def _snapshot_of_epoch(self, subscription: Subscription) -> _Snapshot:
         """The state of a channel, of the history that the reader reads. Raises EngineError."""
-        snapshot = await self._snapshot(wanted)
+        wanted = subscription.wanted
+        snapshot = await self._snapshot(wanted, subscription.subscriber)
         if snapshot.position.epoch != self._books[wanted.symbol or ""].epoch:
             raise EngineError(RejectCode.UNAVAILABLE, "the reader has not come to this epoch")
         return snapshot
 
-    async def _snapshot(self, wanted: Wanted) -> _Snapshot:
-        """The state of a channel; those who ask while it is being read share the answer."""
+    async def _snapshot(self, wanted: Wanted, owner: object) -> _Snapshot:
+        """The state of a channel; those who ask while it is being read share the answer, and it is
+        read when it is the turn of the first of them."""
         same = Wanted(wanted.channel, wanted.symbol, wanted.account, wanted.variant)
         flight = self._flights.get(same)
         if flight is None:
-            flight = self._spawn(self._read_snapshot(same))
+            flight = self._spawn(self._read_snapshot(same, owner))
             self._flights[same] = flight
             flight.add_done_callback(lambda task: self._flight_done(same, task))
         return await asyncio.shield(flight)
@@ -675,25 +681,26 @@ class Feed:
             # Whoever waited has been told; nobody may be left to wait.
             task.exception()
 
-    async def _read_snapshot(self, wanted: Wanted) -> _Snapshot:
+    async def _read_snapshot(self, wanted: Wanted, owner: object) -> _Snapshot:
+        ask = partial(self._query, owner)
         symbol, channel = wanted.symbol or "", wanted.channel
         if channel is Channel.ORDERS:
-            return await self._read_orders(symbol, wanted.account)
+            return await self._read_orders(symbol, wanted.account, owner)
         if channel is Channel.INSTRUMENTS:
-            reply = await self._query("get_instrument", symbol)
+            reply = await ask("get_instrument", symbol)
             position = _decode_position(reply)
             head = _message_head(channel, symbol, "snapshot", position)
             return _Snapshot([head + b',"instrument":' + reply + b"}"], position)
         if channel is Channel.TRADES:
-            reply = await self._query("get_trades", symbol, "limit", str(TRADES_IN_SNAPSHOT))
+            reply = await ask("get_trades", symbol, "limit", str(TRADES_IN_SNAPSHOT))
         elif channel is Channel.BOOK:
-            reply = await self._query("get_book", symbol, "depth", wanted.variant or BOOK_LEVELS)
+            reply = await ask("get_book", symbol, "depth", wanted.variant or BOOK_LEVELS)
         elif channel is Channel.TICKER:
-            reply = await self._query("get_ticker", symbol)
+            reply = await ask("get_ticker", symbol)
         elif channel is Channel.CANDLES:
-            reply = await self._query("get_candles", symbol, "interval", wanted.variant)
+            reply = await ask("get_candles", symbol, "interval", wanted.variant)
         else:
-            reply = await self._query(_FULL_DEPTH[channel], symbol, "depth", "full")
+            reply = await ask(_FULL_DEPTH[channel], symbol, "depth", "full")
         position, level2_sequence = _decode_position(reply), 0
         if channel is Channel.LEVEL2:
             level2_sequence = await self._level2_sequence(symbol, position.sequence)
@@ -716,7 +723,7 @@ class Feed:
             count = min(4 * count, LEVEL2_SEARCH_MAX)
         return 0
 
-    async def _read_orders(self, symbol: str, account: str) -> _Snapshot:
+    async def _read_orders(self, symbol: str, account: str, owner: object) -> _Snapshot:
         """Page by page. The first page's sequence counts: what changed while the others were read
         comes again as updates, which tell an order's whole state and so do no harm."""
         messages: list[bytes] = []
@@ -724,7 +731,7 @@ class Feed:
         after: list[str] = []
         while True:
             arguments = ["account", account, "limit", str(ORDERS_PER_PAGE), *after]
-            reply = await self._query("get_open_orders", symbol, *arguments)
+            reply = await self._query(owner, "get_open_orders", symbol, *arguments)
             page = _decode_page(reply)
             messages.append(_as_snapshot(Channel.ORDERS, reply))
             first = first or Position(page.sequence, page.epoch)
@@ -733,13 +740,12 @@ class Feed:
             after = ["after", page.orders[-1].order_id]
 
     async def _position(self, book: _Book) -> Position:
-        return _decode_position(await self._query("get_instrument", book.symbol))
+        """Not by turns: what is looked at each second must not wait for clients."""
+        reply = await self._engine.query("get_instrument", book.symbol)
+        return _decode_position(_unless_gone(reply))
 
-    async def _query(self, function: str, symbol: str, *arguments: str) -> bytes:
-        reply = await self._engine.query(function, symbol, *arguments)
-        if reply.startswith(REJECTED_PREFIX):
-            raise _gone(reply)
-        return reply
+    async def _query(self, owner: object, function: str, symbol: str, *arguments: str) -> bytes:
+        return _unless_gone(await self._queries.ask(owner, function, symbol, *arguments))
 
     # ---- discovery
 
@@ -1056,7 +1062,7 @@ class Feed:
         try:
             sequence = -1
             while sequence < book.book_sequence and book.topics.get(topic):
-                snapshot = await self._snapshot(wanted)
+                snapshot = await self._snapshot(wanted, self)
                 sequence = snapshot.position.sequence
                 self._relay_newest(book, topic, sequence, snapshot.messages[0])
         except EngineError as error:
@@ -1158,6 +1164,13 @@ class Feed:
 
 class _GoneError(EngineError):
     """The book does not exist any more."""
+
+
+def _unless_gone(reply: bytes) -> bytes:
+    """The reply of a query, where it is no refusal."""
+    if reply.startswith(REJECTED_PREFIX):
+        raise _gone(reply)
+    return reply
 
 
 def _gone(reply: bytes) -> _GoneError:

@@ -5,9 +5,10 @@ timer of this session runs in Redis (`cancel_all_after`). The host sets the time
 they run out. When the connection is lost the host cancels the session's orders at once; and when
 the host is lost too, nobody sets the timers anew, and the tick of any other host cancels.
 
-Everything goes through the books' batchers, in the order in which it is submitted: so a timer runs
-before the first order that needs it, and the orders that were on their way when the connection
-broke are canceled with the others.
+Everything goes through the books' batchers. Timers are set before anything else that waits there:
+so one runs before the first order that needs it, and none runs out because others have much to do.
+Stopping them, and canceling, keeps its place behind what the connection has sent: so the orders
+that were on their way when it broke are canceled with the others.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from functools import partial
 
 import msgspec
 
-from orderbook.engine import Batcher
+from orderbook.engine import Batcher, Urgency
 from orderbook.messages import REJECTED_PREFIX, CanceledAll
 
 # How often a timer is set anew in its time: one that is missed, or late, does no harm.
@@ -33,11 +34,13 @@ OnReply = Callable[[bytes], None]
 class Guard:
     """The session of one connection, and its timer on each book on which it placed orders."""
 
-    def __init__(self, account: str) -> None:
+    def __init__(self, account: str, owner: object) -> None:
+        """`owner` is whose commands those are that place orders with the session."""
         self.session = secrets.token_hex(8)
         # 0: off, and nothing happens when the connection ends.
         self.timeout_ms = 0
         self._loop = asyncio.get_running_loop()
+        self._owner = owner
         self._whose = f'"account":"{account}","session":"{self.session}"'
         self._batchers: dict[str, Batcher] = {}
         self._set_at: dict[str, float] = {}
@@ -92,7 +95,12 @@ class Guard:
         self._on_their_way.add(symbol)
         command = f'{{"method":"cancel_all_after",{self._whose},"timeout_ms":"{self.timeout_ms}"}}'
         answered = partial(self._timer_set, symbol, on_reply)
-        self._batchers[symbol].submit(command.encode(), answered)
+        batcher = self._batchers[symbol]
+        if self.timeout_ms:
+            # However much the connection has sent: a late timer cancels its orders.
+            batcher.submit(command.encode(), answered, self, Urgency.TIMER)
+        else:
+            batcher.submit(command.encode(), answered, self._owner, Urgency.CANCEL)
 
     def _timer_set(self, symbol: str, on_reply: OnReply | None, reply: bytes) -> None:
         self._on_their_way.discard(symbol)
@@ -126,7 +134,8 @@ class Guard:
 
     def _cancel_all(self, symbol: str) -> None:
         command = f'{{"method":"cancel_all_orders",{self._whose}}}'
-        self._batchers[symbol].submit(command.encode(), partial(self._canceled, symbol))
+        canceled = partial(self._canceled, symbol)
+        self._batchers[symbol].submit(command.encode(), canceled, self._owner, Urgency.CANCEL)
 
     def _canceled(self, symbol: str, reply: bytes) -> None:
         if reply.startswith(REJECTED_PREFIX):

@@ -15,7 +15,7 @@ import re
 import secrets
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -24,11 +24,13 @@ import msgspec
 from aiohttp import web
 
 from orderbook import library, preflight
-from orderbook.connection import CLOSE_DRAINING, Connection, Limits, Socket, text_frame
+from orderbook.connection import CLOSE_DRAINING, Connection, Socket, text_frame
 from orderbook.engine import Batcher, Engine, EngineError
 from orderbook.feed import Feed
+from orderbook.limits import Address, Addresses, Limits
 from orderbook.messages import Durability, Refusal, RejectCode
-from orderbook.metrics import Metrics
+from orderbook.metrics import Limited, Metrics
+from orderbook.queries import Queries
 from orderbook.readiness import Readiness
 from orderbook.session import Session
 
@@ -77,6 +79,7 @@ class Host:
 
     engine: Engine
     feed: Feed
+    queries: Queries
     readiness: Readiness
 
     def __init__(self, config: HostConfig) -> None:
@@ -85,11 +88,11 @@ class Host:
         self.metrics = Metrics()
         self.draining = False
         self.batchers: dict[str, Batcher] = {}
-        self.queries = asyncio.Semaphore(config.limits.queries_in_flight_max)
         self.large_buffers: set[Connection] = set()
         self.port = 0
         self.admin_port = 0
         self._connections: set[Connection] = set()
+        self._addresses = Addresses(config.limits.address)
         self._heartbeats: asyncio.Task[None] | None = None
         self._cleanup = contextlib.AsyncExitStack()
 
@@ -106,8 +109,13 @@ class Host:
             await self._preflight()
             self.engine.durability_replicas = config.durability_replicas
             await self._check_durability(config.durability)
-            encoder = text_frame
-            self.feed = Feed(self.engine, encode=encoder, observe_sent=self.metrics.count_sent)
+            self.queries = Queries(self.engine)
+            self.feed = Feed(
+                self.engine,
+                encode=text_frame,
+                observe_sent=self.metrics.count_sent,
+                queries=self.queries,
+            )
             cleanup.push_async_callback(self.feed.stop)
             await self.feed.start()
             self.readiness = Readiness(self.engine, self.feed)
@@ -140,6 +148,7 @@ class Host:
     async def drain(self) -> None:
         """Ends the host as its clients would wish: see the head of this file."""
         self.draining = True
+        self.queries.hurry()
         await self._site.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_ANSWERS_TIMEOUT_S):
@@ -215,12 +224,14 @@ class Host:
             for connection in list(self._connections):
                 connection.heartbeat(now_ms, turn)
                 connection.close_if_idle()
+            self._addresses.forget()
 
     # ---- requests
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         """GET /ws?account=NAME: refusals come before the upgrade, as plain HTTP."""
-        refusal = self._refusal(request)
+        address = self._addresses.find(request.remote or "")
+        refusal = self._refusal(request, address)
         if refusal is not None:
             return refusal
         account = request.query.get("account") or f"guest-{secrets.token_hex(8)}"
@@ -241,27 +252,38 @@ class Host:
         transport = request.transport
         if transport is None:
             return socket
-        connection = Connection(
-            self, socket, transport, Session(account, asked, self.config.durability)
-        )
-        self._connections.add(connection)
-        self.metrics.connections.inc()
-        try:
+        session = Session(account, asked, self.config.durability)
+        connection = Connection(self, socket, transport, session, address)
+        with self._connected(connection, address):
             if self.draining:
                 # It came in while the door was closing.
                 connection.close_soon(CLOSE_DRAINING, "the host is draining: reconnect")
             await connection.run(writer)
+        return socket
+
+    @contextlib.contextmanager
+    def _connected(self, connection: Connection, address: Address) -> Iterator[None]:
+        self._connections.add(connection)
+        self.metrics.connections.inc()
+        address.connections_count += 1
+        try:
+            yield
         finally:
             self._connections.discard(connection)
             self.metrics.connections.dec()
-        return socket
+            address.connections_count -= 1
 
-    def _refusal(self, request: web.Request) -> web.Response | None:
+    def _refusal(self, request: web.Request, address: Address) -> web.Response | None:
         if self.draining:
             return web.Response(status=503, text="the host is draining")
         if not self._may_connect(request):
             return web.Response(status=403, text="this origin may not connect")
+        limit = self.limits.connections_per_address_max
+        if limit and address.connections_count >= limit:
+            self.metrics.count_limited(Limited.ADDRESS_CONNECTIONS)
+            return web.Response(status=429, text=f"an address has at most {limit} connections")
         if len(self._connections) >= self.limits.connections_max:
+            self.metrics.count_limited(Limited.CONNECTIONS)
             return web.Response(status=503, text="the host has no room for more connections")
         return None
 

@@ -10,6 +10,7 @@ else that a client chooses, or one client could fill the memory of everybody's m
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Iterator
+from enum import StrEnum
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
@@ -48,6 +49,16 @@ class Latencies:
         )
 
 
+class Limited(StrEnum):
+    """Which limit held a client back."""
+
+    REQUESTS = "requests"
+    QUERIES = "queries"
+    ADDRESS_QUERIES = "address_queries"
+    ADDRESS_CONNECTIONS = "address_connections"
+    CONNECTIONS = "connections"
+
+
 class Metrics(Collector):
     """What one host process counts and measures."""
 
@@ -71,6 +82,7 @@ class Metrics(Collector):
         self._commands: Tally[str] = Tally()
         self._rejects: Tally[str] = Tally()
         self._messages_sent: Tally[str] = Tally()
+        self._limited: Tally[str] = Tally()
         self.books_conflated = Counter(
             "orderbook_books_conflated",
             "Books left out because the client had not read an earlier one.",
@@ -106,6 +118,8 @@ class Metrics(Collector):
         yield _family("orderbook_messages_sent", sent, "channel", self._messages_sent)
         durable = "Commands answered that asked for more than memory, by what they were told."
         yield _family("orderbook_durable_commands", durable, "durability", self._durable)
+        held = "Times that a limit held a client back, by limit."
+        yield _family("orderbook_limited", held, "limit", self._limited)
         yield self.confirmation_seconds.told()
         yield self.call_seconds.told()
         yield self.acknowledgement_seconds.told()
@@ -117,6 +131,10 @@ class Metrics(Collector):
     def count_durable(self, told: str) -> None:
         """Counts an answer that has waited until its change was safe, or was not confirmed."""
         self._durable[told] += 1
+
+    def count_limited(self, limit: Limited) -> None:
+        """Counts a client that was delayed, refused or closed because of a limit."""
+        self._limited[limit] += 1
 
     def count_reply(self, method: str, reply: bytes) -> None:
         """Counts a command's answer, and its code when it was refused."""

@@ -9,6 +9,7 @@ them in a row end it.
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -142,6 +143,12 @@ def failure(head: bytes, code: RejectCode, message: str) -> bytes:
     """The frame that refuses a request."""
     text = msgspec.json.encode(message)
     return b'%sfalse,"error":{"code":"%s","message":%s}}' % (head, code.encode(), text)
+
+
+def limited(head: bytes, message: str, retry_after_s: float) -> bytes:
+    """The frame that refuses a request which may be sent again later."""
+    refusal = failure(head, RejectCode.RATE_LIMITED, message)
+    return b'%s,"retry_after_ms":%d}}' % (refusal[:-2], math.ceil(retry_after_s * 1000))
 
 
 class Session:

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from clients import Client, connected, new_symbol
+from orderbook.connection import CLOSE_TIMEOUT_S
 from orderbook.engine import Batcher, EngineError, Replies
 from orderbook.guard import Guard
 from orderbook.host import Host, HostConfig
 from orderbook.messages import RejectCode
+from orderbook.session import MALFORMED_FRAMES_MAX
 from servers import Server
 
 RULES = {"tick_size": "0.01", "lot_size": "1"}
@@ -110,6 +112,20 @@ async def test_a_broken_line_is_a_lost_connection(host: Host, symbol: str) -> No
         await client.limit(symbol, "buy", "1", "10")
         client.socket.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
         await eventually(lambda: _is_gone(host, symbol, session), "its orders are gone")
+
+
+async def test_a_client_that_is_closed_loses_its_orders_before_it_answers(
+    host: Host, symbol: str
+) -> None:
+    async with connected(host.port, autoclose=False) as client:
+        session = await turn_on(client)
+        await client.limit(symbol, "buy", "1", "10")
+        for _ in range(MALFORMED_FRAMES_MAX):
+            await client.socket.send_str("nonsense")
+        # It does not answer the close frame, and is cut off only after CLOSE_TIMEOUT_S.
+        async with asyncio.timeout(CLOSE_TIMEOUT_S / 2):
+            while not await _is_gone(host, symbol, session):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
 
 async def test_orders_on_their_way_are_canceled_with_the_others(host: Host, symbol: str) -> None:
@@ -263,7 +279,7 @@ class FakeEngine:
 @contextlib.asynccontextmanager
 async def guarding() -> AsyncIterator[tuple[Guard, FakeEngine, Batcher]]:
     engine = FakeEngine()
-    guard = Guard("alice")
+    guard = Guard("alice", "its connection")
     yield guard, engine, Batcher(engine, "X")  # type: ignore[arg-type]
     guard.lost()
 

@@ -17,10 +17,10 @@ from books import Book
 from checker import SIDES, Checker
 from clients import Client, Json, connected, error_code, eventually, new_symbol
 from flow import random_commands
-from orderbook.connection import Limits
 from orderbook.engine import Engine
 from orderbook.feed import KEEP_INTERVAL_S
 from orderbook.host import Host, HostConfig
+from orderbook.limits import Limits
 from orderbook.readiness import PROBE_INTERVAL_S
 from servers import Server, load_library, running, running_cluster
 

@@ -35,7 +35,7 @@ DATA_MODEL = (ROOT / "docs" / "data-model.md").read_text("utf-8")
 HOST_CODES = {
     "SYSTEM_BUSY", "OUTCOME_UNKNOWN", "OUT_OF_MEMORY", "UNAVAILABLE", "DRAINING",
     "DURABILITY_UNAVAILABLE",
-    "FRAME_TOO_LARGE", "NOT_SUBSCRIBED", "TOO_MANY_SUBSCRIPTIONS",
+    "FRAME_TOO_LARGE", "NOT_SUBSCRIBED", "TOO_MANY_SUBSCRIPTIONS", "RATE_LIMITED",
 }  # fmt: skip
 
 # Which modules may know a library; the demo's traders are websocket clients, and host and command
