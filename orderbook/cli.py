@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -321,7 +321,8 @@ class _Limit(NamedTuple):
 _ANY_COUNT = click.IntRange(0, LIMIT_MAX)
 _COUNT = click.IntRange(1, LIMIT_MAX)
 _RATE = click.FloatRange(0, LIMIT_MAX)
-_LIMITS = {
+_SECONDS = click.FloatRange(0.1, LIMIT_MAX)
+LIMIT_OPTIONS = {
     "commands_in_flight": _Limit(
         "in_flight_per_connection_max", _COUNT, "Commands of a connection that have not run yet."
     ),
@@ -337,6 +338,10 @@ _LIMITS = {
     "address_query_weight_per_s": _Limit(
         "query_weight_per_address_per_s_max", _RATE, "The same of an address."
     ),
+    "handshake_timeout_s": _Limit(
+        "handshake_timeout_s", _SECONDS, "For how long a socket may be no websocket."
+    ),
+    "handshakes": _Limit("handshakes_max", _COUNT, "Sockets that are no websockets."),
     "connections": _Limit("connections_max", _COUNT, "Connections of a host."),
     "address_connections": _Limit(
         "connections_per_address_max", _ANY_COUNT, "Connections of an address; 0: any."
@@ -344,9 +349,14 @@ _LIMITS = {
 }
 
 
+def limit_environment(limits: Mapping[str, float]) -> dict[str, str]:
+    """The options as a worker is given them."""
+    return {f"ORDERBOOK_SERVE_{name.upper()}": str(given) for name, given in limits.items()}
+
+
 def limit_options(command: Command) -> Command:
     """The options of `serve` that bound what clients may do."""
-    for name, limit in reversed(_LIMITS.items()):
+    for name, limit in reversed(LIMIT_OPTIONS.items()):
         flag, default = "--" + name.replace("_", "-"), getattr(Limits, limit.field)
         command = option(flag, type=limit.range, default=default, help=limit.help)(command)
     return command
@@ -387,6 +397,11 @@ def limit_options(command: Command) -> Command:
 @accept_option
 @option("--allow-origin", multiple=True, help="Web origin that may connect; repeat for more.")
 @option(
+    "--allowed-host",
+    multiple=True,
+    help="Name by which clients may call, beside loopback and --host; * is any.",
+)
+@option(
     "--durability",
     type=click.Choice(_DURABILITIES),
     default="memory",
@@ -412,6 +427,7 @@ def serve(
     redis_port: int | None,
     accept: tuple[str, ...],
     allow_origin: tuple[str, ...],
+    allowed_host: tuple[str, ...],
     durability: str,
     durability_replicas: int,
     as_json: bool,
@@ -435,7 +451,7 @@ def serve(
         # An embedded server without a directory is meant to keep nothing.
         accepted = (*accept, *(() if redis_url or data_dir else ("no-append-only-file",)))
         settings = _HostSettings(
-            host, ports, books_url, read_url, allow_origin, asked, accepted, limits
+            host, ports, books_url, read_url, allow_origin, allowed_host, asked, accepted, limits
         )
         announce = partial(_announce, settings, as_json)
         if workers == 1 or as_worker:
@@ -471,6 +487,7 @@ class _HostSettings:
     redis_url: str
     read_url: str | None
     origins: tuple[str, ...]
+    allowed_hosts: tuple[str, ...]
     durability: _Durability
     accepted: tuple[str, ...]
     limits: dict[str, Any]
@@ -480,12 +497,11 @@ class _HostSettings:
             "ORDERBOOK_REDIS_URL": self.redis_url,
             "ORDERBOOK_SERVE_READ_URL": self.read_url or "",
             "ORDERBOOK_SERVE_ALLOW_ORIGIN": " ".join(self.origins),
+            "ORDERBOOK_SERVE_ALLOWED_HOST": " ".join(self.allowed_hosts),
             "ORDERBOOK_SERVE_ACCEPT": " ".join(self.accepted),
             "ORDERBOOK_SERVE_DURABILITY": self.durability.level,
             "ORDERBOOK_SERVE_DURABILITY_REPLICAS": str(self.durability.replicas),
-            **{
-                f"ORDERBOOK_SERVE_{name.upper()}": str(given) for name, given in self.limits.items()
-            },
+            **limit_environment(self.limits),
             # For the parent to act on, not for the worker.
             "ORDERBOOK_SERVE_DATA_DIR": "",
             "ORDERBOOK_SERVE_REDIS_PORT": "",
@@ -556,10 +572,13 @@ def _run_host(settings: _HostSettings, reuse_port: bool, announce: _Announce) ->
         admin_port=settings.ports.admin,
         reuse_port=reuse_port,
         origins=settings.origins,
+        allowed_hosts=settings.allowed_hosts,
         accepted=settings.accepted,
         durability=Durability(settings.durability.level),
         durability_replicas=settings.durability.replicas,
-        limits=Limits(**{_LIMITS[name].field: given for name, given in settings.limits.items()}),
+        limits=Limits(
+            **{LIMIT_OPTIONS[name].field: given for name, given in settings.limits.items()}
+        ),
     )
     try:
         with _failures_explained(settings.redis_url):

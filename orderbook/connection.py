@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ import msgspec
 from aiohttp import WSMsgType, web
 from aiohttp.abc import AbstractStreamWriter
 
+from orderbook.door import DoorProtocol
 from orderbook.engine import (
     Acknowledged,
     Batcher,
@@ -83,10 +84,10 @@ LINGER_POLL_S = 0.02
 
 # How many frames of one client are looked at before it is somebody else's turn.
 FRAMES_PER_TURN_MAX = 4
-# How much is taken from one socket at a time, where the event loop lets us say.
-RECEIVE_BYTES_MAX = 16 * 1024
 # How long at most a client is not heard for having sent too much.
 DELAY_S_MAX = 1.0
+
+PING_FRAME = b"\x89\x00"
 
 # RFC 6455, section 5.2: how long a payload its length in 7 and in 16 bits can tell.
 _LENGTH_IN_HEADER_MAX = 125
@@ -150,9 +151,23 @@ class Socket(web.WebSocketResponse):
             decode_text=False,
         )
         self._frame_bytes_max = limits.frame_bytes_max
+        # What is to be done before nothing more can be sent.
+        self.before_close: Callable[[], None] | None = None
         self._metrics = metrics
 
+    @property
+    def heard_at(self) -> float:
+        """When anything came from the client, on the loop's clock."""
+        protocol = self._req.protocol if self._req is not None else None
+        return protocol.heard_at if isinstance(protocol, DoorProtocol) else 0.0
+
     async def close(self, *, code: int = 1000, message: bytes = b"", drain: bool = True) -> bool:
+        if self.before_close is not None and not self.closed:
+            self.before_close()
+        protocol = self._req.protocol if self._req is not None else None
+        if isinstance(protocol, DoorProtocol) and protocol.verdict is not None:
+            verdict = protocol.verdict
+            code, message, drain = verdict.code, verdict.reason.encode(), False
         if code == CLOSE_TOO_LARGE and not self.closed:
             await self._explain()
             message = RejectCode.FRAME_TOO_LARGE.encode()
@@ -218,9 +233,8 @@ class Connection:
         self._queries = backend.limits.queries()
         self._limits = backend.limits
         self._socket = socket
+        socket.before_close = self._flush
         self._transport = transport
-        if hasattr(transport, "max_size"):
-            transport.max_size = RECEIVE_BYTES_MAX
         self._session = session
         self._writer: AbstractStreamWriter
         self._loop = asyncio.get_running_loop()
@@ -574,6 +588,17 @@ class Connection:
             self._tell_answered()
 
     # ---- cancel on disconnect
+
+    def silent_s(self) -> float:
+        """For how long nothing has come from the client; see Peer. While we do not listen, nothing
+        can."""
+        if self._has_enough_in_flight() or self._is_in_debt:
+            return 0.0
+        return self._loop.time() - max(self._heard_at, self._socket.heard_at)
+
+    def ping(self) -> None:
+        """Asks the client for a sign of life."""
+        self._write(PING_FRAME)
 
     async def _cancel_on_disconnect(self, request: CancelOnDisconnect) -> None:
         guard = self._guard or Guard(self._session.account, self)

@@ -2,8 +2,10 @@
 
 While it is on, the orders of the connection carry a session, and on every book with such orders a
 timer of this session runs in Redis (`cancel_all_after`). The host sets the timers anew, long before
-they run out. When the connection is lost the host cancels the session's orders at once; and when
-the host is lost too, nobody sets the timers anew, and the tick of any other host cancels.
+they run out, for as long as it hears of the client, of which it asks a pong as often. When the
+connection is lost the host cancels the session's orders at once; and when the client has vanished
+without a word, or the host is lost too, nobody sets the timers anew, and the tick of a host cancels
+them.
 
 Everything goes through the books' batchers. Timers are set before anything else that waits there:
 so one runs before the first order that needs it, and none runs out because others have much to do.
@@ -15,6 +17,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 import msgspec
 
@@ -23,6 +26,8 @@ from orderbook.messages import REJECTED_PREFIX, CanceledAll
 
 # How often a timer is set anew in its time: one that is missed, or late, does no harm.
 RENEWALS_PER_TIMEOUT = 4
+# The timers of a client that has not been heard for this part of their time are not set anew.
+SILENT_PART_MAX = 0.5
 # An order waits for no timer that was set within this part of its time.
 FRESH_PART_MAX = 0.5
 
@@ -31,16 +36,26 @@ _decode_canceled = msgspec.json.Decoder(CanceledAll).decode
 OnReply = Callable[[bytes], None]
 
 
+class Peer(Protocol):
+    """The client whose orders are guarded, as its connection knows it."""
+
+    def silent_s(self) -> float:
+        """For how long nothing has come from it."""
+
+    def ping(self) -> None:
+        """Asks it for a sign of life."""
+
+
 class Guard:
     """The session of one connection, and its timer on each book on which it placed orders."""
 
-    def __init__(self, account: str, owner: object) -> None:
-        """`owner` is whose commands those are that place orders with the session."""
+    def __init__(self, account: str, peer: Peer) -> None:
+        """`peer` is the owner of the commands that place orders with the session."""
         self.session = secrets.token_hex(8)
         # 0: off, and nothing happens when the connection ends.
         self.timeout_ms = 0
         self._loop = asyncio.get_running_loop()
-        self._owner = owner
+        self._peer = peer
         self._whose = f'"account":"{account}","session":"{self.session}"'
         self._batchers: dict[str, Batcher] = {}
         self._set_at: dict[str, float] = {}
@@ -100,7 +115,7 @@ class Guard:
             # However much the connection has sent: a late timer cancels its orders.
             batcher.submit(command.encode(), answered, self, Urgency.TIMER)
         else:
-            batcher.submit(command.encode(), answered, self._owner, Urgency.CANCEL)
+            batcher.submit(command.encode(), answered, self._peer, Urgency.CANCEL)
 
     def _timer_set(self, symbol: str, on_reply: OnReply | None, reply: bytes) -> None:
         self._on_their_way.discard(symbol)
@@ -122,9 +137,18 @@ class Guard:
         if self.timeout_ms:
             self._renew_later()
 
+    def _renew(self) -> None:
+        """Sets the timers anew if the client is there: a line can break without a word."""
+        if self._batchers:
+            self._peer.ping()
+        if self._peer.silent_s() <= self.timeout_ms / 1000 * SILENT_PART_MAX:
+            self._set_timers()
+        else:
+            self._renew_later()
+
     def _renew_later(self) -> None:
         wait_s = self.timeout_ms / 1000 / RENEWALS_PER_TIMEOUT
-        self._renewal = self._loop.call_later(wait_s, self._set_timers)
+        self._renewal = self._loop.call_later(wait_s, self._renew)
 
     def _stop_renewing(self) -> None:
         if self._renewal is not None:
@@ -135,7 +159,7 @@ class Guard:
     def _cancel_all(self, symbol: str) -> None:
         command = f'{{"method":"cancel_all_orders",{self._whose}}}'
         canceled = partial(self._canceled, symbol)
-        self._batchers[symbol].submit(command.encode(), canceled, self._owner, Urgency.CANCEL)
+        self._batchers[symbol].submit(command.encode(), canceled, self._peer, Urgency.CANCEL)
 
     def _canceled(self, symbol: str, reply: bytes) -> None:
         if reply.startswith(REJECTED_PREFIX):

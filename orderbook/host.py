@@ -25,6 +25,14 @@ from aiohttp import web
 
 from orderbook import library, preflight
 from orderbook.connection import CLOSE_DRAINING, Connection, Socket, text_frame
+from orderbook.door import (
+    ANY_HOST,
+    LOOPBACK_NAMES,
+    Door,
+    DoorSite,
+    host_name,
+    query_refusal,
+)
 from orderbook.engine import Batcher, Engine, EngineError
 from orderbook.feed import Feed
 from orderbook.limits import Address, Addresses, Limits
@@ -47,6 +55,7 @@ DRAIN_HTTP_TIMEOUT_S = 0.5
 # Takes the port of clients, and that of health checks and metrics.
 Announce = Callable[[int, int], None]
 
+_PARAMETERS = frozenset({"account", "durability"})
 _ACCOUNT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
 
@@ -66,6 +75,8 @@ class HostConfig:
     admin_port: int | None = None
     reuse_port: bool = False
     origins: tuple[str, ...] = ()
+    # Names by which clients may call us, beside those of loopback and what we listen on.
+    allowed_hosts: tuple[str, ...] = ()
     # Names of preflight findings that need not be told, or do not forbid the use of a server.
     accepted: tuple[str, ...] = ()
     # What every command waits for at least, and on how many replicas.
@@ -92,6 +103,9 @@ class Host:
         self.port = 0
         self.admin_port = 0
         self._connections: set[Connection] = set()
+        self._door = Door(config.limits, self.metrics)
+        self._allowed_hosts = {name.lower() for name in (*config.allowed_hosts, config.host)}
+        self._allowed_hosts |= LOOPBACK_NAMES
         self._addresses = Addresses(config.limits.address)
         self._heartbeats: asyncio.Task[None] | None = None
         self._cleanup = contextlib.AsyncExitStack()
@@ -207,9 +221,7 @@ class Host:
             await web.TCPSite(runner, config.host, config.admin_port).start()
             self.admin_port = int(runner.addresses[0][1])
         runner = await _runner(public, cleanup)
-        self._site = web.TCPSite(
-            runner, config.host, config.port, reuse_port=config.reuse_port or None
-        )
+        self._site = DoorSite(runner, self._door, config.host, config.port, config.reuse_port)
         await self._site.start()
         self.port = int(runner.addresses[0][1])
         if config.admin_port is None:
@@ -274,10 +286,11 @@ class Host:
             address.connections_count -= 1
 
     def _refusal(self, request: web.Request, address: Address) -> web.Response | None:
+        fault = self._fault(request)
+        if fault is not None:
+            return fault
         if self.draining:
             return web.Response(status=503, text="the host is draining")
-        if not self._may_connect(request):
-            return web.Response(status=403, text="this origin may not connect")
         limit = self.limits.connections_per_address_max
         if limit and address.connections_count >= limit:
             self.metrics.count_limited(Limited.ADDRESS_CONNECTIONS)
@@ -287,12 +300,45 @@ class Host:
             return web.Response(status=503, text="the host has no room for more connections")
         return None
 
-    def _may_connect(self, request: web.Request) -> bool:
-        """Browsers name the page's origin: ours or an allowed one. Programs name none."""
-        origin = request.headers.get("Origin")
-        if origin is None or origin in self.config.origins:
+    def _fault(self, request: web.Request) -> web.Response | None:
+        """What is wrong with who asks, and how."""
+        wrong = query_refusal(request, _PARAMETERS)
+        if wrong is not None:
+            return web.Response(status=400, text=wrong)
+        name = host_name(request)
+        if name is None:
+            return web.Response(status=400, text="a request has one Host: NAME or NAME:PORT")
+        if not self._is_ours(name, request):
+            # A page may have had its own name point at us.
+            self.metrics.count_limited(Limited.ALLOWED_HOSTS)
+            return web.Response(status=421, text="this is no name of the host: --allowed-host")
+        try:
+            may_connect = self._may_connect(request)
+        except ValueError:
+            return web.Response(status=400, text="Origin is no origin")
+        if not may_connect:
+            return web.Response(status=403, text="this origin may not connect")
+        return None
+
+    def _is_ours(self, name: str, request: web.Request) -> bool:
+        if name in self._allowed_hosts or ANY_HOST in self._allowed_hosts:
             return True
-        return urlsplit(origin).netloc == request.host
+        # Where we listen on every address, the one that was reached.
+        transport = request.transport
+        reached = transport.get_extra_info("sockname") if transport is not None else None
+        return reached is not None and name == str(reached[0]).lower()
+
+    def _may_connect(self, request: web.Request) -> bool:
+        """Browsers name the page's origin: ours or an allowed one. Programs name none. Raises
+        ValueError for what is no origin."""
+        origins = request.headers.getall("Origin", [])
+        if not origins:
+            return True
+        if len(origins) > 1:
+            raise ValueError("several origins")
+        if origins[0] in self.config.origins:
+            return True
+        return urlsplit(origins[0]).netloc.lower() == request.headers["Host"].lower()
 
     async def _livez(self, _: web.Request) -> web.Response:
         return web.Response(text="ok")

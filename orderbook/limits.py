@@ -131,6 +131,9 @@ class Limits:
     # A client may send a long burst before it reads the first answer: some may hold this much.
     answer_buffer_bytes_max: int = 64 * 1024 * 1024
     large_answer_buffers_max: int = 16
+    # Sockets that are no websockets yet: for how long, and how many of them.
+    handshake_timeout_s: float = 10.0
+    handshakes_max: int = 1_000
     stalled_s_max: float = 30.0
     idle_s_max: float = 600.0
 

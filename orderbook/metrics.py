@@ -57,6 +57,10 @@ class Limited(StrEnum):
     ADDRESS_QUERIES = "address_queries"
     ADDRESS_CONNECTIONS = "address_connections"
     CONNECTIONS = "connections"
+    HANDSHAKE_TIMEOUT = "handshake_timeout"
+    HANDSHAKES = "handshakes"
+    FRAGMENTS = "fragments"
+    ALLOWED_HOSTS = "allowed_hosts"
 
 
 class Metrics(Collector):

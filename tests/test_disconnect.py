@@ -276,10 +276,20 @@ class FakeEngine:
         return names
 
 
+class TalkativePeer:
+    """A client that is heard all the time."""
+
+    def silent_s(self) -> float:
+        return 0.0
+
+    def ping(self) -> None:
+        pass
+
+
 @contextlib.asynccontextmanager
 async def guarding() -> AsyncIterator[tuple[Guard, FakeEngine, Batcher]]:
     engine = FakeEngine()
-    guard = Guard("alice", "its connection")
+    guard = Guard("alice", TalkativePeer())
     yield guard, engine, Batcher(engine, "X")  # type: ignore[arg-type]
     guard.lost()
 

@@ -2,16 +2,19 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from clients import Client, connected, eventually, new_symbol
+from orderbook.cli import LIMIT_OPTIONS, cli, limit_environment
 from orderbook.engine import CANCELS_FIRST_MAX, Batcher, Engine, Urgency
 from orderbook.host import Host, HostConfig
 from orderbook.limits import WEIGHT_MAX, Allowance, Limits, network
@@ -372,3 +375,21 @@ async def test_the_unanswered_commands_of_a_connection_are_bounded(
 async def _answer(client: Client, req_id: int) -> dict[str, Any]:
     answer: dict[str, Any] = await client.answer(req_id)
     return answer
+
+
+def test_the_options_of_serve_set_limits_and_are_documented() -> None:
+    fields = {field.name for field in dataclasses.fields(Limits)}
+    assert {limit.field for limit in LIMIT_OPTIONS.values()} <= fields
+    operations = (Path(__file__).resolve().parent.parent / "docs" / "operations.md").read_text(
+        "utf-8"
+    )
+    for name in LIMIT_OPTIONS:
+        assert f"`--{name.replace('_', '-')}`" in operations
+
+
+def test_workers_get_the_limits_of_their_parent() -> None:
+    given = {name: getattr(Limits, limit.field) for name, limit in LIMIT_OPTIONS.items()}
+    context = cli.commands["serve"].make_context("serve", [])
+    for name, value in limit_environment(given).items():
+        option = name.removeprefix("ORDERBOOK_SERVE_").lower()
+        assert float(value) == context.params[option]

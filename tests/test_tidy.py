@@ -45,7 +45,7 @@ MAY_IMPORT = {
         *("engine", "topology", "wire", "durability", "feed", "library", "cli", "repair"),
         *("readiness", "preflight"),
     },
-    "aiohttp": {"host", "connection", "demo"},
+    "aiohttp": {"host", "connection", "door", "demo"},
 }
 
 
