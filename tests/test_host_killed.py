@@ -284,7 +284,7 @@ async def test_a_host_ends_though_a_client_does_not_answer(server: Server) -> No
     with host_process(server) as host:
         reader, writer = await asyncio.open_connection("127.0.0.1", host.port)
         writer.write(
-            b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         )
         assert b"101" in await reader.readline()
