@@ -598,7 +598,7 @@ async def _orders_beside_refusals(engine: Engine, refused: str) -> None:
     replies: list[bytes] = []
 
     async def call_what_is_refused() -> None:
-        while len(replies) < 20_000:
+        while len(replies) < 6_000:
             refusal = await failure(engine.place_order(refused, **LIMIT))
             assert refusal.code == "UNAVAILABLE"
             await asyncio.sleep(0.001)
@@ -606,7 +606,8 @@ async def _orders_beside_refusals(engine: Engine, refused: str) -> None:
     async with asyncio.TaskGroup() as tasks:
         for _ in range(4):
             tasks.create_task(call_what_is_refused())
-        for _ in range(10_000):
+        # Few enough that the new connections do not use up the ports of the machine.
+        for _ in range(3_000):
             batcher.submit(place(), replies.append)
             batcher.submit(place(), replies.append)
             await asyncio.sleep(0)
