@@ -58,8 +58,9 @@ CALL_S_TARGET = 0.004
 BATCH_BYTES_MIN = 4_096
 # What cancel_all_orders counts: it may cancel 1,000.
 CANCEL_ALL_SIZE = 2_048
-# So many cancels of a call come before orders that wait; others come after them.
+# So many cancels of a call, and as much of its size, come before orders that wait.
 CANCELS_FIRST_MAX = 64
+CANCELS_SHARE_MAX = 0.5
 KEYS_PER_CALL_MAX = 100
 BATCHER_QUEUE_LENGTH_MAX = 65_536
 
@@ -980,8 +981,9 @@ class Batcher:
         """As many of the commands that wait as one call may have."""
         batch: list[_Command] = []
         bytes_left, cancels_left = self._bytes_max, CANCELS_FIRST_MAX
+        bytes_kept = self._bytes_max * (1 - CANCELS_SHARE_MAX)
         while len(batch) < BATCH_LENGTH_MAX:
-            urgency = self._next_urgency(cancels_left)
+            urgency = self._next_urgency(cancels_left > 0 and bytes_left > bytes_kept)
             command = None if urgency is None else self._waiting.first(urgency)
             if urgency is None or command is None:
                 break
@@ -992,13 +994,13 @@ class Batcher:
             cancels_left -= urgency is Urgency.CANCEL
         return batch
 
-    def _next_urgency(self, cancels_left: int) -> Urgency | None:
+    def _next_urgency(self, cancels_first: bool) -> Urgency | None:
         """Which kind comes next. A flood of cancels leaves room for orders."""
         waiting = self._waiting
         if waiting.first(Urgency.TIMER):
             return Urgency.TIMER
         order_waits = waiting.first(Urgency.ORDER) is not None
-        if waiting.first(Urgency.CANCEL) and (cancels_left > 0 or not order_waits):
+        if waiting.first(Urgency.CANCEL) and (cancels_first or not order_waits):
             return Urgency.CANCEL
         return Urgency.ORDER if order_waits else None
 

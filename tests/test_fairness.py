@@ -15,7 +15,15 @@ import pytest
 
 from clients import Client, connected, eventually, new_symbol
 from orderbook.cli import LIMIT_OPTIONS, cli, limit_environment
-from orderbook.engine import CANCELS_FIRST_MAX, Batcher, Engine, Urgency
+from orderbook.engine import (
+    BATCH_BYTES_MAX,
+    CANCEL_ALL_SIZE,
+    CANCELS_FIRST_MAX,
+    CANCELS_SHARE_MAX,
+    Batcher,
+    Engine,
+    Urgency,
+)
 from orderbook.host import Host, HostConfig
 from orderbook.limits import WEIGHT_MAX, Allowance, Limits, network
 from orderbook.queries import Lane, weight
@@ -119,6 +127,15 @@ async def test_a_flood_of_cancels_leaves_room_for_orders(exchange: Engine, symbo
     batcher.submit(place("a"), log.of("order"), "a")
     await batcher.drained()
     assert log.names.index("order") == CANCELS_FIRST_MAX
+
+
+async def test_cancels_of_much_leave_room_for_orders_too(exchange: Engine, symbol: str) -> None:
+    batcher, log = Batcher(exchange, symbol), Log()
+    for number in range(100):
+        batcher.submit(cancel("x"), log.of("cancel"), number, Urgency.CANCEL)
+    batcher.submit(place("a"), log.of("order"), "a")
+    await batcher.drained()
+    assert log.names.index("order") <= BATCH_BYTES_MAX * CANCELS_SHARE_MAX / CANCEL_ALL_SIZE
 
 
 async def test_a_full_queue_takes_what_has_nothing_in_it(exchange: Engine, symbol: str) -> None:
