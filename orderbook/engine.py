@@ -54,10 +54,10 @@ BATCH_LENGTH_MAX = 128
 BATCH_BYTES_MAX = 65_536
 # Whoever comes while a call runs waits for it and for the next one: so none is to take longer.
 CALL_S_TARGET = 0.004
-# About 25 orders: fewer in a call cost more than they gain.
-BATCH_BYTES_MIN = 4_096
+# About 15 orders: fewer in a call cost more than they gain.
+BATCH_BYTES_MIN = 2_048
 # What cancel_all_orders counts: it may cancel 1,000.
-CANCEL_ALL_SIZE = 2_048
+CANCEL_ALL_SIZE = 1_024
 # So many cancels of a call, and as much of its size, come before orders that wait.
 CANCELS_FIRST_MAX = 64
 CANCELS_SHARE_MAX = 0.5
