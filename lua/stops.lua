@@ -123,6 +123,9 @@ function stops.refusal(b, o)
   if not stops.refer_to_last(b.instrument, o) then
     return reject.new("NO_LAST_PRICE", "a trailing_stop needs a last trade price")
   end
+  if o.extras.reference_price > numbers.exact_max then
+    return reject.new("NO_LAST_PRICE", "the last trade price is beyond what tick_size can count")
+  end
   return nil
 end
 

@@ -629,6 +629,8 @@ class ReferenceBook:
             return rejected(error.code, fields)
 
     def _begin(self) -> Call:
+        if not self._waiting() and not self.lists:
+            self.agenda.clear()
         return Call({side: self.levels(side) for side in SIDES}, self.sequence)
 
     def _finish(self, call: Call, replies: list[Json]) -> list[Json]:
@@ -1536,6 +1538,8 @@ class ReferenceBook:
             order.reference = last_price // tick * tick
             if order.side == "buy" and order.reference != last_price:
                 order.reference += tick
+            if order.reference / tick > EXACT_MAX:
+                raise RejectedError("NO_LAST_PRICE")
         if self._is_due(order, last_price):
             raise RejectedError("WOULD_TRIGGER")
 

@@ -258,6 +258,39 @@ def test_an_auction_is_exact(valkey: Server, data: Any, tick: Step, lot: Step) -
     assert book.read("verify_book")["verified"] is True
 
 
+# ---- a last price between two ticks
+
+
+def near(ticks: Fraction, most: int) -> st.SearchStrategy[int]:
+    """Prices about one that may lie between two ticks, as far as they can be taken on."""
+    whole = int(ticks)
+    return st.integers(whole - 2, whole + 3).map(lambda count: min(max(count, 1), most))
+
+
+@exactly
+@given(data=st.data(), before=steps, after=steps, parts=st.integers(1, 1_000_000))
+def test_rules_read_a_last_price_between_two_ticks_exactly(
+    valkey: Server, data: Any, before: Step, after: Step, parts: int
+) -> None:
+    book = define(valkey, before, Step("1"))
+    text = before.number(data.draw(counts(before)))
+    trade(book, "1", text)
+    band = decimal_text(parts, 4)
+    assert "code" not in book.ask("define_instrument", tick_size=after.text, price_band=band)
+    last = Fraction(text) / Fraction(after.text)
+    width = last * parts / 1_000_000
+    edges = st.sampled_from((last - width, last, last + width))
+    ticks = data.draw(edges.flatmap(lambda edge: near(edge, after.count_max)))
+    checked = {"validate_only": "true"}
+    reply = book.limit("alice", "buy", "1", after.number(ticks), **checked)
+    is_within = abs(ticks - last) <= width
+    assert reply.get("code", "valid") == ("valid" if is_within else "PRICE_OUT_OF_BAND")
+    for side, is_due in (("sell", last <= ticks), ("buy", last >= ticks)):
+        stop = {"account": "alice", "side": side, "order_type": "stop", "quantity": "1"}
+        reply = book.ask("place_order", **stop, stop_price=after.number(ticks), **checked)
+        assert reply.get("code", "valid") == ("WOULD_TRIGGER" if is_due else "valid")
+
+
 # ---- price times quantity
 
 

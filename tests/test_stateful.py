@@ -508,6 +508,13 @@ class BookMachine(RuleBasedStateMachine):
     def a_definition(self, fields: Mapping[str, str]) -> None:
         self.call("define_instrument", dict(fields))
 
+    @rule(tick_size=st.sampled_from(("0.5", "0.5", "1", "0.3", "7")))
+    def a_tick_size(self, tick_size: str) -> None:
+        """The last trade price may lie between two ticks from then on, and back on one later."""
+        for account in ACCOUNTS:
+            self.call("cancel_all_orders", {"account": account})
+        self.call("define_instrument", {"tick_size": tick_size})
+
     @rule(passed_ms=st.sampled_from((0, 1, 999, 1000, 2000, 5000, 61_000)), ticks=st.booleans())
     def time_passes(self, passed_ms: int, ticks: bool) -> None:
         self.set_clock(self.reference.now_ms + passed_ms)
