@@ -98,8 +98,9 @@ function book.open(book_key)
 end
 
 -- What trades have led to and is still to be carried out, in order, from index `first` on: prices
--- in ticks to be shown to those who wait for one, and { list_id, filled } of order lists to be
--- armed. false where there is nobody who waits. As text: `10025 17:30000 10030`.
+-- in ticks to be shown to those who wait for one, { price, paused_id, bound } where an order that
+-- the price has triggered is still to go on, and { list_id, filled } of order lists to be armed.
+-- false where there is nobody who waits. As text: `10025@17@9900 10025 17:30000 10030`.
 local function read_agenda(extended)
   if extended.waiting_orders == 0 and extended.order_lists == 0 then
     return false
@@ -107,7 +108,15 @@ local function read_agenda(extended)
   local agenda = { first = 1 }
   for item in extended.agenda:gmatch("%S+") do
     local list_id, filled = item:match("^(%d+):(%d+)$")
-    agenda[#agenda + 1] = list_id and { list_id = list_id, filled = filled + 0 } or item + 0
+    local price, paused_id, bound = item:match("^(%d+)@(%d+)@(%d*)$")
+    if list_id then
+      agenda[#agenda + 1] = { list_id = list_id, filled = filled + 0 }
+    elseif price then
+      local bound_price = tonumber(bound)
+      agenda[#agenda + 1] = { price = price + 0, paused_id = paused_id, bound = bound_price }
+    else
+      agenda[#agenda + 1] = item + 0
+    end
   end
   return agenda
 end

@@ -6,30 +6,55 @@
 -- the end of the agenda. So a cascade runs breadth first and ends, for every order triggers once.
 -- What an order list arms stands on the same agenda: nobody is shown a price from before he was
 -- armed. A call carries out a limited number, and with it no more fills than one call may make; the
--- rest of the agenda is kept, and the next call or tick goes on with it before anything else. Only
--- what is too much for a call of its own is canceled. Nothing triggers while the instrument does
+-- rest of the agenda is kept, and the next call or tick goes on with it before anything else. What
+-- is too much for a call of its own is done in parts: the order waits on between them, and first on
+-- the agenda stands that its turn has come. Nothing triggers while the instrument does
 -- not trade, nor while orders that are to expire or to be canceled by now are still there to be
 -- met.
 
 local book = require("book")
 local events = require("events")
 local lists = require("lists")
+local matching = require("matching")
 local placing = require("placing")
 local states = require("states")
 local stops = require("stops")
 
 local cascade = {}
 
+-- The fills of an order that is triggered; nil and why not. A call that has done nothing yet does
+-- as many as it may.
+local function plan(b, o)
+  o.may_pause = not placing.has_begun(b) and o.time_in_force ~= "fok"
+  local fills, refusal = lists.plan(b, o)
+  o.may_pause = nil
+  return fills, refusal
+end
+
+-- A stop order trades as much as one call may, and waits on for the next call, which goes on with
+-- it before anything else.
+local function pause(b, o, fills)
+  local agenda = b.agenda
+  book.change_waiting(b, o)
+  matching.trade(b, o, fills)
+  agenda[agenda.first] =
+    { price = agenda[agenda.first], paused_id = o.order_id, bound = o.extras.bound }
+  b.is_spent = true
+end
+
 -- A stop order enters the market, unless its trades are more than what is left to this call. The
 -- other orders of its list end before.
 local function trigger(b, o)
-  if o.extras.order_list_id then
-    lists.end_others(b, o)
-  end
-  local fills, refusal = placing.plan(b, o)
+  local fills, refusal = plan(b, o)
   if not fills and placing.is_for_next_call(b, refusal) then
     b.is_spent = true
     return
+  end
+  if fills and o.extras.order_list_id then
+    lists.end_others(b, o)
+  end
+  if fills and fills.is_cut then
+    return pause(b, o, fills)
   end
   b.triggers_left = b.triggers_left - 1
   book.dequeue(b, o)
@@ -61,12 +86,26 @@ local function show(b, price)
   b.agenda.first = b.agenda.first + 1
 end
 
+-- Goes on with an order that was paused, if it is still there. The price that triggered it is then
+-- shown to the others.
+local function resume(b, item)
+  local agenda, o = b.agenda, book.order(b, item.paused_id)
+  agenda[agenda.first] = item.price
+  if o then
+    o.was_paused, o.extras.bound = true, item.bound or nil
+    trigger(b, o)
+  end
+end
+
 -- Carries out the first item of the agenda, or a part of it.
 local function carry_out(b)
   local agenda = b.agenda
   local item = agenda[agenda.first]
   if type(item) ~= "table" then
     return show(b, item)
+  end
+  if item.paused_id then
+    return resume(b, item)
   end
   if lists.arm(b, item) then
     agenda.first = agenda.first + 1

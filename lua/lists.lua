@@ -17,6 +17,7 @@
 
 local book = require("book")
 local events = require("events")
+local instrument = require("instrument")
 local matching = require("matching")
 local numbers = require("numbers")
 local placing = require("placing")
@@ -136,8 +137,38 @@ local function follow_entry(b, list, entry)
   end
 end
 
+-- A leg could not enter the market: the list goes on without it, and the other leg as its own.
+local function go_on_without(b, list, o)
+  local others = {}
+  for _, order_id in ipairs(list.ids) do
+    if order_id ~= o.order_id then
+      others[#others + 1] = order_id
+    end
+  end
+  if list.kind == "oco" then
+    return book.keep_order_list(b, list.id, false)
+  end
+  list.ids = others
+  lists.keep(b, list)
+end
+
+local function has_leg(list, o)
+  for _, order_id in ipairs(list.ids) do
+    if order_id == o.order_id then
+      return true
+    end
+  end
+  return false
+end
+
 -- A leg that trades or triggers ends all others, one that is canceled or expires the other legs.
 local function follow_leg(b, list, note)
+  if note.event == "failed" then
+    return go_on_without(b, list, note.order)
+  end
+  if not has_leg(list, note.order) then
+    return
+  end
   book.keep_order_list(b, list.id, false)
   for _, order_id in ipairs(list.ids) do
     local other = book.order(b, order_id)
@@ -192,6 +223,31 @@ local function enters_at_once(b, o)
   return extras.stop_price and stops.is_due_now(b.instrument, waits, extras.stop_price)
 end
 
+-- The entry of an order's list where the order could meet it, else nil.
+local function entry_in_book(b, o)
+  local id = o.extras and o.extras.order_list_id
+  local text = id and book.order_list(b, numbers.integer_text(id))
+  local list = text and parse(numbers.integer_text(id), text)
+  if not list or list.kind == "oco" or list.ids[1] == o.order_id then
+    return nil
+  end
+  local entry = book.order(b, list.ids[1])
+  local is_in_book = entry and not (entry.extras and entry.extras.waits)
+  return is_in_book and entry or nil
+end
+
+-- The fills of an order that waited, as if the others of its list were gone; nil and why not. Only
+-- who enters the market ends the others. Changes nothing.
+function lists.plan(b, o)
+  local entry = entry_in_book(b, o)
+  local way_back = entry and book.lift(b, entry)
+  local fills, refusal = placing.plan(b, o)
+  if way_back then
+    book.restore(b, way_back)
+  end
+  return fills, refusal
+end
+
 -- Plans the fills of a leg armed with so many lots. Changes nothing.
 local function plan_arming(b, o, lots)
   local remaining = o.remaining
@@ -228,14 +284,22 @@ local function arm(b, o, lots)
   if not is_due then
     return book.wait(b, o)
   end
-  if extras.waits then
-    extras.waits = nil
+  local waits = extras.waits
+  extras.waits = nil
+  local fills, refusal = lists.plan(b, o)
+  if waits and not fills and refusal.code == "TOO_MANY_FILLS" then
+    -- It waits for the price that has come already, and is triggered in parts: cascade.lua.
+    extras.waits = waits
+    b.agenda[#b.agenda + 1] = instrument.price(b.instrument, b.instrument.last_price)
+    return book.wait(b, o)
+  end
+  if waits then
     events.triggered(b, o)
-    lists.end_others(b, o)
-  elseif matching.would_trade(b, o) then
+  end
+  if fills and (waits or matching.would_trade(b, o)) then
     lists.end_others(b, o)
   end
-  return placing.enter(b, o, (placing.plan(b, o)))
+  return placing.enter(b, o, fills)
 end
 
 -- Arms the legs of a list { list_id, filled } that stood on the agenda. A leg that trades at once

@@ -46,17 +46,27 @@ local function too_many_fills()
   return reject.with("TOO_MANY_FILLS", "one call can fill at most 10000 makers of 3500 accounts")
 end
 
--- Whether the call would have more accounts to report to than one stream entry can carry.
-local function too_many_accounts(b, fills)
+local function drop_from(list, first)
+  for i = #list, first, -1 do
+    list[i] = nil
+  end
+end
+
+-- Cuts fills off for whose accounts one stream entry has no room beside those of the call before,
+-- and the taker's.
+local function cut_to_accounts(b, fills)
   local count, seen = #b.events.accounts + 1, {}
-  for _, fill in ipairs(fills) do
-    local account = fill.maker.account
+  for i = 1, #fills do
+    local account = fills[i].maker.account
     if not seen[account] and not b.events.reports[account] then
       seen[account] = true
       count = count + 1
     end
+    if count > book.accounts_per_call_max then
+      fills.is_cut = true
+      return drop_from(fills, i)
+    end
   end
-  return count > book.accounts_per_call_max
 end
 
 -- The plan of an order that meets nobody.
@@ -101,7 +111,7 @@ end
 -- with the maker.
 local function add_step(walk, maker, lots, wanted, prevented)
   if #walk.fills == walk.b.fills_left then
-    walk.done, walk.too_many = true, true
+    walk.done, walk.fills.is_cut = true, true
     return
   end
   walk.fills[#walk.fills + 1] = {
@@ -294,8 +304,8 @@ local function plan_with_care(b, taker)
     refreshed = {},
   }
   walk_queue(walk)
-  if walk.too_many then
-    return too_many_fills()
+  if walk.fills.is_cut then
+    return walk.fills, walk.left
   end
   if walk.quote_left then
     local settled, refusal = settle_quote(walk)
@@ -322,7 +332,8 @@ local function plan_plainly(b, taker)
       return nil
     end
     if #fills == b.fills_left then
-      return too_many_fills()
+      fills.is_cut = true
+      break
     end
     local lots = math.min(left, maker.remaining)
     fills[#fills + 1] = { maker = maker, lots = lots }
@@ -340,7 +351,8 @@ end
 -- The fills of a taker { side, price (nil for market), remaining, account, extras }: a list of
 -- { maker, lots, prevented }, and the lots left over. `prevented` tells what self-trade prevention
 -- does in place of a trade (cancel, decrement); `ended` in the list why the taker ends before its
--- time. Changes nothing. nil and a refusal where there would be more fills than a call may do.
+-- time. Changes nothing. nil and a refusal where there would be more fills than a call may do,
+-- unless the taker `may_pause`: then as many as it may, and the list `is_cut`.
 function matching.plan(b, taker)
   local best = book.best_price(b, matching.opposite[taker.side])
   if not best or not crosses(taker, best) or b.instrument.status == "auction" then
@@ -357,7 +369,10 @@ function matching.plan(b, taker)
   if not fills then
     return nil, left
   end
-  if #fills + #b.events.accounts >= book.accounts_per_call_max and too_many_accounts(b, fills) then
+  if #fills + #b.events.accounts >= book.accounts_per_call_max then
+    cut_to_accounts(b, fills)
+  end
+  if fills.is_cut and not taker.may_pause then
     return too_many_fills()
   end
   return fills, left

@@ -159,7 +159,7 @@ function placing.plan(b, o)
     o.remaining = o.quantity
     return fills
   end
-  if left == 0 then
+  if left == 0 or fills.is_cut then
     return fills
   end
   if o.time_in_force == "fok" then
@@ -316,16 +316,23 @@ function placing.take_on(b, o, fills)
   return replies.order(b, o, placing.settle(b, o, fills), fills_json)
 end
 
+-- Whether the call has used up a part of what it may do.
+function placing.has_begun(b)
+  return b.fills_left < book.fills_per_call_max or #b.events.accounts > 0
+end
+
 -- Whether a plan was refused because of what this call has done before it.
 function placing.is_for_next_call(b, refusal)
-  local has_begun = b.fills_left < book.fills_per_call_max or #b.events.accounts > 0
-  return refusal.code == "TOO_MANY_FILLS" and has_begun
+  return refusal.code == "TOO_MANY_FILLS" and placing.has_begun(b)
 end
 
 -- An order that waited enters the market with its planned fills: it trades and queues like a new
--- one. Where there is no plan it cannot be done whole, and is canceled.
+-- one. Where there is no plan it is canceled, and the others of its list stay.
 function placing.enter(b, o, fills)
   if not fills then
+    if o.extras and o.extras.order_list_id then
+      book.note(b, o, "failed")
+    end
     book.close(b, o)
     return events.canceled(b, o, "too_large")
   end

@@ -291,8 +291,12 @@ function terms.rule_refusal(b, o)
   return terms.open_orders_refusal(b, o.account, 1)
 end
 
--- Gives a market order the bound that its protection means now.
+-- Gives a market order the bound that its protection means now. One that was paused has the bound
+-- that it had at first.
 function terms.protect(b, o)
+  if o.was_paused then
+    return
+  end
   local extended = b.instrument.extended
   local text = o.extras and o.extras.protection or (extended and extended.protection)
   local parts = text and numbers.percent(text) or 0

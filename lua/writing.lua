@@ -232,7 +232,11 @@ local function agenda_text(b)
   local agenda, texts = b.agenda, {}
   for i = agenda and agenda.first or 1, agenda and #agenda or 0 do
     local item = agenda[i]
-    if type(item) == "table" then
+    if type(item) == "table" and item.paused_id then
+      local bound = item.bound and numbers.integer_text(item.bound) or ""
+      local price = numbers.integer_text(item.price)
+      texts[#texts + 1] = price .. "@" .. item.paused_id .. "@" .. bound
+    elseif type(item) == "table" then
       texts[#texts + 1] = item.list_id .. ":" .. numbers.integer_text(item.filled)
     else
       texts[#texts + 1] = numbers.integer_text(item)

@@ -32,16 +32,18 @@ after the other, of each taker's the first and the last: references of trailing 
 gives them new priorities), then who is due comes in as a taker, one by one: the ones that waited
 for a rise first, nearest stop first, then by priority. The prices of their trades go to the end of
 the line, the agenda. A call runs a limited number, and moves a limited number of references; whose
-trades are more than is left to the call waits for the next one. The rest of the agenda is kept
+trades are more than is left to the call waits for the next one. Whose are too many for a call of
+its own (and need not be all or none) makes as many as that one may, waits on as it did, and goes on
+first in the next one, within the protection that it had at first. The rest of the agenda is kept
 until the next call of an instrument that trades.
 
 *An order list* is settled after each command and after each triggered order, event by event: of an
 oco (and of the pair of a bracket) whoever trades or triggers ends the other orders, whoever is
 canceled or expires ends the other of the pair. Whoever triggers does so before it comes in, and
-meets none of them. A bracket's pair is armed with what its entry fills and grows with it; the
-second order of an oto is armed when the first has ended, with all it filled. Arming stands on the
-agenda too, so that nobody is shown a price from before; growing does not, so that all of what is
-filled is protected.
+meets none of them; who cannot come in ends nobody. A bracket's pair is armed with what its entry
+fills and grows with it; the second order of an oto is armed when the first has ended, with all it
+filled. Arming stands on the agenda too, so that nobody is shown a price from before; growing does
+not, so that all of what is filled is protected.
 
 *States*: in an auction limit orders queue without trading; when it ends, the heads of both queues
 trade at one price, that of the largest volume, then least surplus, then nearest the last price,
@@ -351,6 +353,8 @@ class Order:
     dormant: bool = False
     # Of a trailing stop: the best price since it was placed.
     reference: Decimal = Decimal(0)
+    # Triggered in a call that could not do all of it.
+    paused: "Paused | None" = None
 
     @property
     def displayed_id(self) -> str:
@@ -463,6 +467,15 @@ class Arming:
 
 
 @dataclass
+class Paused:
+    """A triggered order that is still to go on, the price that has triggered it, and its bound."""
+
+    price: Decimal
+    order_id: int
+    furthest: Decimal | None
+
+
+@dataclass
 class OrderList:
     """Orders that hang together; how much those of a bracket were armed with."""
 
@@ -556,7 +569,7 @@ class ReferenceBook:
         self.last_price: Decimal | None = None
         self.now_ms = 0
         # What trades have led to: prices to be shown to those who wait, and lists to be armed.
-        self.agenda: list[Decimal | Arming] = []
+        self.agenda: list[Decimal | Arming | Paused] = []
         # Order lists by the order_id of their first order, and what has become of their orders.
         self.lists: dict[int, OrderList] = {}
         self.notes: list[tuple[Order, str]] = []
@@ -962,7 +975,13 @@ class ReferenceBook:
             self._settle_lists(call)
             self._settle_breaker(call)
 
-    def _carry_out(self, call: Call, item: "Decimal | Arming") -> None:
+    def _carry_out(self, call: Call, item: "Decimal | Arming | Paused") -> None:
+        if isinstance(item, Paused):
+            self.agenda[0] = item.price
+            for order in [one for one in self.orders if one.order_id == item.order_id]:
+                order.paused = item
+                self._trigger(call, order)
+            return
         if isinstance(item, Arming):
             if self._arm_list(call, item):
                 self.agenda.pop(0)
@@ -976,12 +995,47 @@ class ReferenceBook:
         if not due:
             self.agenda.pop(0)
             return
-        order = min(due, key=self._place_in_line)
-        self._end_others(call, order)
-        if self._is_for_next_call(call, order):
-            call.is_spent = True
+        self._trigger(call, min(due, key=self._place_in_line))
+
+    def _trigger(self, call: Call, order: Order) -> None:
+        has_begun = bool(call.fills or call.reports)
+        try:
+            planned = self._check_alone(call, order)
+        except RejectedError as error:
+            is_too_much = error.code == "TOO_MANY_FILLS"
+            if is_too_much and has_begun:
+                call.is_spent = True
+            elif is_too_much and order.time_in_force != "fok":
+                self._end_others(call, order)
+                self._pause(call, order)
+            else:
+                self._run_triggered(call, order, None)
             return
-        self._run_triggered(call, order)
+        self._end_others(call, order)
+        self._run_triggered(call, order, planned)
+
+    def _check_alone(self, call: Call, order: Order) -> Outcome:
+        """The outcome of an order that waited, as if the entry of its list were gone."""
+        everybody = self.orders
+        entry_id = None if order.order_id == order.order_list_id else order.order_list_id
+        found = self.lists.get(order.order_list_id or 0)
+        if found is not None and found.list_type != "oco":
+            self.orders = [one for one in everybody if one.order_id != entry_id]
+        try:
+            return self._check_match(call, order)
+        finally:
+            self.orders = everybody
+
+    def _pause(self, call: Call, order: Order) -> None:
+        """It makes as many trades as the call may, and goes on in the next one."""
+        furthest = self._furthest_price(order)
+        outcome = self._sweep(call, order, is_part=True)
+        prices = [Decimal(fill["price"]) for fill in outcome.fills]
+        price = self.agenda[0]
+        assert isinstance(price, Decimal), "a price has triggered it"
+        self.agenda[0] = Paused(price, order.order_id, furthest)
+        self.agenda += [prices[0], prices[-1]] if prices else []
+        call.is_spent = True
 
     def _may_trigger(self, call: Call) -> bool:
         if call.expiring or call.canceling or call.is_spent:
@@ -1060,7 +1114,7 @@ class ReferenceBook:
         tick: Decimal = self.instrument["tick_size"]
         return price * percent // (100 * tick) * tick
 
-    def _run_triggered(self, call: Call, order: Order) -> None:
+    def _run_triggered(self, call: Call, order: Order, planned: Outcome | None) -> None:
         call.triggered += 1
         order.waiting = False
         self.last_priority += 1
@@ -1072,20 +1126,18 @@ class ReferenceBook:
             remaining_quantity=text(order.remaining),
             priority=order.priority,
         )
-        self._enter(call, order)
+        self._enter(call, order, planned)
 
     def _end_others(self, call: Call, order: Order) -> None:
         """Before an order of a list triggers or trades: it meets none of the others."""
         self._note(order, "triggered")
         self._settle_lists(call)
 
-    def _enter(self, call: Call, order: Order) -> None:
-        """What waited comes in as a taker."""
+    def _enter(self, call: Call, order: Order, planned: Outcome | None) -> None:
+        """What waited comes in as a taker, where it can."""
         self._leave(order)
-        try:
-            planned = self._check_match(call, order)
-        except RejectedError:
-            self._note(order, "ended")
+        if planned is None:
+            self._note(order, "failed")
             self._report_canceled(call, order, "too_large")
         else:
             self._match(call, order, planned)
@@ -1123,10 +1175,11 @@ class ReferenceBook:
 
     def _shown_fills(self, order: Order, planned: Outcome) -> Decimal:
         """How much an order would fill of what everybody can see: slices that are hidden yet have
-        ids that no order has."""
-        shown = {one.displayed_id for one in self.orders}
+        ids that no order has, or are one fill with the slice that is shown."""
+        shown = {one.displayed_id: one.shown for one in self.orders}
         fills = [
-            Decimal(fill["quantity"]) for fill in planned.fills if fill["maker_order_id"] in shown
+            min(Decimal(fill["quantity"]), shown.get(fill["maker_order_id"], Decimal(0)))
+            for fill in planned.fills
         ]
         total = sum(fills, Decimal(0))
         return Decimal(0) if order.time_in_force == "fok" and total < order.quantity else total
@@ -1362,7 +1415,12 @@ class ReferenceBook:
         return sorted(mine, key=lambda order: order.order_id)
 
     def _follow_leg(self, call: Call, found: OrderList, leg: Order, event: str) -> None:
+        if event == "failed" and found.list_type != "oco":
+            found.order_ids.remove(leg.order_id)
+            return
         del self.lists[found.order_ids[0]]
+        if event == "failed":
+            return
         for other in self._open_of(found):
             is_entry = found.list_type != "oco" and other.order_id == found.order_ids[0]
             stays = is_entry and event == "ended"
@@ -1436,15 +1494,23 @@ class ReferenceBook:
             leg.waiting = True
             leg.reference = last_price
         self._report_place(call, leg, "armed")
-        if not leg.waiting:
-            if self._would_trade(leg):
-                self._end_others(call, leg)
-            self._enter(call, leg)
-        elif self._is_due(leg, leg.reference):
-            leg.waiting = False
+        is_due = leg.waiting and self._is_due(leg, leg.reference)
+        if leg.waiting and not is_due:
+            return
+        leg.waiting = False
+        planned = None
+        try:
+            planned = self._check_alone(call, leg)
+        except RejectedError as error:
+            if is_due and error.code == "TOO_MANY_FILLS":
+                leg.waiting = True
+                self.agenda.append(leg.reference)
+                return
+        if is_due:
             self._report_place(call, leg, "triggered")
+        if planned is not None and (is_due or self._would_trade(leg)):
             self._end_others(call, leg)
-            self._enter(call, leg)
+        self._enter(call, leg, planned)
 
     def _grow(self, call: Call, leg: Order, quantity: Decimal) -> None:
         leg.quantity += quantity
@@ -1585,7 +1651,7 @@ class ReferenceBook:
         outcome = copied._sweep(call, tried)
         outcome.left = tried.remaining
         if taker.time_in_force == "fok" and outcome.filled < taker.remaining:
-            return Outcome(end="fok"), Call({}, 0)
+            return Outcome(end="fok"), call
         return outcome, call
 
     def _check_match(self, call: Call, taker: Order) -> Outcome:
@@ -1650,8 +1716,9 @@ class ReferenceBook:
         call.stamped.append(reply)
         return reply
 
-    def _sweep(self, call: Call, taker: Order) -> Outcome:
-        """Lets the taker meet the front of the opposite queue until something ends it."""
+    def _sweep(self, call: Call, taker: Order, *, is_part: bool = False) -> Outcome:
+        """Lets the taker meet the front of the opposite queue until something ends it; if it is
+        done in parts, until the call may do no more."""
         outcome = Outcome()
         if self.instrument["status"] == "auction":
             return outcome
@@ -1675,20 +1742,23 @@ class ReferenceBook:
                 return outcome
             met = maker
             mode = taker.self_trade_prevention or self.instrument["self_trade_prevention"]
-            if mode == "none" or not self._is_one_trader(maker, taker):
-                level = [order for order in queue if order.price == maker.price]
-                is_alone = len(level) == 1 and maker.display_quantity is not None
-                if is_alone or maker.order_id in refreshed:
-                    steps = in_turn(level, wanted)
-                else:
-                    steps = [(maker, min(wanted, maker.shown))]
-                    refreshed.add(maker.order_id)
-                for one, quantity in steps:
-                    outcome.fills.append(self._trade(call, one, taker, quantity))
-                    outcome.filled += quantity
-            elif not self._prevent(call, maker, taker, mode):
+            is_own = mode != "none" and self._is_one_trader(maker, taker)
+            steps = [(maker, wanted)] if is_own else meetings(queue, wanted, refreshed)
+            for one, quantity in steps:
+                if is_part and self._is_full(call, one, taker):
+                    return outcome
+                if is_own:
+                    continue
+                outcome.fills.append(self._trade(call, one, taker, quantity))
+                outcome.filled += quantity
+            if is_own and not self._prevent(call, maker, taker, mode):
                 outcome.end = "self_trade"
                 return outcome
+
+    @staticmethod
+    def _is_full(call: Call, maker: Order, taker: Order) -> bool:
+        accounts = {*call.reports, maker.account, taker.account}
+        return call.fills >= FILLS_MAX or len(accounts) > MAKER_ACCOUNTS_MAX
 
     def _is_one_trader(self, maker: Order, taker: Order) -> bool:
         """Of one account, or both of a group to which both accounts belong now."""
@@ -1707,6 +1777,8 @@ class ReferenceBook:
 
     def _furthest_price(self, taker: Order) -> Decimal | None:
         """Where a protected order's band ends, None where it has none."""
+        if taker.paused is not None:
+            return taker.paused.furthest
         best_price = self._best_price(OPPOSITE[taker.side])
         protection = self.instrument["protection"]
         if taker.protection is not None:
@@ -1718,7 +1790,7 @@ class ReferenceBook:
 
     def _prevent(self, call: Call, maker: Order, taker: Order, mode: str) -> bool:
         """What self-trade prevention does in place of a trade; whether the taker goes on."""
-        call.fills += 1
+        call.fills += mode != "cancel_taker"
         if mode == "decrement":
             return self._decrement(call, maker, taker)
         if mode in {"cancel_maker", "cancel_both"}:
@@ -1736,7 +1808,8 @@ class ReferenceBook:
             maker.quantity -= quantity
             maker.shrink(quantity)
             self._report_decremented(call, maker)
-        if wanted == quantity:
+        # Who has to be filled whole cannot be, and looks no further.
+        if wanted == quantity or taker.time_in_force == "fok":
             return False
         if taker.quote_quantity is not None:
             taker.money -= quantity * price_of(maker)
@@ -2515,6 +2588,20 @@ def in_turn(icebergs: list[Order], wanted: Decimal) -> list[tuple[Order, Decimal
                 queue.append((order, order.fresh_slice(remaining - shown), remaining - shown))
     found = sorted(icebergs, key=lambda order: last_turn[order.order_id])
     return [(order, taken[order.order_id]) for order in found if taken[order.order_id]]
+
+
+def meetings(
+    queue: list[Order], wanted: Decimal, refreshed: set[int]
+) -> list[tuple[Order, Decimal]]:
+    """Whom a taker meets next, and how much it gets: the first of the queue, or the icebergs that
+    are left of its level, in turn."""
+    maker = queue[0]
+    level = [order for order in queue if order.price == maker.price]
+    is_alone = len(level) == 1 and maker.display_quantity is not None
+    if is_alone or maker.order_id in refreshed:
+        return in_turn(level, wanted)
+    refreshed.add(maker.order_id)
+    return [(maker, min(wanted, maker.shown))]
 
 
 def displayed_ids(maker: Order, taker: Order) -> Json:

@@ -1,5 +1,6 @@
 """The limit on everything: a command that cannot be done whole is refused whole."""
 
+import json
 import re
 from typing import Any
 
@@ -128,6 +129,108 @@ def test_fills_of_a_batch_count_together(fast_book: Book) -> None:
     )
     codes = [reply.get("code", reply["status"]) for reply in replies]
     assert codes == ["filled", "TOO_MANY_FILLS", "filled", "TOO_MANY_FILLS"]
+    book.state_hash()
+
+
+def stop(book: Book, account: str, quantity: int, **fields: str) -> Json:
+    """A buy stop that a trade at 100 triggers."""
+    terms = {"account": account, "side": "buy", "quantity": str(quantity), "order_type": "stop"}
+    return book.ask("place_order", **terms, **{"stop_price": "100", **fields})
+
+
+def triggering_trade(book: Book) -> None:
+    book.limit("yann", "buy", "1", "100")
+
+
+def test_a_stop_too_large_for_one_call_goes_on_in_the_next(fast_book: Book) -> None:
+    book, limit = fast_book, fills_max()
+    rest(book, limit + 3)
+    book.limit("erin", "sell", "5", "102")
+    stop(book, "bob", limit + 4)
+    stop(book, "carol", 2)
+    triggering_trade(book)
+    # The call that triggers it has begun; the next one makes as many trades as it may.
+    first = book.ask("tick")
+    assert (first["triggered_count"], first["pending"]) == (0, True)
+    (waiting,) = book.read("get_open_orders", account="bob")["orders"]
+    assert waiting["remaining_quantity"] == "4"
+    book.assert_is_what_its_stream_tells()
+    second = book.ask("tick")
+    assert (second["triggered_count"], second["pending"]) == (2, False)
+    bob = book.read("get_own_trades", account="bob", limit="1000")["trades"]
+    carol = book.read("get_own_trades", account="carol")["trades"]
+    assert (bob[0]["price"], bob[0]["quantity"]) == ("102", "2")
+    assert [(trade["price"], trade["quantity"]) for trade in carol] == [("102", "2")]
+    book.assert_is_what_its_stream_tells()
+
+
+def test_a_stop_in_parts_keeps_its_first_protection_and_can_be_canceled(fast_book: Book) -> None:
+    book, limit = fast_book, fills_max()
+    rest(book, limit + 1)
+    book.limit("erin", "sell", "5", "101")
+    book.limit("erin", "sell", "5", "101.5")
+    stop(book, "bob", limit + 8, protection="1")
+    stop(book, "carol", limit)
+    triggering_trade(book)
+    assert book.ask("tick")["pending"] is True
+    # 1 percent of 100, where it began; of 101, where it goes on, 101.5 would be within it.
+    assert book.ask("tick")["pending"] is False
+    closed = book.read("get_closed_orders", account="bob")["orders"]
+    assert [(order["reason"], order["remaining_quantity"]) for order in closed] == [
+        ("protection", "3")
+    ]
+    assert book.read("get_book")["asks"] == []
+
+
+def test_the_rest_of_a_stop_in_parts_can_be_canceled(fast_book: Book) -> None:
+    book, limit = fast_book, fills_max()
+    rest(book, 2 * limit + 5)
+    ids = [stop(book, account, 2 * limit + 2)["order_id"] for account in ("bob", "carol")]
+    triggering_trade(book)
+    assert book.ask("tick")["pending"] is True
+    # Canceling is a call, too: it goes on with the order before it cancels what is left of it.
+    canceled = book.ask("cancel_order", order_id=ids[0])
+    assert canceled["remaining_quantity"] == "2"
+    assert book.ask("tick")["pending"] is False
+    carol = book.read("get_closed_orders", account="carol")["orders"]
+    assert carol[0]["remaining_quantity"] == str(2 * limit + 2 - 4)
+    book.assert_is_what_its_stream_tells()
+
+
+def test_a_stop_for_more_accounts_than_one_call_has_room_for_goes_on(fast_book: Book) -> None:
+    book, limit = fast_book, accounts_max()
+    for start in range(0, limit + 5, BATCH):
+        numbers = range(start, min(start + BATCH, limit + 5))
+        book.execute(*[place(f"maker-{number}", "sell", 1, "100") for number in numbers])
+    stop(book, "bob", limit + 4)
+    triggering_trade(book)
+    assert book.ask("tick")["pending"] is True
+    assert book.ask("tick")["pending"] is False
+    assert book.read("get_book")["asks"] == []
+    book.assert_is_what_its_stream_tells()
+
+
+def test_a_stop_that_must_be_filled_whole_and_cannot_ends_nobody(fast_book: Book) -> None:
+    book, limit = fast_book, fills_max()
+    rest(book, limit + 3)
+    pair = [
+        {"side": "buy", "order_type": "limit", "quantity": str(limit + 2), "price": "90"},
+        {
+            "side": "buy",
+            "order_type": "stop",
+            "quantity": str(limit + 2),
+            "stop_price": "100",
+            "time_in_force": "fok",
+        },
+    ]
+    orders = json.dumps(pair)
+    book.ask("place_order_list", account="bob", list_type="oco", orders=orders)
+    triggering_trade(book)
+    assert book.ask("tick")["pending"] is False
+    (left,) = book.read("get_open_orders", account="bob")["orders"]
+    assert left["price"] == "90"
+    (closed,) = book.read("get_closed_orders", account="bob")["orders"]
+    assert closed["reason"] == "too_large"
     book.state_hash()
 
 
