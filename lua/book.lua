@@ -141,6 +141,7 @@ function book.from(record)
     has_icebergs = record.extended and record.extended.iceberg_orders > 0,
     agenda = record.extended and read_agenda(record.extended),
     trailing_touched = false,
+    trailing_counts = false,
     rules_changed = false,
     candle = false,
     breaker = false,
@@ -709,6 +710,13 @@ local function leave(side, o, price)
   end
 end
 
+local function count_trailing(b, account, change)
+  local counts = b.trailing_counts
+  if counts then
+    counts[account] = (counts[account] or 0) + change
+  end
+end
+
 -- Counts an order that begins to wait, or ceases to.
 local function count_waiting(b, o, change)
   local extended, extras = instrument.extend(b.instrument), o.extras
@@ -719,6 +727,7 @@ local function count_waiting(b, o, change)
   extended.waiting_orders = extended.waiting_orders + change
   if extras.trailing_offset then
     extended.trailing_orders = extended.trailing_orders + change
+    count_trailing(b, o.account, change)
   end
 end
 
@@ -769,6 +778,36 @@ function book.change_waiting(b, o)
   if not o.touched then
     touch(b, o)
   end
+end
+
+-- How many trailing stops of an account wait, those of this call included. All are looked at once a
+-- call.
+function book.trailing_stops_of(b, account)
+  if b.trailing_counts then
+    return b.trailing_counts[account] or 0
+  end
+  local order_ids = {}
+  for _, side_name in ipairs({ "buy", "sell" }) do
+    local stored = redis.call("ZRANGE", keys.trailing_stops(b.key, side_name), 0, -1)
+    for i = 1, #stored do
+      order_ids[#order_ids + 1] = stored[i]
+    end
+  end
+  book.prefetch_orders(b, order_ids)
+  for order_id, o in pairs(b.trailing_touched or {}) do
+    local stored = o.extras.stored_waits
+    if not stored or stored == "dormant" then
+      order_ids[#order_ids + 1] = order_id
+    end
+  end
+  b.trailing_counts = {}
+  for i = 1, #order_ids do
+    local o = book.order(b, order_ids[i])
+    if o and o.extras.waits then
+      count_trailing(b, o.account, 1)
+    end
+  end
+  return b.trailing_counts[account] or 0
 end
 
 -- The waiting trailing stops of a side whose reference a trade price betters, by priority.

@@ -23,6 +23,7 @@ local reject = require("reject")
 local stops = {}
 
 local trailing_orders_max = 1000
+local trailing_orders_per_account_max = 100
 local directions = { "rising", "falling" }
 local sides = { "buy", "sell" }
 
@@ -133,8 +134,15 @@ end
 function stops.count_refusal(b, o)
   local extended = b.instrument.extended
   local count = extended and extended.trailing_orders or 0
-  if o.extras.trailing_offset and count >= trailing_orders_max then
+  if not o.extras.trailing_offset or count < trailing_orders_per_account_max then
+    return nil
+  end
+  if count >= trailing_orders_max then
     return reject.new("TOO_MANY_TRAILING_STOPS", "1000 trailing stops wait in this book")
+  end
+  if book.trailing_stops_of(b, o.account) >= trailing_orders_per_account_max then
+    local message = "100 trailing stops of the account wait in this book"
+    return reject.new("TOO_MANY_TRAILING_STOPS", message)
   end
   return nil
 end

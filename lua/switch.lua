@@ -54,6 +54,9 @@ local function refusal_of(b, values, timeout_ms)
   if not time_ms and timeout_ms > 0 and timers.are_full(b) then
     return reject.new("TOO_MANY_TIMERS", "10000 timers are running in this book")
   end
+  if not time_ms and timeout_ms > 0 and timers.are_used_up(b, values.account) then
+    return reject.new("TOO_MANY_TIMERS", "100 timers of the account are running in this book")
+  end
   return nil
 end
 

@@ -15,6 +15,7 @@ local numbers = require("numbers")
 local timers = {}
 
 timers.count_max = 10000
+timers.per_account_max = 100
 
 local function member(account, session)
   return session and account .. " " .. session or account
@@ -30,6 +31,14 @@ end
 local function working_copy(b)
   b.timers = b.timers or { times = {}, members = {} }
   return b.timers
+end
+
+-- A timer of an account begins to run, or ceases to.
+local function count_for(copy, name, change)
+  local account = name:match("^%S+")
+  if copy.counts then
+    copy.counts[account] = (copy.counts[account] or 0) + change
+  end
 end
 
 -- When the timer runs out, in milliseconds, or false where none is running.
@@ -50,6 +59,34 @@ function timers.are_full(b)
   return count(b) >= timers.count_max
 end
 
+-- How many timers each account has, by account: looked at once a call.
+local function counts_by_account(b)
+  local copy = working_copy(b)
+  if not copy.counts then
+    local stored = {}
+    copy.counts = {}
+    for _, name in ipairs(redis.call("ZRANGE", keys.timers(b.key), 0, -1)) do
+      stored[name] = true
+      if copy.times[name] ~= false then
+        count_for(copy, name, 1)
+      end
+    end
+    for name, time_ms in pairs(copy.times) do
+      local is_new = time_ms and not stored[name]
+      count_for(copy, name, is_new and 1 or 0)
+    end
+  end
+  return copy.counts
+end
+
+-- Whether an account has so many timers that it may set no more.
+function timers.are_used_up(b, account)
+  if count(b) < timers.per_account_max then
+    return false
+  end
+  return (counts_by_account(b)[account] or 0) >= timers.per_account_max
+end
+
 -- Sets a timer, or with false for its time takes it away.
 function timers.set(b, account, session, time_ms)
   local before = timers.time_ms(b, account, session)
@@ -59,6 +96,7 @@ function timers.set(b, account, session, time_ms)
   local copy, name = working_copy(b), member(account, session)
   local extended = instrument.extend(b.instrument)
   extended.timers = extended.timers + (time_ms and 1 or 0) - (before and 1 or 0)
+  count_for(copy, name, (time_ms and 1 or 0) - (before and 1 or 0))
   copy.times[name] = time_ms
   copy.members[#copy.members + 1] = name
 end

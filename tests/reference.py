@@ -135,6 +135,8 @@ TIMERS_FIRED_MAX = 1000
 CANCELED_BY_TIMERS_MAX = 1000
 TIMERS_MAX = 10_000
 TRAILING_STOPS_MAX = 1000
+TIMERS_PER_ACCOUNT_MAX = 100
+TRAILING_STOPS_PER_ACCOUNT_MAX = 100
 DEPTH_MAX = 10_000
 DURATION_MS_MIN, DURATION_MS_MAX = 1000, 86_400_000
 CHECKSUM_DEPTH = 10
@@ -1590,7 +1592,11 @@ class ReferenceBook:
 
     def _check_trailing(self, order: Order) -> None:
         trailing = [other for other in self.orders if other.waiting and other.trailing_offset]
-        if order.trailing_offset is not None and len(trailing) >= TRAILING_STOPS_MAX:
+        mine = [other for other in trailing if other.account == order.account]
+        are_too_many = (
+            len(trailing) >= TRAILING_STOPS_MAX or len(mine) >= TRAILING_STOPS_PER_ACCOUNT_MAX
+        )
+        if order.trailing_offset is not None and are_too_many:
             raise RejectedError("TOO_MANY_TRAILING_STOPS")
 
     def _check_stop(self, order: Order) -> None:
@@ -2117,7 +2123,9 @@ class ReferenceBook:
         timeout_ms = int(fields["timeout_ms"])
         if self.timers.get(whose, EXACT_MAX) <= self.now_ms:
             raise RejectedError("CANCELING")
-        if timeout_ms and whose not in self.timers and len(self.timers) >= TIMERS_MAX:
+        mine = [account for account, _ in self.timers if account == fields["account"]]
+        are_too_many = len(self.timers) >= TIMERS_MAX or len(mine) >= TIMERS_PER_ACCOUNT_MAX
+        if timeout_ms and whose not in self.timers and are_too_many:
             raise RejectedError("TOO_MANY_TIMERS")
         self.timers.pop(whose, None)
         reply: Json = {name: fields[name] for name in ("account", "session") if name in fields}

@@ -111,6 +111,31 @@ def test_stopping_a_timer_that_is_not_there_writes_nothing(book: Book) -> None:
     assert book.contents() == before
 
 
+def test_an_account_has_as_many_timers_as_documented_whatever_others_have(timed: Book) -> None:
+    limit = reference.TIMERS_PER_ACCOUNT_MAX
+    for number in range(limit // 2):
+        arm(timed, "bob", 60_000, session=f"s{number}")
+    commands = (
+        {"method": "cancel_all_after", "account": "alice", "session": f"s{number}"}
+        for number in range(limit + 2)
+    )
+    replies = timed.execute(*({**command, "timeout_ms": "60000"} for command in commands))
+    assert [reply.get("code") for reply in replies] == [None] * limit + ["TOO_MANY_TIMERS"] * 2
+    assert_rejected(arm(timed, "alice", 60_000), "TOO_MANY_TIMERS")
+    # Those that are there can be set anew; one that is stopped makes room; others have room.
+    assert "cancel_time_ms" in arm(timed, "alice", 1000, session="s7")
+    stop_and_arm = (
+        {"session": "s7", "timeout_ms": "0"},
+        {"timeout_ms": "60000"},
+        {"session": "x", "timeout_ms": "60000"},
+    )
+    command = {"method": "cancel_all_after", "account": "alice"}
+    replies = timed.execute(*({**command, **fields} for fields in stop_and_arm))
+    assert [reply.get("code") for reply in replies] == [None, None, "TOO_MANY_TIMERS"]
+    assert "cancel_time_ms" in arm(timed, "bob", 60_000)
+    timed.state_hash()
+
+
 def test_books_without_timers_do_not_look_for_any(book: Book, engine: str) -> None:
     """Not even where something else is in the way."""
     if engine == "fakeredis":
@@ -299,5 +324,10 @@ def test_reference_knows_the_documented_limits() -> None:
     rows = (ROOT / "docs" / "data-model.md").read_text("utf-8").partition("## Limits")[2]
     documented = dict(re.findall(r"^\| (.*?) \| ([\d,]+)(?: each)? \|$", rows, re.MULTILINE))
     assert documented["timers running in a book"] == f"{reference.TIMERS_MAX:,}"
+    each = documented[
+        "trailing stops of an account waiting in a book; its timers running in a book"
+    ]
+    assert each == str(reference.TIMERS_PER_ACCOUNT_MAX)
+    assert each == str(reference.TRAILING_STOPS_PER_ACCOUNT_MAX)
     each = documented["timers carried out by one call; orders canceled by them"]
     assert each == f"{reference.TIMERS_FIRED_MAX:,}" == f"{reference.CANCELED_BY_TIMERS_MAX:,}"
