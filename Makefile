@@ -30,9 +30,9 @@ stylua:
 test:
 	$(PYTHON) -m pytest -n 2
 
-# The same tests with many more generated command sequences.
+# The same tests on every engine throughout, with many more generated command sequences.
 test-long:
-	HYPOTHESIS_PROFILE=long $(PYTHON) -m pytest -n 2
+	ORDERBOOK_TEST_ENGINES=valkey,redis7,redis8,fakeredis HYPOTHESIS_PROFILE=long $(PYTHON) -m pytest -n 2
 
 # Values where they do not belong: as many calls as asked for, with a line of progress.
 CALLS ?= 100000

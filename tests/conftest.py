@@ -1,7 +1,9 @@
 """Servers and fresh books for the tests of the engine.
 
 Every test that asks for `book` runs once for each engine that is installed: `--engine` or the
-environment variable ORDERBOOK_TEST_ENGINES, comma-separated, chooses other ones. One server per
+environment variable ORDERBOOK_TEST_ENGINES, comma-separated, chooses other ones. Modules marked
+`exhaustive` make very many calls and run on one engine only, unless engines are chosen: `make
+test-long` runs them on all. One server per
 engine serves all tests of a run (of a worker, under xdist); each test gets a symbol of its own.
 """
 
@@ -9,7 +11,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", help=f"engines to test on, of {','.join(ENGINES)}")
 
 
-def _chosen_engines(config: pytest.Config) -> list[str]:
+def _chosen_engines(config: pytest.Config, default: Sequence[str]) -> list[str]:
     chosen = config.getoption("--engine") or os.environ.get("ORDERBOOK_TEST_ENGINES")
-    engines = chosen.split(",") if chosen else list(ENGINES)
+    engines = chosen.split(",") if chosen else list(default)
     unknown = set(engines) - set(ENGINES)
     if unknown:
         raise pytest.UsageError(f"unknown engines {sorted(unknown)}, there are {ENGINES}")
@@ -42,7 +44,9 @@ def _chosen_engines(config: pytest.Config) -> list[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" in metafunc.fixturenames:
-        engines = _chosen_engines(metafunc.config)
+        is_exhaustive = metafunc.definition.get_closest_marker("exhaustive") is not None
+        default = ENGINES[:1] if is_exhaustive else ENGINES
+        engines = _chosen_engines(metafunc.config, default)
         metafunc.parametrize("engine", engines, scope="session", indirect=True)
 
 

@@ -14,6 +14,8 @@ from redis.exceptions import ResponseError
 from books import Book, Json, assert_rejected, decode, words
 from conftest import NewBook, documented_codes
 
+pytestmark = pytest.mark.exhaustive
+
 ORDER = {
     "account": "alice", "side": "buy", "order_type": "limit", "quantity": "3", "price": "100.25",
 }  # fmt: skip

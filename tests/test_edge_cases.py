@@ -18,6 +18,8 @@ from books import Book
 from conftest import ROOT
 from reference import ReferenceBook
 
+pytestmark = pytest.mark.exhaustive
+
 WORKLOADS = ("small-normal.bin", "small-swing-25.bin")
 # fakeredis interprets every command in Python: a workload would take minutes.
 SLOW_ENGINES = ("fakeredis",)

@@ -19,6 +19,8 @@ from books import Book, Json, assert_rejected
 from checker import checksum
 from servers import Server
 
+pytestmark = pytest.mark.exhaustive
+
 EXACT_MAX = 2**53 - 1
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000

@@ -26,6 +26,8 @@ from orderbook import library
 from processes import wait_until
 from servers import Server, load_library, running
 
+pytestmark = pytest.mark.exhaustive
+
 SHIM = """
 local fault = { at = 0, count = 0, log = {} }
 local function server() return redis end

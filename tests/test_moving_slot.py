@@ -30,6 +30,8 @@ from test_faults import (
     three_books_due_to_expire,
 )
 
+pytestmark = pytest.mark.exhaustive
+
 # These need a clock that tests move, which a cluster's library cannot read.
 NEEDS_CLOCK = {
     arm_timers, due_to_expire, nothing, let_run_out, let_run_out_in_vain, populate_at_noon,

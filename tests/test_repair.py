@@ -34,6 +34,8 @@ from test_faults import (  # noqa: F401
     shimmed,
 )
 
+pytestmark = pytest.mark.exhaustive
+
 
 def url_of(client: Any) -> str:
     options = client.connection_pool.connection_kwargs

@@ -19,6 +19,8 @@ from orderbook.server import EmbeddedServer
 from servers import load_library
 from test_cli import Orderbook
 
+pytestmark = pytest.mark.exhaustive
+
 SYMBOL = "BTC-USDT"
 
 

@@ -16,6 +16,8 @@ from books import Book
 from servers import HOST
 from test_faults import CASES, DISCOVERY_KEY, Case, prepared, run_recorded, shimmed
 
+pytestmark = pytest.mark.exhaustive
+
 __all__ = ["prepared", "shimmed"]
 
 USER, PASSWORD = "limited", "secret"

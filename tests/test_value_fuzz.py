@@ -20,6 +20,8 @@ from books import Book, Json
 from conftest import documented_codes
 from servers import Server
 
+pytestmark = pytest.mark.exhaustive
+
 CALLS = int(os.environ.get("ORDERBOOK_FUZZ_CALLS", "4000"))
 SEED = int(os.environ.get("ORDERBOOK_FUZZ_SEED", "1"))
 CALLS_PER_BOOK = 4_000
