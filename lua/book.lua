@@ -839,11 +839,11 @@ function book.trailing_stops_behind(b, side_name, price)
   return found
 end
 
--- Notes what becomes of an order of an order list (traded, triggered, ended), for the others of
--- it.
-function book.note(b, o, event)
+-- Notes what becomes of an order of an order list (traded, triggered, ended; decremented, by so
+-- many lots), for the others of it.
+function book.note(b, o, event, lots)
   b.notes = b.notes or { first = 1 }
-  b.notes[#b.notes + 1] = { order = o, event = event }
+  b.notes[#b.notes + 1] = { order = o, event = event, lots = lots }
 end
 
 -- The order is no longer open, and not in the queue.

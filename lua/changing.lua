@@ -216,13 +216,25 @@ local function plan_requeue(b, o, new)
   return fills
 end
 
+-- Lifts out whom an order would end by trading at its new price: the others of its list.
+local function lift_others(b, o, new)
+  local is_listed = o.extras and o.extras.order_list_id
+  if not is_listed or not matching.would_trade(b, { side = o.side, price = new.ticks }) then
+    return {}
+  end
+  return lists.lift_others(b, o)
+end
+
 -- Gives an order a new price or a larger quantity: it leaves the queue, trades where it now
 -- crosses, and queues anew with what is left.
 local function requeue(b, o, new)
+  local others = lift_others(b, o, new)
   local fills, refused = plan_requeue(b, o, new)
   if not fills then
+    lists.put_back(b, others)
     return nil, refused
   end
+  lists.end_lifted(b, others)
   book.dequeue(b, o)
   o.price, o.quantity, o.remaining, o.terms = new.ticks, new.total, new.remaining, false
   book.prioritize(b, o)
@@ -287,6 +299,25 @@ local function only_shrinks(o, new)
   return new.ticks == o.price and new.remaining < o.remaining and not moves
 end
 
+-- The other leg of an oco where an amend changes their quantity, else nil; and a refusal where the
+-- quantity is not to be amended.
+local function leg_to_resize(b, o, new)
+  if new.total == o.quantity or new.remaining <= 0 then
+    return nil
+  end
+  return lists.other_leg(b, o)
+end
+
+-- A refusal where the other leg of an oco cannot have this quantity, else nil.
+local function resize_refusal(b, leg, total)
+  local refusal = notional_refusal(b, leg, { ticks = leg.price, total = total })
+  local lots = total - leg.remaining
+  if refusal or lots <= 0 or leg.extras.waits then
+    return refusal
+  end
+  return book.level_overflows(b, leg.side, leg.price, lots) and placing.level_refusal() or nil
+end
+
 -- A refusal of an amend by the rules of server and instrument, else nil. None keeps an order from
 -- being ended.
 local function rule_refusal(b, o, values, new)
@@ -310,10 +341,11 @@ local function way_of_change(o, new)
 end
 
 -- amend_order: changes price or quantity of an open order, which keeps its id. One that asks for no
--- more than is filled ends it.
+-- more than is filled ends it. The quantity of both orders of an oco changes together.
 -- Fields: order_id, or account and client_order_id; price; quantity or remaining_quantity;
 -- stop_price of an order that waits for it; valid_until_ms. Reply as place_order.
--- Rejects: as place_order, and UNKNOWN_ORDER, ORDER_NOT_ARMED, OUT_OF_MEMORY.
+-- Rejects: as place_order, and UNKNOWN_ORDER, ORDER_NOT_ARMED, ORDER_LIST_QUANTITY,
+-- OUT_OF_MEMORY.
 function changing.amend_order(b, values)
   local refusal = amend_refusal(values)
   if refusal then
@@ -335,13 +367,19 @@ function changing.amend_order(b, values)
   if not new then
     return nil, invalid
   end
-  refusal = rule_refusal(b, o, values, new)
+  local other_leg, fixed = leg_to_resize(b, o, new)
+  refusal = fixed
+    or rule_refusal(b, o, values, new)
+    or (other_leg and resize_refusal(b, other_leg, new.total))
   if refusal then
     return nil, refusal
   end
   local reply, refused = way_of_change(o, new)(b, o, new)
   if not reply then
     return nil, refused
+  end
+  if other_leg and other_leg.queued then
+    lists.resize(b, other_leg, new.total)
   end
   return memory.remember_change(b, o, values, memo_record, reply)
 end

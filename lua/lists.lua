@@ -3,7 +3,10 @@
 --   oco      two orders; when one trades, be it in part, triggers or ends, the other is canceled
 --   oto      an order, the entry, and one that is armed when it has ended, with what it filled
 --   bracket  an entry and two that are armed when it first fills and grow as it fills more; they
---            are an oco, and when one trades or triggers what is left of the entry is canceled
+--            are an oco, and whatever ends one of them ends what is left of the entry, too
+--
+-- The two of an oco have one quantity: what changes that of one changes the other's. Those of a
+-- bracket have what the entry has filled, which nobody can amend.
 --
 -- All are orders from the beginning, with ids and names of their own. What is not armed yet waits
 -- in the queue `dormant`, where no trade reaches it.
@@ -21,6 +24,7 @@ local instrument = require("instrument")
 local matching = require("matching")
 local numbers = require("numbers")
 local placing = require("placing")
+local reject = require("reject")
 local stops = require("stops")
 
 local lists = {}
@@ -54,6 +58,15 @@ function lists.is_armed_by_entry(b, o)
   end
   local text = book.order_list(b, id)
   return not text or parse(id, text).kind ~= "oco"
+end
+
+-- The list that an order is a leg of, as long as something can follow from it, or nil.
+local function list_of_leg(b, o)
+  local id = o.extras and o.extras.order_list_id
+  id = id and numbers.integer_text(id)
+  local text = id and book.order_list(b, id)
+  local list = text and parse(id, text)
+  return list and not is_entry(list, o) and list or nil
 end
 
 local function cancel(b, o)
@@ -91,6 +104,51 @@ local function grow(b, o, lots)
     return events.canceled(b, o, "too_large")
   end
   book.enqueue(b, o)
+end
+
+-- Makes a leg smaller where it stands.
+local function shrink(b, o, lots)
+  book.shrink(b, o, lots)
+  o.quantity, o.terms = o.quantity - lots, false
+end
+
+-- The other leg of an oco, whose quantity is always the same as this one's; or nil, and a refusal
+-- where an entry decides about both.
+function lists.other_leg(b, o)
+  local list = list_of_leg(b, o)
+  if not list then
+    return nil
+  end
+  if list.kind ~= "oco" then
+    local message = "the quantity is what the entry of the list has filled: amend prices, or cancel"
+    return reject.with("ORDER_LIST_QUANTITY", message)
+  end
+  local legs = open_legs(b, list)
+  return legs[1] == o and legs[2] or legs[1]
+end
+
+-- Gives a leg the quantity to which the other one was amended.
+function lists.resize(b, leg, total)
+  local lots = total - leg.quantity
+  if lots > 0 then
+    return grow(b, leg, lots)
+  end
+  if lots < 0 then
+    shrink(b, leg, -lots)
+    events.amended(b, leg)
+  end
+end
+
+-- Self-trade prevention has made one leg smaller: the other has no more to end than that one.
+local function decrement_others(b, list, note)
+  for _, leg in ipairs(open_legs(b, list)) do
+    if leg ~= note.order and note.lots < leg.remaining then
+      shrink(b, leg, note.lots)
+      events.decremented(b, leg)
+    elseif leg ~= note.order then
+      cancel(b, leg)
+    end
+  end
 end
 
 -- Lets the armed legs of a bracket grow to all that its entry has filled.
@@ -161,8 +219,23 @@ local function has_leg(list, o)
   return false
 end
 
--- A leg that trades or triggers ends all others, one that is canceled or expires the other legs.
+-- The open orders of a list but for one.
+local function others_of(b, list, o)
+  local others = {}
+  for _, order_id in ipairs(list.ids) do
+    local other = book.order(b, order_id)
+    if other and other ~= o then
+      others[#others + 1] = other
+    end
+  end
+  return others
+end
+
+-- A leg that trades, triggers or ends, for whatever reason, ends all others of its list.
 local function follow_leg(b, list, note)
+  if note.event == "decremented" then
+    return decrement_others(b, list, note)
+  end
   if note.event == "failed" then
     return go_on_without(b, list, note.order)
   end
@@ -170,12 +243,33 @@ local function follow_leg(b, list, note)
     return
   end
   book.keep_order_list(b, list.id, false)
-  for _, order_id in ipairs(list.ids) do
-    local other = book.order(b, order_id)
-    local stays = other and note.event == "ended" and is_entry(list, other)
-    if other and not stays and other ~= note.order then
-      cancel(b, other)
-    end
+  for _, other in ipairs(others_of(b, list, note.order)) do
+    cancel(b, other)
+  end
+end
+
+-- Lifts out the orders that end with a leg, so that what it trades next meets none of them. Returns
+-- the ways back, for put_back or end_lifted.
+function lists.lift_others(b, o)
+  local list, ways_back = list_of_leg(b, o), {}
+  for i, other in ipairs(list and others_of(b, list, o) or {}) do
+    ways_back[i] = book.lift(b, other)
+  end
+  return ways_back
+end
+
+function lists.put_back(b, ways_back)
+  for i = #ways_back, 1, -1 do
+    book.restore(b, ways_back[i])
+  end
+end
+
+-- Ends the lifted orders, and their list with them.
+function lists.end_lifted(b, ways_back)
+  for _, way_back in ipairs(ways_back) do
+    local o = way_back.order
+    book.keep_order_list(b, numbers.integer_text(o.extras.order_list_id), false)
+    events.canceled(b, o, "order_list")
   end
 end
 

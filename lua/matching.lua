@@ -438,8 +438,11 @@ local function trade_with(b, taker, maker, lots)
   return text
 end
 
-local function decrement(o, lots)
+local function decrement(b, o, lots)
   o.quantity, o.terms = o.quantity - lots, false
+  if o.extras and o.extras.order_list_id then
+    book.note(b, o, "decremented", lots)
+  end
 end
 
 -- What self-trade prevention does in place of a trade.
@@ -450,7 +453,7 @@ local function carry_out_prevention(b, taker, fill)
     events.canceled(b, maker, "self_trade")
   else
     book.shrink(b, maker, lots)
-    decrement(maker, lots)
+    decrement(b, maker, lots)
     events.decremented(b, maker)
   end
   if fill.prevented ~= "decrement" or lots == fill.wanted then
@@ -459,7 +462,7 @@ local function carry_out_prevention(b, taker, fill)
   -- What a taker by quote_quantity buys is planned without it.
   if not (taker.extras and taker.extras.quote_units) then
     taker.remaining = taker.remaining - lots
-    decrement(taker, lots)
+    decrement(b, taker, lots)
   end
   events.decremented(b, taker)
 end

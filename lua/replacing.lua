@@ -2,12 +2,14 @@
 --
 -- The new order is checked as if the old one were gone, so the old one is lifted out of the working
 -- copy first. Where the new order is refused and either both are to happen or neither, it is put
--- back in its old place (book.restore). Reports are made only when it is clear what happens.
+-- back in its old place (book.restore). The same goes for the orders of a list that end with the
+-- old one. Reports are made only when it is clear what happens.
 
 local book = require("book")
 local changing = require("changing")
 local events = require("events")
 local fields = require("fields")
+local lists = require("lists")
 local memory = require("memory")
 local placing = require("placing")
 local reject = require("reject")
@@ -95,6 +97,7 @@ local function carried_out(b, values, change)
   local canceled, placed
   if change.old then
     events.canceled(b, change.old, "replaced")
+    lists.end_lifted(b, change.others)
     canceled = replies.canceled(b, change.old)
   else
     canceled = reject.json(change.missing)
@@ -121,6 +124,7 @@ local function replaced(b, values, duplicate)
   if not change.old and not goes_on then
     return nil, change.missing
   end
+  change.others = change.old and lists.lift_others(b, change.old)
   local way_back = change.old and book.lift(b, change.old)
   local o, fills = checked_order(b, values, change.old, duplicate)
   if o then
@@ -129,6 +133,7 @@ local function replaced(b, values, duplicate)
     change.refusal = fills
   else
     book.restore(b, way_back)
+    lists.put_back(b, change.others)
     return nil, fills
   end
   return carried_out(b, values, change), nil, change

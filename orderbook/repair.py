@@ -175,8 +175,8 @@ class Story(Mirror):
             legs = self._open_legs(one)
             is_waiting = one.kind != "oto" or any(leg.waits == "dormant" for leg in legs)
             if len(legs) == len(one.order_ids) - (one.kind != "oco") and is_waiting:
-                armed = 0 if one.kind == "oco" or legs[0].waits == "dormant" else legs[0].terms
-                lots = armed and self._lots(legs[0].terms.quantity)
+                is_armed = one.kind != "oco" and legs[0].waits != "dormant"
+                lots = self._lots(self._filled[list_id]) if is_armed else 0
                 found[list_id] = f"{one.kind} {','.join(one.order_ids)} {lots}"
         return found
 

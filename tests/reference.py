@@ -38,12 +38,14 @@ first in the next one, within the protection that it had at first. The rest of t
 until the next call of an instrument that trades.
 
 *An order list* is settled after each command and after each triggered order, event by event: of an
-oco (and of the pair of a bracket) whoever trades or triggers ends the other orders, whoever is
-canceled or expires ends the other of the pair. Whoever triggers does so before it comes in, and
-meets none of them; who cannot come in ends nobody. A bracket's pair is armed with what its entry
-fills and grows with it; the second order of an oto is armed when the first has ended, with all it
-filled. Arming stands on the agenda too, so that nobody is shown a price from before; growing does
-not, so that all of what is filled is protected.
+oco (and of what an entry arms) whoever trades, triggers, is canceled or expires ends the other
+orders, the entry too. The two of an oco have one quantity: an amend of the one changes both. What
+an entry fills cannot be amended. What self-trade prevention takes of one of a pair it takes of
+both. Where one is replaced, or amended so that it would trade, the others are gone before. Whoever
+triggers does so before it comes in, and meets none of them; who cannot come in ends nobody. A
+bracket's pair is armed with what its entry fills and grows with it; the second order of an oto is
+armed when the first has ended, with all it filled. Arming stands on the agenda too, so that nobody
+is shown a price from before; growing does not, so that all of what is filled is protected.
 
 *States*: in an auction limit orders queue without trading; when it ends, the heads of both queues
 trade at one price, that of the largest volume, then least surplus, then nearest the last price,
@@ -574,7 +576,7 @@ class ReferenceBook:
         self.agenda: list[Decimal | Arming | Paused] = []
         # Order lists by the order_id of their first order, and what has become of their orders.
         self.lists: dict[int, OrderList] = {}
-        self.notes: list[tuple[Order, str]] = []
+        self.notes: list[tuple[Order, str, Decimal]] = []
         # When each trade was, its price and quantity.
         self.prints: list[tuple[int, Decimal, Decimal]] = []
         # An auction that is ending; the breaker's reference, its window, and when it reopens.
@@ -1394,19 +1396,22 @@ class ReferenceBook:
         order.waiting, order.dormant = False, True
         return order
 
-    def _note(self, order: Order, event: str) -> None:
+    def _note(self, order: Order, event: str, quantity: Decimal = Decimal(0)) -> None:
         if order.order_list_id is not None:
-            self.notes.append((order, event))
+            self.notes.append((order, event, quantity))
 
     def _settle_lists(self, call: Call) -> None:
         """Settles what has become of the orders of lists, first come, first served."""
         while self.notes:
-            order, event = self.notes.pop(0)
+            order, event, quantity = self.notes.pop(0)
             found = self.lists.get(order.order_list_id or 0)
             if found is None:
                 continue
             if found.list_type == "oco" or order.order_id != found.order_ids[0]:
-                self._follow_leg(call, found, order, event)
+                if event == "decremented":
+                    self._decrement_others(call, found, order, quantity)
+                else:
+                    self._follow_leg(call, found, order, event)
                 continue
             for leg in self._follow_entry(call, found, order):
                 self._end(leg)
@@ -1424,11 +1429,62 @@ class ReferenceBook:
         if event == "failed":
             return
         for other in self._open_of(found):
-            is_entry = found.list_type != "oco" and other.order_id == found.order_ids[0]
-            stays = is_entry and event == "ended"
-            if other.order_id != leg.order_id and not stays:
+            if other.order_id != leg.order_id:
                 self._end(other)
                 self._report_canceled(call, other, "order_list")
+
+    def _decrement_others(
+        self, call: Call, found: OrderList, leg: Order, quantity: Decimal
+    ) -> None:
+        """What self-trade prevention took of one leg the other has no more, either."""
+        for other in self._legs_of(found):
+            if other.order_id != leg.order_id:
+                other.quantity -= quantity
+                other.shrink(quantity)
+                self._report_decremented(call, other)
+
+    def _legs_of(self, found: OrderList) -> list[Order]:
+        first = 0 if found.list_type == "oco" else 1
+        return [leg for leg in self._open_of(found) if leg.order_id in found.order_ids[first:]]
+
+    def _list_of_leg(self, order: Order) -> OrderList | None:
+        """The list, if it is not over, in which this is no entry."""
+        found = self.lists.get(order.order_list_id or 0)
+        if found is None:
+            return None
+        is_entry = found.list_type != "oco" and order.order_id == found.order_ids[0]
+        return None if is_entry else found
+
+    def _ending_with(self, order: Order) -> list[Order]:
+        """Who ends when this order is canceled."""
+        found = self._list_of_leg(order)
+        if found is None:
+            return []
+        return [other for other in self._open_of(found) if other.order_id != order.order_id]
+
+    def _leg_to_resize(self, order: Order, amended: Order) -> Order | None:
+        """The other leg of an oco, which has the same quantity."""
+        found = self._list_of_leg(order)
+        if found is None or amended.quantity == order.quantity:
+            return None
+        if found.list_type != "oco":
+            raise RejectedError("ORDER_LIST_QUANTITY")
+        (other,) = self._ending_with(order)
+        return other
+
+    def _check_resize(self, leg: Order, quantity: Decimal) -> None:
+        resized = copy.copy(leg)
+        resized.quantity = resized.remaining = quantity
+        self._check_notional(resized)
+        if leg.open:
+            self._check_level(resized, quantity)
+
+    def _resize(self, call: Call, leg: Order, quantity: Decimal) -> None:
+        if quantity > leg.quantity:
+            self._grow(call, leg, quantity - leg.quantity)
+        elif quantity < leg.quantity:
+            leg.quantity = leg.remaining = quantity
+            self._report_amended(call, leg)
 
     def _follow_entry(self, call: Call, found: OrderList, entry: Order) -> list[Order]:
         """What stands on the agenda then; and who is canceled because nothing was filled."""
@@ -1813,6 +1869,7 @@ class ReferenceBook:
         else:
             maker.quantity -= quantity
             maker.shrink(quantity)
+            self._note(maker, "decremented", quantity)
             self._report_decremented(call, maker)
         # Who has to be filled whole cannot be, and looks no further.
         if wanted == quantity or taker.time_in_force == "fok":
@@ -1822,6 +1879,7 @@ class ReferenceBook:
         else:
             taker.quantity -= quantity
             taker.shrink(quantity)
+            self._note(taker, "decremented", quantity)
         self._report_decremented(call, taker)
         return True
 
@@ -1933,7 +1991,8 @@ class ReferenceBook:
         placed: Json | None = None
         try:
             old = self._find(named_to_cancel(fields))
-            self._leave(old)
+            ending = [old, *self._ending_with(old)]
+            self.orders = [order for order in self.orders if order not in ending]
         except RejectedError as error:
             if not goes_on:
                 raise
@@ -1950,8 +2009,7 @@ class ReferenceBook:
                 raise
             placed = rejected(error.code, fields)
         if old is not None:
-            self._note(old, "ended")
-            self._report_canceled(call, old, "replaced")
+            self._report_replaced(call, ending)
             canceled = self._canceled_reply(call, old)
         reply: Json = {"canceled": canceled, "timestamp_ms": 0}
         if placed is None:
@@ -1959,6 +2017,14 @@ class ReferenceBook:
             self._remember(fields, content, reply)
         reply["placed"] = placed
         return self._with_latest_sequence(call, reply)
+
+    def _report_replaced(self, call: Call, ending: list[Order]) -> None:
+        """The first one is replaced, the others end with it."""
+        old, *others = ending
+        self._note(old, "ended")
+        self._report_canceled(call, old, "replaced")
+        for other in others:
+            self._report_canceled(call, other, "order_list")
 
     def _mass_quote(self, call: Call, fields: Mapping[str, str]) -> Json:
         quotes = json.loads(fields["quotes"])
@@ -2019,11 +2085,19 @@ class ReferenceBook:
             self._end(order)
             self._report_canceled(call, order, "requested")
             reply = self._order_reply(call, order, "canceled", [])
-        elif order.waiting:
+        else:
+            reply = self._amend_open(call, order, amended)
+        self._remember(fields, content, reply, amended)
+        return reply
+
+    def _amend_open(self, call: Call, order: Order, amended: Order) -> Json:
+        other_leg = self._leg_to_resize(order, amended)
+        if order.waiting:
             reply = self._amend_waiting(call, order, amended)
         else:
             reply = self._amend_resting(call, order, amended)
-        self._remember(fields, content, reply, amended)
+        if other_leg is not None and other_leg in self.orders:
+            self._resize(call, other_leg, amended.quantity)
         return reply
 
     def _amend_waiting(self, call: Call, order: Order, amended: Order) -> Json:
@@ -2043,7 +2117,18 @@ class ReferenceBook:
             return self._order_reply(call, amended, amended.status, [])
         if amended.post_only and self.instrument["status"] == "auction":
             raise RejectedError("INSTRUMENT_AUCTION")
-        planned = self._check_match(call, amended)
+        before, ending = self.orders, []
+        if self._would_trade(amended):
+            ending = self._ending_with(order)
+        self.orders = [other for other in self.orders if other not in ending]
+        try:
+            planned = self._check_match(call, amended)
+        except RejectedError:
+            self.orders = before
+            raise
+        for other in ending:
+            self.lists.pop(other.order_list_id or 0, None)
+            self._report_canceled(call, other, "order_list")
         self._leave(order)
         self.last_priority += 1
         amended.priority = self.last_priority
@@ -2086,13 +2171,16 @@ class ReferenceBook:
         return amended
 
     def _check_amended(self, order: Order, amended: Order, fields: Mapping[str, str]) -> None:
-        """The rules about prices."""
+        """The rules about prices, for the other leg of an oco too."""
+        other_leg = self._leg_to_resize(order, amended)
         if "stop_price" in fields:
             self._check_stop(amended)
         elif "price" in fields and not order.waiting:
             self._check_band(price_of(amended))
         if amended.quantity != order.quantity or not self._is_armed_by_entry(order):
             self._check_notional(amended)
+        if other_leg is not None:
+            self._check_resize(other_leg, amended.quantity)
 
     def _is_armed_by_entry(self, order: Order) -> bool:
         """Whether its quantity was what the entry of its list had filled."""

@@ -421,6 +421,19 @@ CASES: Mapping[str, Case] = {
     "place_and_arm": Case(order("bob", "sell", "3", price="100"), hang_together),
     "place_and_trigger_one_of_two": Case(order("bob", "sell", "20", price="98"), hang_together),
     "place_and_fill_one_of_two": Case(order("zoe", "buy", "18", price="103"), hang_together),
+    "amend_one_of_two": Case(ask("amend_order", order_id="9", quantity="3"), hang_together),
+    "decrement_one_of_two": Case(
+        order(
+            *("erin", "buy", "1"),
+            price="103",
+            self_trade_prevention="decrement",
+            time_in_force="ioc",
+        ),
+        hang_together,
+    ),
+    "replace_one_of_two": Case(
+        replace("erin", "9", side="sell", price="104", quantity="1"), hang_together
+    ),
     "cancel_one_of_two": Case(ask("cancel_order", order_id="9"), hang_together),
     "cancel_entry": Case(ask("cancel_order", order_id="11"), hang_together),
     "get_candles": Case(ask("get_candles", interval="5m"), populate, stream=None),
