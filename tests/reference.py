@@ -2541,6 +2541,7 @@ def closed_orders(reports: list[Json]) -> list[Json]:
         if report["event"] == "trade" and report["status"] == "filled":
             row["quantity"] = row.pop("order_quantity")
             del row["price"], row["trade_id"], row["role"]
+            row.pop("auction", None)
             if "order_price" in row:
                 row["price"] = row.pop("order_price")
         elif report["event"] in {"canceled", "expired"}:
