@@ -231,7 +231,8 @@ local function others_of(b, list, o)
   return others
 end
 
--- A leg that trades, triggers or ends, for whatever reason, ends all others of its list.
+-- A leg that trades, triggers or ends ends all others of its list: one that could not come in ends
+-- nobody.
 local function follow_leg(b, list, note)
   if note.event == "decremented" then
     return decrement_others(b, list, note)

@@ -199,6 +199,12 @@ def hang_together(book: Book) -> None:
         book.ask("place_order_list", account="erin", list_type=list_type, orders=orders)
 
 
+def hang_together_and_arm(book: Book) -> None:
+    """The same with the pair of the bracket armed."""
+    hang_together(book)
+    book.limit("bob", "sell", "3", "100")
+
+
 def hold_auction(book: Book) -> None:
     """A crossed auction, an iceberg among its orders and a stop that waits for its price."""
     populate(book)
@@ -430,6 +436,15 @@ CASES: Mapping[str, Case] = {
             time_in_force="ioc",
         ),
         hang_together,
+    ),
+    "decrement_what_is_armed": Case(
+        order(
+            *("erin", "buy", "18"),
+            price="104",
+            self_trade_prevention="decrement",
+            time_in_force="ioc",
+        ),
+        hang_together_and_arm,
     ),
     "replace_one_of_two": Case(
         replace("erin", "9", side="sell", price="104", quantity="1"), hang_together
