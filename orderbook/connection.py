@@ -50,7 +50,7 @@ from orderbook.messages import (
     RejectCode,
 )
 from orderbook.metrics import Limited, Metrics
-from orderbook.queries import Queries, weight
+from orderbook.queries import Queries, snapshot_weight, weight
 from orderbook.session import (
     CancelInBooks,
     CancelOnDisconnect,
@@ -84,6 +84,8 @@ LINGER_POLL_S = 0.02
 
 # How many frames of one client are looked at before it is somebody else's turn.
 FRAMES_PER_TURN_MAX = 4
+# Beyond so many every subscription counts as one that begins anew.
+SUBSCRIPTIONS_REMEMBERED_MAX = 10_000
 # How long at most a client is not heard for having sent too much.
 DELAY_S_MAX = 1.0
 
@@ -196,7 +198,7 @@ class Connection:
     # There may be ten thousand of them.
     __slots__ = (
         *("__weakref__", "_address", "_answered_count", "_backend", "_books", "_closing", "_ended"),
-        *("_guard", "_has_ended", "_heard_at", "_in_flight", "_is_handling", "_is_in_debt"),
+        *("_guard", "_had", "_has_ended", "_heard_at", "_in_flight", "_is_handling", "_is_in_debt"),
         *(
             "_limits",
             "_loop",
@@ -257,6 +259,8 @@ class Connection:
         # Channel, symbol and variant of each.
         self._subscriptions: dict[tuple[Channel, str | None, str], Subscription | None] = {}
         self._books: dict[tuple[str, bytes], bytes] = {}
+        # What it has subscribed to so far.
+        self._had: set[tuple[Channel, str | None, str]] | None = None
         self._tasks: set[asyncio.Task[Any]] | None = None
         self._heard_at = self._loop.time()
         # Made when cancel_on_disconnect is first asked for.
@@ -534,8 +538,8 @@ class Connection:
         self._queries_in_flight += 1
         self._spawn(self._run_query(query, self._turn(query.symbol)))
 
-    def _may_cost(self, head: bytes, cost: int) -> bool:
-        """Takes the cost of an expensive query from the allowances, or refuses it."""
+    def _may_cost(self, head: bytes, cost: float) -> bool:
+        """Takes the cost of an expensive query or snapshot from the allowances, or refuses it."""
         own_s, address_s = self._queries.wait_s(cost), self._address.queries.wait_s(cost)
         if own_s == address_s == 0:
             self._queries.take(cost)
@@ -646,9 +650,25 @@ class Connection:
             message = f"a connection has at most {limit} subscriptions"
             self._fail(request.head, RejectCode.TOO_MANY_SUBSCRIPTIONS, message)
             return
+        if not self._may_begin_again(request, names):
+            return
         self._succeed(request.head, request.channel, request.symbols)
         for wanted in symbols:
             self._subscribe_one(request, wanted)
+
+    def _may_begin_again(
+        self, request: Subscribe, names: set[tuple[Channel, str | None, str]]
+    ) -> bool:
+        """Snapshots are free the first time; the same ones again cost what their queries would."""
+        had = self._had or set()
+        again = len(names & had)
+        if len(had) < SUBSCRIPTIONS_REMEMBERED_MAX:
+            self._had = had | names
+        else:
+            again = len(names)
+        cost = again * snapshot_weight(request.channel, request.variant)
+        saved_max = min(self._queries.saved_max, self._address.queries.saved_max)
+        return not cost or self._may_cost(request.head, min(cost, saved_max))
 
     def _subscribe_one(self, request: Subscribe, symbol: str | None) -> None:
         name = (request.channel, symbol, request.variant)

@@ -218,7 +218,9 @@ class Host:
         admin.router.add_get("/metrics", self._metrics_text)
         if config.admin_port is not None:
             runner = await _runner(admin, cleanup)
-            await web.TCPSite(runner, config.host, config.admin_port).start()
+            # A door of its own: those who crowd at the other one close nobody here.
+            door = Door(config.limits, self.metrics)
+            await DoorSite(runner, door, config.host, config.admin_port, reuse_port=False).start()
             self.admin_port = int(runner.addresses[0][1])
         runner = await _runner(public, cleanup)
         self._site = DoorSite(runner, self._door, config.host, config.port, config.reuse_port)

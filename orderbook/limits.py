@@ -20,12 +20,12 @@ Clock = Callable[[], float]
 class Allowance:
     """So much a second, saved up to a maximum; 0 a second is no limit at all."""
 
-    __slots__ = ("_clock", "_left", "_per_s", "_saved_max", "_told_at")
+    __slots__ = ("_clock", "_left", "_per_s", "_told_at", "saved_max")
 
     def __init__(self, per_s: float, saved_max: float, clock: Clock) -> None:
         self._per_s = per_s
         self._clock = clock
-        self._saved_max = saved_max
+        self.saved_max = saved_max
         self._left = saved_max
         self._told_at = clock()
 
@@ -33,7 +33,7 @@ class Allowance:
     def is_full(self) -> bool:
         """Whether nothing has been taken for long."""
         self._fill_up()
-        return self._left >= self._saved_max
+        return self._left >= self.saved_max
 
     def wait_s(self, amount: float) -> float:
         """In how many seconds so much can be taken; 0 where it is there."""
@@ -46,11 +46,11 @@ class Allowance:
         """Takes it also where it is not there: the debt is at most what can be saved."""
         if self._per_s:
             self._fill_up()
-            self._left = max(self._left - amount, -self._saved_max)
+            self._left = max(self._left - amount, -self.saved_max)
 
     def _fill_up(self) -> None:
         now = self._clock()
-        self._left = min(self._saved_max, self._left + (now - self._told_at) * self._per_s)
+        self._left = min(self.saved_max, self._left + (now - self._told_at) * self._per_s)
         self._told_at = now
 
 

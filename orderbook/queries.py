@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from orderbook.engine import Engine
 from orderbook.limits import WEIGHT_MAX
+from orderbook.messages import Channel
 from orderbook.turns import Turns
 
 QUICK_IN_FLIGHT_MAX = 8
@@ -27,6 +28,11 @@ CHEAP_ROWS_MAX = 100
 _WEIGHT_LEVEL3_TOP = 5
 _WEIGHT_HISTORY = 5
 _WEIGHT_ROWS = 1
+_WEIGHT_OF_SNAPSHOT = {
+    Channel.LEVEL3: WEIGHT_MAX,
+    Channel.LEVEL2: _WEIGHT_ROWS,
+    Channel.ORDERS: _WEIGHT_ROWS,
+}
 _ROWS_FIELD = {"get_book": "depth", "get_open_orders": "limit", "get_trades": "limit"}
 _ROWS_DEFAULT = {"get_book": 10, "get_open_orders": 500, "get_trades": 50}
 _ROWS_DIGITS_MAX = 5
@@ -46,6 +52,13 @@ def weight(function: str, arguments: list[str]) -> int:
         return 0
     rows = _rows(arguments, _ROWS_FIELD[function], _ROWS_DEFAULT[function])
     return _WEIGHT_ROWS if rows > CHEAP_ROWS_MAX else 0
+
+
+def snapshot_weight(channel: Channel, variant: str) -> int:
+    """What it costs to begin a subscription anew."""
+    if channel is Channel.BOOK:
+        return weight("get_book", ["depth", variant]) if variant else 0
+    return _WEIGHT_OF_SNAPSHOT.get(channel, 0)
 
 
 def _rows(arguments: list[str], field: str, default: int) -> int:

@@ -129,6 +129,15 @@ async def test_a_socket_that_asks_something_may_ask_again_for_as_long(valkey: Se
             assert await line[0].read() == b""
 
 
+async def test_the_port_of_health_checks_is_guarded_by_itself(valkey: Server) -> None:
+    limits = Limits(handshake_timeout_s=0.2)
+    async with hosting(valkey, limits=limits, admin_port=0) as host:
+        reader, writer = await asyncio.open_connection("127.0.0.1", host.admin_port)
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            assert await reader.read() == b""
+        writer.close()
+
+
 async def test_of_too_many_silent_sockets_the_oldest_goes(valkey: Server) -> None:
     async with (
         hosting(valkey, limits=Limits(handshakes_max=2)) as host,

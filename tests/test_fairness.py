@@ -217,6 +217,23 @@ async def test_expensive_queries_are_refused_beyond_their_allowance_and_told_whe
         assert 'orderbook_rejects_total{code="RATE_LIMITED"} 2.0' in text
 
 
+async def test_beginning_subscriptions_again_and_again_costs_as_its_queries_do(
+    valkey: Server, symbol: str
+) -> None:
+    async with hosting(valkey, query_weight_per_s_max=0.5) as host, connected(host.port) as client:
+        wanted = {"channel": "level3", "symbols": [symbol]}
+        await client.ask("subscribe", **wanted)
+        await client.ask("unsubscribe", **wanted)
+        await client.ask("subscribe", **wanted)
+        answer = await client.answer(await client.send("subscribe", **wanted))
+        assert answer["error"]["code"] == "RATE_LIMITED"
+        assert answer["error"]["retry_after_ms"] > 1000
+        # What it has goes on, and other subscriptions begin.
+        await client.subscribe("level2", symbol)
+        await client.limit(symbol, "buy", "1", "1")
+        await client.until(lambda: client.of("level3")[-1]["bids"], "the order")
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "expected"),
     [
