@@ -30,6 +30,8 @@ TIMEOUT_MS = 1000
 # A breath between two orders of the victim: it is no flooder itself.
 PAUSE_S = 0.005
 WARM_UP_S = 2.0
+# What flooders have sent before they went is carried out before the next case begins.
+SETTLE_S = 5.0
 SECONDS_DEFAULT = 10
 P50_MS_MAX = 10.0
 FLOODER_PROCESSES_MAX = 2
@@ -247,6 +249,7 @@ def main(seconds: int, wanted: str, p50_ms_max: float, json_path: Path | None) -
                 with _flooding(host.url, case):
                     figures = asyncio.run(_suffer(host.url, seconds))
                 told[case.name] = figures._asdict()
+                time.sleep(SETTLE_S)
                 click.echo(
                     f"beside {case.name}: p50 {figures.p50:.1f} ms, p99 {figures.p99:.1f} ms,"
                     f" longest {figures.longest:.0f} ms of {figures.waits_count};"
