@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -17,12 +19,24 @@ from redis.exceptions import RedisError
 
 from orderbook.child import ChildProcess, Surroundings
 from orderbook.workers import HostProcess
-from servers import BINARIES, CLUSTER_PORT_MAX, connect, free_port
+from servers import BINARIES, connect
 
 START_TIMEOUT_S = 20.0
+# Below those that the kernel gives to connections: nobody takes a port while its owner is dead. A
+# cluster's node has the one 10000 above as well.
+PORTS = range(12000, 22000)
 POLL_INTERVAL_S = 0.01
 # A C file of tests/ and one of ours are loaded into servers.
 TESTS = Path(__file__).resolve().parent.parent.parent / "tests"
+
+
+def find_port() -> int:
+    """A port of PORTS on which nobody listens."""
+    while True:
+        port = random.choice(PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class RedisProcess:
@@ -34,7 +48,7 @@ class RedisProcess:
         binary = BINARIES[engine]()
         if binary is None:
             raise click.ClickException(f"{engine} is not installed")
-        self.port = free_port(CLUSTER_PORT_MAX)
+        self.port = find_port()
         self.directory = Path(tempfile.mkdtemp(prefix="orderbook-campaign-"))
         # Any: redis-py types each reply as awaitable too.
         self.client: Any = connect(self.port)
@@ -90,7 +104,7 @@ class Host:
     """An `orderbook serve` on one port, however often it is killed and started."""
 
     def __init__(self, redis_url: str, log_path: Path) -> None:
-        self.port = free_port()
+        self.port = find_port()
         self._log_path = log_path
         self._environment = {**os.environ, "ORDERBOOK_REDIS_URL": redis_url}
         self._process: HostProcess | None = None
