@@ -203,7 +203,8 @@ local function go_on_without(b, list, o)
       others[#others + 1] = order_id
     end
   end
-  if list.kind == "oco" then
+  local is_over = list.kind == "oco" or #others == 1
+  if is_over then
     return book.keep_order_list(b, list.id, false)
   end
   list.ids = others

@@ -75,6 +75,7 @@ class Report(Struct):
     session: str = ""
     order_list_id: str = ""
     armed: bool = True
+    reason: str = ""
     timestamp_ms: int = 0
 
 

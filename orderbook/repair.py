@@ -64,16 +64,24 @@ class _ChangedError(Exception):
 
 @dataclass
 class _OrderList:
-    """An order list: its orders in their order, and whether each was active from the beginning."""
+    """An order list: its orders in their order, and whether each was active from the beginning.
+
+    Of a bracket `left_out` is the leg that could not come in, without which it goes on.
+    """
 
     order_ids: list[str] = field(default_factory=list)
     active: list[bool] = field(default_factory=list)
+    left_out: str = ""
 
     @property
     def kind(self) -> str:
         if all(self.active):
             return "oco"
         return "oto" if len(self.order_ids) == 2 else "bracket"  # noqa: PLR2004
+
+    @property
+    def kept_ids(self) -> list[str]:
+        return [order_id for order_id in self.order_ids if order_id != self.left_out]
 
 
 class Story(Mirror):
@@ -106,6 +114,9 @@ class Story(Mirror):
                 found = self.order_lists.setdefault(report.order_list_id, _OrderList())
                 found.order_ids.append(report.order_id)
                 found.active.append(report.armed)
+        elif report.reason == "too_large" and report.order_list_id not in {"", report.order_id}:
+            found = self.order_lists[report.order_list_id]
+            found.left_out = report.order_id if found.kind == "bracket" else ""
         elif report.event == "trade" and report.order_id in self.order_lists:
             filled = self._filled.get(report.order_id, Decimal(0))
             self._filled[report.order_id] = filled + Decimal(report.quantity)
@@ -174,14 +185,14 @@ class Story(Mirror):
         for list_id, one in self.order_lists.items():
             legs = self._open_legs(one)
             is_waiting = one.kind != "oto" or any(leg.waits == "dormant" for leg in legs)
-            if len(legs) == len(one.order_ids) - (one.kind != "oco") and is_waiting:
+            if legs and len(legs) == len(one.kept_ids) - (one.kind != "oco") and is_waiting:
                 is_armed = one.kind != "oco" and legs[0].waits != "dormant"
                 lots = self._lots(self._filled[list_id]) if is_armed else 0
-                found[list_id] = f"{one.kind} {','.join(one.order_ids)} {lots}"
+                found[list_id] = f"{one.kind} {','.join(one.kept_ids)} {lots}"
         return found
 
     def _open_legs(self, one: _OrderList) -> list[Order]:
-        ids = one.order_ids if one.kind == "oco" else one.order_ids[1:]
+        ids = one.kept_ids if one.kind == "oco" else one.kept_ids[1:]
         return [self.book.orders[order_id] for order_id in ids if order_id in self.book.orders]
 
     def activations(self) -> str:

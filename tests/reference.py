@@ -1422,7 +1422,7 @@ class ReferenceBook:
         return sorted(mine, key=lambda order: order.order_id)
 
     def _follow_leg(self, call: Call, found: OrderList, leg: Order, event: str) -> None:
-        if event == "failed" and found.list_type != "oco":
+        if event == "failed" and len(found.order_ids) > 2:
             found.order_ids.remove(leg.order_id)
             return
         del self.lists[found.order_ids[0]]

@@ -205,6 +205,20 @@ def hang_together_and_arm(book: Book) -> None:
     book.limit("bob", "sell", "3", "100")
 
 
+def hang_before_a_full_level(book: Book) -> None:
+    """A bracket whose stop order cannot come in: the level that it would join is full."""
+    populate(book)
+    book.limit("alice", "sell", str(2**53 - 3), "104")
+    orders = json.dumps(
+        [
+            {"side": "buy", "order_type": "limit", "price": "100", "quantity": "4"},
+            {"side": "sell", "order_type": "limit", "price": "105"},
+            {"side": "sell", "order_type": "stop_limit", "stop_price": "99", "price": "104"},
+        ]
+    )
+    book.ask("place_order_list", account="erin", list_type="bracket", orders=orders)
+
+
 def hold_auction(book: Book) -> None:
     """A crossed auction, an iceberg among its orders and a stop that waits for its price."""
     populate(book)
@@ -445,6 +459,9 @@ CASES: Mapping[str, Case] = {
             time_in_force="ioc",
         ),
         hang_together_and_arm,
+    ),
+    "place_and_trigger_in_vain": Case(
+        order("bob", "sell", "5", price="99"), hang_before_a_full_level
     ),
     "replace_one_of_two": Case(
         replace("erin", "9", side="sell", price="104", quantity="1"), hang_together
