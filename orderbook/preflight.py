@@ -110,9 +110,11 @@ async def _of_server(server: Redis) -> list[Finding]:
         return [Finding(Name.VERSION, node, too_old)]
     findings = []
     policy = str(told.get("maxmemory_policy", "noeviction"))
-    if policy.startswith("allkeys-"):
+    if policy != "noeviction":
+        # What expires is stored replies: without one a retry trades twice.
+        lost = "parts of books" if policy.startswith("allkeys-") else "stored replies"
         text = (
-            f"maxmemory-policy {policy} throws parts of books away when memory is full: "
+            f"maxmemory-policy {policy} throws {lost} away when memory is full: "
             "set noeviction, or give --accept eviction"
         )
         findings.append(Finding(Name.EVICTION, node, text))

@@ -136,9 +136,11 @@ def test_a_server_that_evicts_is_refused_unless_that_is_accepted(server: Server)
     assert "maxmemory-policy allkeys-lru" in said
     assert "Traceback" not in said
     assert started(server, "--accept", "eviction") == (0, "")
-    # Keys of books never expire, so these policies throw none of them away.
+    # Of a book's keys only those of stored replies expire.
     server.client.config_set("maxmemory-policy", "volatile-lru")
-    assert started(server) == (0, "")
+    code, said = started(server)
+    assert code == cli.EXIT_SERVER
+    assert "maxmemory-policy volatile-lru throws stored replies away" in said
 
 
 def test_what_can_be_lived_with_is_told_in_one_sentence_each(server: Server) -> None:
