@@ -293,6 +293,31 @@ def test_rules_read_a_last_price_between_two_ticks_exactly(
         assert reply.get("code", "valid") == ("WOULD_TRIGGER" if is_due else "valid")
 
 
+@exactly
+@given(data=st.data(), before=steps, tick=steps, parts=st.integers(1, 10**6))
+def test_breaker_and_trailing_stops_begin_at_a_last_price_between_two_ticks(
+    valkey: Server, data: Any, before: Step, tick: Step, parts: int
+) -> None:
+    last_text = before.number(data.draw(counts(before)))
+    last = Fraction(last_text)
+    book = define(valkey, before, Step("1"))
+    trade(book, "1", last_text)
+    book.ask("define_instrument", tick_size=tick.text, limit_percent=decimal_text(parts, 4))
+    trailing = {"account": "carol", "order_type": "trailing_stop", "trailing_offset": "1%"}
+    below, above = last // Fraction(tick.text), -(-last // Fraction(tick.text))
+    for side, first in (("sell", below), ("buy", above)):
+        reply = book.ask("place_order", side=side, quantity="1", **trailing)
+        if first <= tick.count_max:
+            assert reply["reference_price"] == tick.number(int(first))
+    book.ask("cancel_all_orders", account="carol")
+    width = last * parts / 10**6
+    ticks = data.draw(near((last + width) / Fraction(tick.text), tick.count_max))
+    trade(book, "1", tick.number(ticks))
+    is_within = abs(Fraction(tick.number(ticks)) - last) <= width
+    assert book.read("get_instrument")["status"] == ("trading" if is_within else "halted")
+    assert book.read("verify_book")["verified"] is True
+
+
 # ---- price times quantity
 
 
