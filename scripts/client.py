@@ -41,6 +41,8 @@ class Refusal(msgspec.Struct):
 
     code: str
     message: str
+    # Of RATE_LIMITED: when to ask again.
+    retry_after_ms: int = 0
 
 
 class Trade(msgspec.Struct):

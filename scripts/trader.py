@@ -188,6 +188,9 @@ class Trader:
         params: Params = {"symbol": self._flow.symbol, "limit": str(PAGE_LENGTH)}
         while True:
             answer = await self.client.request("get_open_orders", params)
+            if answer.error and answer.error.retry_after_ms:
+                await asyncio.sleep(answer.error.retry_after_ms / 1000)
+                continue
             if answer.error:
                 raise ClientError(f"get_open_orders: {answer.error.message}")
             page = msgspec.json.decode(answer.result, type=OpenOrders)

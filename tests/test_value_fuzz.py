@@ -22,6 +22,8 @@ from servers import Server
 
 pytestmark = pytest.mark.exhaustive
 
+DISCOVERY_KEY = "orderbook:instruments"
+
 CALLS = int(os.environ.get("ORDERBOOK_FUZZ_CALLS", "4000"))
 SEED = int(os.environ.get("ORDERBOOK_FUZZ_SEED", "1"))
 CALLS_PER_BOOK = 4_000
@@ -242,6 +244,8 @@ class Fuzz:
         for done in range(0, count, CALLS_PER_PIPELINE):
             is_whole = is_whole and self._run_some(book, min(CALLS_PER_PIPELINE, count - done))
         self._client.delete(*book.stored_keys())
+        # A host of another test would wait for a book that is listed and gone.
+        self._client.hdel(DISCOVERY_KEY, book.symbol)
 
     def _run_some(self, book: Book, count: int) -> bool:
         """Whether the book verifies after so many calls, sent together."""
