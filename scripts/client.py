@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -145,6 +145,7 @@ class _Position:
     sequence: int = 0
     epoch: int = 0
     known: bool = False
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Client:
@@ -212,11 +213,17 @@ class Client:
 
     async def subscribe(self, channel: str, symbol: str = "") -> None:
         """Subscribes now, and on every later connection from where this one ended. Without a symbol
-        to the heartbeats, which tell how far that is where nothing else is told."""
+        to the heartbeats, which tell how far that is where nothing else is told.
+
+        Returns when the snapshot is here: what comes and goes before is not told.
+        """
         answer = await self.request("subscribe", _subscription(channel, symbol))
         if answer.error:
             raise ClientError(f"subscribe {channel} {symbol}: {answer.error.message}")
-        self._positions.setdefault((channel, symbol), _Position())
+        position = self._positions.setdefault((channel, symbol), _Position())
+        if channel in RESUMABLE:
+            await _first_of(self._task, asyncio.ensure_future(position.begun.wait()))
+            self._raise_if_lost()
 
     def _raise_if_lost(self) -> None:
         if self._task is not None and self._task.done():
@@ -296,6 +303,7 @@ class Client:
         position.sequence = frame.sequence
         position.epoch = frame.epoch
         position.known = True
+        position.begun.set()
         self._on_update(frame)
 
     def _take_heartbeat(self, frame: Frame) -> None:
