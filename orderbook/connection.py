@@ -210,6 +210,7 @@ class Connection:
         ),
         *(
             "_requests",
+            "_refusing",
             "_room",
             "_sent",
             "_session",
@@ -246,6 +247,8 @@ class Connection:
         # Futures, not events: most connections never wait for either, and an event is large.
         self._ended: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
+        # The last command that was refused because the host drains.
+        self._refusing: asyncio.Task[None] | None = None
         self._has_ended = False
         self._in_flight = 0
         self._unconfirmed = 0
@@ -438,7 +441,8 @@ class Connection:
             return
         if self._backend.draining and command.method in _REFUSED_WHEN_DRAINING:
             self._queries_in_flight += 1
-            self._spawn(self._refuse_draining(command, self._turn(command.symbol)))
+            turn, before = self._turn(command.symbol), self._refusing
+            self._refusing = self._spawn(self._refuse_draining(command, turn, before))
             return
         guard = self._guard
         if guard is not None and guard.timeout_ms and command.method in PLACING_METHODS:
@@ -451,11 +455,18 @@ class Connection:
         urgency = Urgency.CANCEL if command.method in _CANCELING else Urgency.ORDER
         batcher.submit(command.payload, answered, self, urgency)
 
-    async def _refuse_draining(self, command: Command, turn: asyncio.Future[None] | None) -> None:
-        """In its place: what was sent before it is answered before it."""
+    async def _refuse_draining(
+        self,
+        command: Command,
+        turn: asyncio.Future[None] | None,
+        before: asyncio.Task[None] | None,
+    ) -> None:
+        """In its place: what was sent before it, refused or not, is answered before it."""
         try:
             if turn is not None:
                 await turn
+            if before is not None:
+                await asyncio.wait([before])
             self._fail(command.head, RejectCode.DRAINING, "the host takes no new orders")
         finally:
             self._queries_in_flight -= 1
@@ -853,9 +864,10 @@ class Connection:
             task.cancel()
         self._backend.large_buffers.discard(self)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         if self._tasks is None:
             self._tasks = set()
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

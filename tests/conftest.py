@@ -1,9 +1,9 @@
 """Servers and fresh books for the tests of the engine.
 
 Every test that asks for `book` runs once for each engine that is installed: `--engine` or the
-environment variable ORDERBOOK_TEST_ENGINES, comma-separated, chooses other ones. Modules marked
-`exhaustive` make very many calls and run on one engine only, unless engines are chosen: `make
-test-long` runs them on all. One server per
+environment variable ORDERBOOK_TEST_ENGINES, comma-separated, chooses other ones. What is marked
+`exhaustive` takes long and runs on one engine only, unless engines are chosen: `make test-long`
+runs it on all. One server per
 engine serves all tests of a run (of a worker, under xdist); each test gets a symbol of its own.
 """
 

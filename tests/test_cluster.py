@@ -344,6 +344,7 @@ async def test_commands_that_wait_for_a_move_keep_their_order(
     assert order_ids == list(range(order_ids[0], order_ids[0] + BATCH_LENGTH_MAX + 2))
 
 
+@pytest.mark.exhaustive
 async def test_a_slot_that_is_left_half_moved_keeps_no_other_book_from_a_host(
     cluster: list[Server], connected: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

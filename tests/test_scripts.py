@@ -117,7 +117,11 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("part", LINES)
+# These take twenty seconds each: `make test-long` runs them, too.
+LONG_PARTS = () if os.environ.get("HYPOTHESIS_PROFILE") == "long" else ("hosts", "fan-out")
+
+
+@pytest.mark.parametrize("part", [part for part in LINES if part not in LONG_PARTS])
 def test_a_part_of_the_benchmark_prints_its_lines(part: str, tmp_path: Path) -> None:
     ended = start("bench.py", part, "--quick", "--json", f"--plot={tmp_path}")
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
