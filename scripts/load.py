@@ -45,6 +45,8 @@ MIDDLE_TICKS_DEFAULT = 100_000
 TAPE_TIMEOUT_S = 10.0
 # When no other instrument has been told for so long, that was all of them.
 DISCOVERY_INTERVAL_S = 0.5
+# A host looks for new instruments once a second.
+DISCOVERY_TIMEOUT_S = 3.0
 DURING_INTERVAL_S = 0.05
 
 # Called while orders are sent, with the seconds since the first.
@@ -224,6 +226,7 @@ async def _ask(client: Client, method: str, params: Params) -> dict[str, object]
 async def _all_symbols(client: Client, told: set[str]) -> list[str]:
     """The instruments there are: their snapshots come to `told`, one soon after the other."""
     await _ask(client, "subscribe", {"channel": "instruments"})
+    await wait_until(lambda: bool(told), DISCOVERY_TIMEOUT_S)
     count = -1
     while len(told) > count:
         count = len(told)
