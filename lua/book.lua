@@ -193,9 +193,9 @@ end
 
 -- The same, and where the stream of events is missing: for a call that does nothing else, so that
 -- damage is told though nobody trades.
-function book.idle_error(record)
-  local refused = book.missing_key_error(book.from(record))
-  if refused or redis.call("EXISTS", keys.events(record.key)) == 1 then
+function book.idle_error(b)
+  local refused = book.missing_key_error(b)
+  if refused or redis.call("EXISTS", keys.events(b.key)) == 1 then
     return refused
   end
   return redis.error_reply("DAMAGED the stream events is missing: run verify_book")

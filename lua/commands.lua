@@ -265,17 +265,20 @@ local function set_stp_group(call_keys, arguments)
     return reject.json(values)
   end
   local key, account, group = keys.stp_groups(record.segment), values.account, values.stp_group
-  local command = group and "HSET" or "HDEL"
-  local refused = acceptance.error(command, key, {})
+  local refused = acceptance.error(group and "HSET" or "HDEL", key, {})
   if refused then
     return refused
   end
-  local is_new = group and redis.call("HEXISTS", key, account) == 0
+  if not group then
+    redis.call("HDEL", key, account)
+    return group_json(record, account, false)
+  end
+  local is_new = redis.call("HEXISTS", key, account) == 0
   if is_new and redis.call("HLEN", key) >= groups.accounts_max then
-    local message = "100000 accounts of the segment belong to groups"
+    local message = ("%d accounts of the segment belong to groups"):format(groups.accounts_max)
     return reject.json(reject.new("TOO_MANY_STP_GROUP_ACCOUNTS", message))
   end
-  redis.call(command, key, account, unpack({ group }))
+  redis.call("HSET", key, account, group)
   return group_json(record, account, group)
 end
 
@@ -307,7 +310,8 @@ local function tick(call_keys, arguments)
   end
   local done = '{"expired_count":%.0f,"canceled_count":%.0f,"triggered_count":%.0f,"pending":%s,'
     .. '"sequence":%.0f}'
-  local damaged = book.idle_error(record)
+  local b = book.from(record)
+  local damaged = book.idle_error(b)
   if damaged then
     return damaged
   end
@@ -315,10 +319,11 @@ local function tick(call_keys, arguments)
   if not record.extended and not epoch.is_due(record) then
     return done:format(0, 0, 0, "false", record.sequence)
   end
-  local b, refused = call.transact(book.from(record), { list = {}, replies = {} })
-  if not b then
+  local written, refused = call.transact(b, { list = {}, replies = {} })
+  if not written then
     return refused
   end
+  b = written
   local triggered_count = book.triggers_per_call_max - b.triggers_left
   local pending, sequence = tostring(is_behind(b)), book.current_sequence(b)
   return done:format(b.expired_count, b.timer_cancel_count, triggered_count, pending, sequence)

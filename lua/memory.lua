@@ -94,8 +94,9 @@ local function full_refusal(b, own)
   if current_count(own) < memory.generation_length_max or has_ended(b, own) then
     return nil
   end
-  local message = "the account has sent 500,000 commands with a client_order_id in a minute"
-  return reject.new("TOO_MANY_STORED_REPLIES", message .. ": try again later")
+  local message = "the account has sent %d commands with a client_order_id in a minute: "
+    .. "try again later"
+  return reject.new("TOO_MANY_STORED_REPLIES", message:format(memory.generation_length_max))
 end
 
 -- ---- of a command
