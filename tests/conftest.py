@@ -11,14 +11,15 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from books import Book
-from servers import ENGINES, Server, fake_client, is_installed, load_library, running
+from orderbook.host import Host
+from servers import ENGINES, Server, fake_client, hosting, is_installed, load_library, running
 
 ROOT = Path(__file__).resolve().parent.parent
 # The drivers' decoders are tested, and used, here too.
@@ -101,3 +102,10 @@ def valkey() -> Iterator[Server]:
     with running("valkey") as server:
         load_library(server.client, "valkey")
         yield server
+
+
+@pytest.fixture
+async def host(valkey: Server) -> AsyncIterator[Host]:
+    """A host with default limits, on that server."""
+    async with hosting(valkey) as started:
+        yield started

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +25,7 @@ from redis.retry import Retry
 
 from orderbook import library
 from orderbook.child import ChildProcess, Surroundings
+from orderbook.host import Host, HostConfig
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 20.0
@@ -241,3 +242,10 @@ def _sees_all(server: Server, nodes: int) -> bool:
         info = dict(line.split(":", 1) for line in info.decode().split() if ":" in line)
     slots = server.client.execute_command("CLUSTER SLOTS")
     return info["cluster_state"] == "ok" and len(slots) == nodes
+
+
+@contextlib.asynccontextmanager
+async def hosting(server: Server, **options: Any) -> AsyncIterator[Host]:
+    """A host on this server, on a port of its own; `options` as in HostConfig."""
+    async with Host(HostConfig(server.url, port=0, **options)) as host:
+        yield host

@@ -27,12 +27,6 @@ DEADLINE_S = 20.0
 
 
 @pytest.fixture
-async def host(valkey: Server) -> AsyncIterator[Host]:
-    async with Host(HostConfig(valkey.url, port=0)) as host:
-        yield host
-
-
-@pytest.fixture
 async def symbol(host: Host) -> str:
     return await define(host)
 

@@ -16,27 +16,15 @@ import pytest
 
 from clients import connected, eventually, new_symbol
 from orderbook.door import FRAGMENTS_PER_MESSAGE_MAX, FrameCheck
-from orderbook.host import Host, HostConfig
+from orderbook.host import Host
 from orderbook.limits import Limits
-from servers import Server
+from servers import Server, hosting
 
 RULES = {"tick_size": "0.01", "lot_size": "1"}
 ANSWER_TIMEOUT_S = 10.0
 MASK = b"\x01\x02\x03\x04"
 PING = b"\x89\x80" + MASK
 Raw = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-@contextlib.asynccontextmanager
-async def hosting(server: Server, **options: Any) -> AsyncIterator[Host]:
-    async with Host(HostConfig(server.url, port=0, **options)) as host:
-        yield host
-
-
-@pytest.fixture
-async def host(valkey: Server) -> AsyncIterator[Host]:
-    async with hosting(valkey) as host:
-        yield host
 
 
 @contextlib.asynccontextmanager

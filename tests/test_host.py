@@ -22,22 +22,10 @@ from orderbook.feed import KEEP_INTERVAL_S
 from orderbook.host import Host, HostConfig
 from orderbook.limits import Limits
 from orderbook.readiness import PROBE_INTERVAL_S
-from servers import Server, load_library, running, running_cluster
+from servers import Server, hosting, load_library, running, running_cluster
 
 RULES = {"tick_size": "0.01", "lot_size": "1"}
 MEBIBYTE = 1024 * 1024
-
-
-@contextlib.asynccontextmanager
-async def hosting(server: Server, **options: Any) -> AsyncIterator[Host]:
-    async with Host(HostConfig(server.url, port=0, **options)) as host:
-        yield host
-
-
-@pytest.fixture
-async def host(valkey: Server) -> AsyncIterator[Host]:
-    async with hosting(valkey) as host:
-        yield host
 
 
 @pytest.fixture
