@@ -7,6 +7,7 @@ more implementation; it has no process.
 
 import contextlib
 import importlib.util
+import secrets
 import shutil
 import socket
 import subprocess
@@ -37,7 +38,8 @@ PORT_TRIES_MAX = 5
 SLOTS = 16384
 # A cluster node listens for the others at its port plus this.
 BUS_PORT_OFFSET = 10000
-CLUSTER_PORT_MAX = 65535 - BUS_PORT_OFFSET
+# No connection's own end is given a port here (Linux takes those from 32,768 up), nor is a bus.
+PORTS = range(12000, 22000)
 
 # fakeredis runs plain Lua: what the servers' `bit` library does, for non-negative results.
 BIT_SHIM = """
@@ -132,12 +134,13 @@ def fake_client() -> Any:
     return fakeredis.FakeRedis(version=(7,), server=fakeredis.FakeServer(), protocol=2)
 
 
-def free_port(port_max: int = 65535) -> int:
+def free_port(count: int = 1) -> int:
+    """The first of `count` free ports in a row."""
     while True:
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            port = int(probe.getsockname()[1])
-        if port <= port_max:
+        port = secrets.choice(PORTS)
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
+            for number in range(port, port + count):
+                probes.enter_context(socket.socket()).bind((HOST, number))
             return port
 
 
@@ -172,7 +175,7 @@ class Server:
         binary = BINARIES[engine]()
         assert binary is not None, f"{engine} is not installed"
         directory = Path(tempfile.mkdtemp(prefix=f"orderbook-{engine}-"))
-        port = free_port(CLUSTER_PORT_MAX)
+        port = free_port()
         options = {
             "bind": HOST,
             "port": str(port),

@@ -640,7 +640,7 @@ def test_serve_starts_an_embedded_server_and_keeps_its_data(tmp_path: Path) -> N
 
 
 def test_each_worker_has_a_port_of_its_own_for_health_checks(server: EmbeddedServer) -> None:
-    base = free_port(cli.PORT_MAX - 1)
+    base = free_port(2)
     arguments = ("--redis-url", server.url, "--workers", "2", "--admin-port", str(base))
     process, urls = start_serving(*arguments)
     try:
