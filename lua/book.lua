@@ -32,7 +32,8 @@
 --
 -- The stop orders that wait stand in two more queues of the same make, `rising` and `falling`
 -- (stops.lua): by stop price in place of price, and without levels. A third, `dormant`, has the
--- orders of order lists that are not armed yet (lists.lua). Only a book that has some opens them.
+-- orders of order lists that are not armed yet (lists.lua), a fourth those that are `paused`
+-- (placing.lua). Only a book that has some opens them.
 
 local damage = require("damage")
 local events = require("events")
@@ -76,6 +77,7 @@ local waiting_queues = {
   rising = { key = keys.stops_rising, sign = 1 },
   falling = { key = keys.stops_falling, sign = -1 },
   dormant = { key = keys.dormant_orders, sign = 1 },
+  paused = { key = keys.paused_orders, sign = 1 },
 }
 
 -- A queue by name: buy, sell, or one of those that wait.
@@ -98,9 +100,9 @@ function book.open(book_key)
 end
 
 -- What trades have led to and is still to be carried out, in order, from index `first` on: prices
--- in ticks to be shown to those who wait for one, { price, paused_id, bound } where an order that
--- the price has triggered is still to go on, and { list_id, filled } of order lists to be armed.
--- false where there is nobody who waits. As text: `10025@17@9900 10025 17:30000 10030`.
+-- in ticks to be shown to those who wait for one, { paused_id } of an order that is to go on, and
+-- { list_id, filled } of order lists to be armed. false where there is nobody who waits. As text:
+-- `@17 10025 17:30000 10030`.
 local function read_agenda(extended)
   if extended.waiting_orders == 0 and extended.order_lists == 0 then
     return false
@@ -108,12 +110,11 @@ local function read_agenda(extended)
   local agenda = { first = 1 }
   for item in extended.agenda:gmatch("%S+") do
     local list_id, filled = item:match("^(%d+):(%d+)$")
-    local price, paused_id, bound = item:match("^(%d+)@(%d+)@(%d*)$")
+    local paused_id = item:match("^@(%d+)$")
     if list_id then
       agenda[#agenda + 1] = { list_id = list_id, filled = filled + 0 }
-    elseif price then
-      local bound_price = tonumber(bound)
-      agenda[#agenda + 1] = { price = price + 0, paused_id = paused_id, bound = bound_price }
+    elseif paused_id then
+      agenda[#agenda + 1] = { paused_id = paused_id }
     else
       agenda[#agenda + 1] = item + 0
     end
@@ -725,7 +726,7 @@ local function count_waiting(b, o, change)
     return
   end
   extended.waiting_orders = extended.waiting_orders + change
-  if extras.trailing_offset then
+  if extras.trailing_offset and extras.waits ~= "paused" then
     extended.trailing_orders = extended.trailing_orders + change
     count_trailing(b, o.account, change)
   end
@@ -795,15 +796,14 @@ function book.trailing_stops_of(b, account)
   end
   book.prefetch_orders(b, order_ids)
   for order_id, o in pairs(b.trailing_touched or {}) do
-    local stored = o.extras.stored_waits
-    if not stored or stored == "dormant" then
+    if not order.is_triggerable(o.extras.stored_waits) then
       order_ids[#order_ids + 1] = order_id
     end
   end
   b.trailing_counts = {}
   for i = 1, #order_ids do
     local o = book.order(b, order_ids[i])
-    if o and o.extras.waits then
+    if o and order.is_triggerable(o.extras.waits) then
       count_trailing(b, o.account, 1)
     end
   end
@@ -820,8 +820,7 @@ function book.trailing_stops_behind(b, side_name, price)
   local order_ids = redis.call("ZRANGEBYSCORE", trailing_key, from, to)
   book.prefetch_orders(b, order_ids)
   for order_id, o in pairs(b.trailing_touched or {}) do
-    local stored = o.extras.stored_waits
-    if not stored or stored == "dormant" then
+    if not order.is_triggerable(o.extras.stored_waits) then
       order_ids[#order_ids + 1] = order_id
     end
   end

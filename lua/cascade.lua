@@ -6,55 +6,30 @@
 -- the end of the agenda. So a cascade runs breadth first and ends, for every order triggers once.
 -- What an order list arms stands on the same agenda: nobody is shown a price from before he was
 -- armed. A call carries out a limited number, and with it no more fills than one call may make; the
--- rest of the agenda is kept, and the next call or tick goes on with it before anything else. What
--- is too much for a call of its own is done in parts: the order waits on between them, and first on
--- the agenda stands that its turn has come. Nothing triggers while the instrument does
--- not trade, nor while orders that are to expire or to be canceled by now are still there to be
--- met.
+-- rest of the agenda is kept, and the next call or tick goes on with it before anything else. An
+-- order that has more to trade is paused (placing.lua), and then stands first on the agenda.
+-- Nothing goes on while the instrument does not trade, nor while orders that are to expire or to be
+-- canceled by now are still there to be met.
 
 local book = require("book")
 local events = require("events")
 local lists = require("lists")
-local matching = require("matching")
 local placing = require("placing")
 local states = require("states")
 local stops = require("stops")
 
 local cascade = {}
 
--- The fills of an order that is triggered; nil and why not. A call that has done nothing yet does
--- as many as it may.
-local function plan(b, o)
-  o.may_pause = not placing.has_begun(b) and o.time_in_force ~= "fok"
-  local fills, refusal = lists.plan(b, o)
-  o.may_pause = nil
-  return fills, refusal
-end
-
--- A stop order trades as much as one call may, and waits on for the next call, which goes on with
--- it before anything else.
-local function pause(b, o, fills)
-  local agenda = b.agenda
-  book.change_waiting(b, o)
-  matching.trade(b, o, fills)
-  agenda[agenda.first] =
-    { price = agenda[agenda.first], paused_id = o.order_id, bound = o.extras.bound }
-  b.is_spent = true
-end
-
--- A stop order enters the market, unless its trades are more than what is left to this call. The
--- other orders of its list end before.
+-- A stop order enters the market, unless it has to be decided whole and its trades are more than
+-- what is left to this call. The other orders of its list end before.
 local function trigger(b, o)
-  local fills, refusal = plan(b, o)
+  local fills, refusal = lists.plan(b, o)
   if not fills and placing.is_for_next_call(b, refusal) then
     b.is_spent = true
     return
   end
   if fills and o.extras.order_list_id then
     lists.end_others(b, o)
-  end
-  if fills and fills.is_cut then
-    return pause(b, o, fills)
   end
   b.triggers_left = b.triggers_left - 1
   book.dequeue(b, o)
@@ -86,15 +61,19 @@ local function show(b, price)
   b.agenda.first = b.agenda.first + 1
 end
 
--- Goes on with an order that was paused, if it is still there. The price that triggered it is then
--- shown to the others.
+-- Goes on with an order that was paused, if it is still there.
 local function resume(b, item)
-  local agenda, o = b.agenda, book.order(b, item.paused_id)
-  agenda[agenda.first] = item.price
-  if o then
-    o.was_paused, o.extras.bound = true, item.bound or nil
-    trigger(b, o)
+  b.agenda.first = b.agenda.first + 1
+  local o = book.order(b, item.paused_id)
+  if not o then
+    return
   end
+  local fills = lists.plan(b, o)
+  book.dequeue(b, o)
+  o.extras.waits = nil
+  book.prioritize(b, o)
+  events.resumed(b, o)
+  placing.enter(b, o, fills)
 end
 
 -- Carries out the first item of the agenda, or a part of it.
@@ -107,9 +86,9 @@ local function carry_out(b)
   if item.paused_id then
     return resume(b, item)
   end
-  if lists.arm(b, item) then
-    agenda.first = agenda.first + 1
-  else
+  agenda.first = agenda.first + 1
+  if not lists.arm(b, item) then
+    agenda.first = agenda.first - 1
     b.is_spent = true
   end
 end

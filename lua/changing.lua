@@ -193,6 +193,7 @@ local function plan_requeue(b, o, new)
     price = new.ticks,
     remaining = new.remaining,
     account = o.account,
+    time_in_force = o.time_in_force,
     extras = o.extras,
   }
   local status, is_post_only = b.instrument.status, o.extras and o.extras.post_only
@@ -209,7 +210,7 @@ local function plan_requeue(b, o, new)
     return nil, left
   end
   local stays_in_level = new.ticks == o.price and order.shown(o) or 0
-  local rests = left > 0 and not fills.ended
+  local rests = left > 0 and not fills.ended and not fills.is_cut
   if rests and book.level_overflows(b, o.side, new.ticks, left - stays_in_level) then
     return nil, placing.level_refusal()
   end
@@ -340,6 +341,17 @@ local function way_of_change(o, new)
   return only_shrinks(o, new) and shrink or requeue
 end
 
+-- A refusal of an amend by the queue an order waits in, else nil.
+local function waiting_refusal(waits)
+  if waits == "dormant" then
+    return reject.new("ORDER_NOT_ARMED", "the order is not armed yet")
+  end
+  if waits == "paused" then
+    return reject.new("TRIGGERS_PENDING", "the order is still trading: try again")
+  end
+  return nil
+end
+
 -- amend_order: changes price or quantity of an open order, which keeps its id. One that asks for no
 -- more than is filled ends it. The quantity of both orders of an oco changes together.
 -- Fields: order_id, or account and client_order_id; price; quantity or remaining_quantity;
@@ -360,8 +372,9 @@ function changing.amend_order(b, values)
   if refusal then
     return nil, refusal
   end
-  if o.extras and o.extras.waits == "dormant" then
-    return reject.with("ORDER_NOT_ARMED", "the order is not armed yet")
+  refusal = o.extras and waiting_refusal(o.extras.waits)
+  if refusal then
+    return nil, refusal
   end
   local new, invalid = amended(b, o, values)
   if not new then

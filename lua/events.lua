@@ -196,6 +196,20 @@ function events.triggered(b, o)
   report_place(b, o, '{"event":"triggered",')
 end
 
+-- The order has more to trade than this call may: it waits outside the book for the next one. A
+-- market order keeps the price that its protection meant at first.
+function events.paused(b, o)
+  local price = o.extras.protection_price
+  local text = price and instrument.price_text(b.instrument, price)
+  local protection = text and '"protection_price":"' .. text .. '",' or ""
+  report_place(b, o, '{"event":"paused",' .. protection)
+end
+
+-- An order that was paused goes on: it enters the market again, as a new taker.
+function events.resumed(b, o)
+  report_place(b, o, '{"event":"resumed",')
+end
+
 -- A trailing stop has followed the price; told once a call, as it stands at its end.
 function events.trailed(b, o)
   report_place(b, o, '{"event":"trailed"' .. events.waiting_terms(b, o) .. ",")

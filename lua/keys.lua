@@ -91,6 +91,11 @@ function keys.dormant_orders(book)
   return book .. ":order_lists:dormant"
 end
 
+-- Sorted set: the orders that are paused, by order_id. See placing.lua.
+function keys.paused_orders(book)
+  return book .. ":paused"
+end
+
 -- Hash: the order lists, by the order_id of their first order.
 function keys.order_lists(book)
   return book .. ":order_lists"
@@ -146,6 +151,7 @@ function keys.of_book(book)
       keys.stops_rising(book),
       keys.stops_falling(book),
       keys.dormant_orders(book),
+      keys.paused_orders(book),
       keys.trailing_stops(book, "buy"),
       keys.trailing_stops(book, "sell"),
     },

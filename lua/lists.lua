@@ -20,7 +20,6 @@
 
 local book = require("book")
 local events = require("events")
-local instrument = require("instrument")
 local matching = require("matching")
 local numbers = require("numbers")
 local placing = require("placing")
@@ -380,19 +379,13 @@ local function arm(b, o, lots)
   if not is_due then
     return book.wait(b, o)
   end
-  local waits = extras.waits
+  local is_stop = extras.waits
   extras.waits = nil
-  local fills, refusal = lists.plan(b, o)
-  if waits and not fills and refusal.code == "TOO_MANY_FILLS" then
-    -- It waits for the price that has come already, and is triggered in parts: cascade.lua.
-    extras.waits = waits
-    b.agenda[#b.agenda + 1] = instrument.price(b.instrument, b.instrument.last_price)
-    return book.wait(b, o)
-  end
-  if waits then
+  local fills = lists.plan(b, o)
+  if is_stop then
     events.triggered(b, o)
   end
-  if fills and (waits or matching.would_trade(b, o)) then
+  if fills and (is_stop or matching.would_trade(b, o)) then
     lists.end_others(b, o)
   end
   return placing.enter(b, o, fills)

@@ -20,10 +20,10 @@ local matching = {}
 
 matching.opposite = { buy = "sell", sell = "buy" }
 
--- Whether a taker { side, price (nil for market), extras } would trade with an order at this price.
--- A market order may have a bound, its protection.
+-- Whether a taker { side, price (nil for market) } would trade with an order at this price.
+-- A market order may have a protection_price.
 local function crosses(taker, price)
-  local limit = taker.price or (taker.extras and taker.extras.bound)
+  local limit = taker.price or taker.protection_price
   if not limit then
     return true
   end
@@ -344,15 +344,21 @@ end
 
 -- Whether an order on an instrument with rare rules, or with rare terms, has any that matter here.
 local function needs_care(b, taker)
-  local extras = taker.extras
-  return prevention_of(b, taker) or (extras and (extras.quote_units or extras.bound))
+  local by_quote = taker.extras and taker.extras.quote_units
+  return by_quote or taker.protection_price or prevention_of(b, taker)
 end
 
--- The fills of a taker { side, price (nil for market), remaining, account, extras }: a list of
--- { maker, lots, prevented }, and the lots left over. `prevented` tells what self-trade prevention
--- does in place of a trade (cancel, decrement); `ended` in the list why the taker ends before its
--- time. Changes nothing. nil and a refusal where there would be more fills than a call may do,
--- unless the taker `may_pause`: then as many as it may, and the list `is_cut`.
+-- Whether a taker cannot be done in parts: all of it trades or nothing, or what it buys in all must
+-- be known first.
+local function is_decided_whole(taker)
+  return taker.time_in_force == "fok" or (taker.extras and taker.extras.quote_units)
+end
+
+-- The fills of a taker { side, price (nil for market), remaining, account, time_in_force, extras }:
+-- a list of { maker, lots, prevented }, and the lots left over. `prevented` tells what self-trade
+-- prevention does in place of a trade (cancel, decrement); `ended` in the list why the taker ends
+-- before its time. Changes nothing. Where there would be more than a call may do the list `is_cut`:
+-- as many as it may; of a taker that has to be decided whole, nil and a refusal.
 function matching.plan(b, taker)
   local best = book.best_price(b, matching.opposite[taker.side])
   if not best or not crosses(taker, best) or b.instrument.status == "auction" then
@@ -372,7 +378,7 @@ function matching.plan(b, taker)
   if #fills + #b.events.accounts >= book.accounts_per_call_max then
     cut_to_accounts(b, fills)
   end
-  if fills.is_cut and not taker.may_pause then
+  if fills.is_cut and is_decided_whole(taker) then
     return too_many_fills()
   end
   return fills, left

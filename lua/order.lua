@@ -14,7 +14,8 @@
 --
 -- A stop order that waits for its price has the flag `waits`, which names its queue (stops.lua),
 -- and in it stands at `stop_price`. The price is `-` where it has none of its own. An order that is
--- not armed yet (lists.lua) waits in the queue `dormant`, by its list.
+-- not armed yet (lists.lua) waits in the queue `dormant`, by its list. One that has more to trade
+-- than a call may waits in the queue `paused`, by its id, and may have a `protection_price`.
 --
 -- `place` is the order's priority, padded so that text order is number order; place and id make its
 -- `member` in its side's sorted set. The table has the priority as a number, `queued` (whether it
@@ -70,6 +71,7 @@ local number_flags = {
   "stop_price",
   "reference_price",
   "order_list_id",
+  "protection_price",
 }
 local text_flags = {
   "self_trade_prevention",
@@ -104,11 +106,19 @@ function order.queue_name(o)
   return o.extras and o.extras.waits or o.side
 end
 
--- The price in ticks by which it stands there; of a dormant order, its list.
+-- Whether the orders of a queue wait for a trade price.
+function order.is_triggerable(waits)
+  return waits == "rising" or waits == "falling"
+end
+
+-- The price in ticks by which it stands there; of a dormant order its list, of a paused one its id.
 function order.queue_price(o)
   local waits = o.extras and o.extras.waits
   if not waits then
     return o.price
+  end
+  if waits == "paused" then
+    return o.order_id + 0
   end
   return waits == "dormant" and o.extras.order_list_id or o.extras.stop_price
 end

@@ -2,6 +2,10 @@
 --
 -- Everything that can refuse an order is looked at before anything happens: its fields, the rules
 -- of the instrument, the plan of its fills, the level it would join. What follows cannot fail.
+--
+-- An order that has more to trade than one call may is paused: it waits outside the book, in the
+-- queue `paused`, and the next call goes on with it before anything else (cascade.lua). Until then
+-- nobody else can trade: an order that came later would take what this one is to get.
 
 local book = require("book")
 local events = require("events")
@@ -108,9 +112,32 @@ function placing.post_only_refusal(b, taker)
   return nil
 end
 
--- What becomes of the order after its trades: filled, resting, or canceled. Returns its status.
+-- The order goes on in the next call.
+local function pause(b, o)
+  local extras = o.extras or {}
+  o.extras = extras
+  extras.waits, extras.slice = "paused", nil
+  if extras.trailing_offset then
+    extras.stop_price, extras.reference_price = nil, nil
+  end
+  extras.order_type = o.order_type ~= "limit" and o.order_type or nil
+  extras.time_in_force = o.time_in_force == "ioc" and "ioc" or nil
+  extras.protection_price = o.protection_price
+  book.wait(b, o)
+  b.agenda.first = b.agenda.first - 1
+  b.agenda[b.agenda.first] = { paused_id = o.order_id }
+  b.is_spent = true
+  events.paused(b, o)
+  return order.status(o)
+end
+
+-- What becomes of the order after its trades: filled, resting, paused, or canceled. Returns its
+-- status.
 function placing.settle(b, o, fills)
   local force, ended = o.time_in_force, fills.ended
+  if fills.is_cut then
+    return pause(b, o)
+  end
   if o.remaining > 0 and not ended and (force == "gtc" or force == "gtd") then
     book.enqueue(b, o)
     return order.status(o)
@@ -203,12 +230,21 @@ local function valid_reply(b, o, fills)
   )
 end
 
--- A refusal where an order that waits would be shown trades from before its time, else nil.
+-- A refusal while something is still to be done that came before: who trades now would take what a
+-- paused order is to get, and an order that waits would be shown trades from before its time. Else
+-- nil.
 local function agenda_refusal(b)
   if book.has_agenda(b) then
-    return reject.new("TRIGGERS_PENDING", "many stop orders are being triggered: try again")
+    local message = "what earlier orders have led to is being carried out: try again"
+    return reject.new("TRIGGERS_PENDING", message)
   end
   return nil
+end
+
+-- The same where an order is paused.
+function placing.paused_refusal(b)
+  local item = book.has_agenda(b) and b.agenda[b.agenda.first]
+  return type(item) == "table" and item.paused_id and agenda_refusal(b) or nil
 end
 
 -- A refusal of every new order and amend now, else nil.

@@ -110,7 +110,7 @@ end
 
 -- Places the quotes one after the other; their replies. Whether orders are taken now is asked
 -- before the first: what the trades of one trigger comes after all of them. But where one trips the
--- breaker the next finds the new status.
+-- breaker the next finds the new status, and where one is paused the next must wait for it.
 local function place_all(b, values, quotes)
   local closed, placed = placing.closed_refusal(b), {}
   for i = 1, #quotes do
@@ -123,6 +123,7 @@ local function place_all(b, values, quotes)
       states.settle(b)
       closed = instrument.status_refusal(b.instrument)
     end
+    closed = closed or placing.paused_refusal(b)
     placed[i] = reply or reject.json(closed or refusal, quote.client_order_id)
   end
   return placed

@@ -33,10 +33,11 @@ end
 
 -- Whether a stop order has entered the market, and what an order waits for.
 local function stop_state(b, o)
-  if not o.extras.order_type then
+  local waits = o.extras.waits
+  if not o.extras.stop_price and not o.extras.trailing_offset then
     return events.waiting_terms(b, o)
   end
-  local triggered = tostring(not o.extras.waits)
+  local triggered = tostring(not waits or waits == "paused")
   return ',"triggered":' .. triggered .. events.waiting_terms(b, o)
 end
 

@@ -291,10 +291,10 @@ function terms.rule_refusal(b, o)
   return terms.open_orders_refusal(b, o.account, 1)
 end
 
--- Gives a market order the bound that its protection means now. One that was paused has the bound
--- that it had at first.
+-- Gives a market order the price that its protection means now. One that is paused has it already.
 function terms.protect(b, o)
-  if o.was_paused then
+  if o.extras and o.extras.waits == "paused" then
+    o.protection_price = o.extras.protection_price
     return
   end
   local extended = b.instrument.extended
@@ -305,8 +305,7 @@ function terms.protect(b, o)
     return
   end
   local width = numbers.fraction(best, parts)
-  o.extras = o.extras or {}
-  o.extras.bound = o.side == "buy" and best + width or best - width
+  o.protection_price = o.side == "buy" and best + width or best - width
 end
 
 return terms

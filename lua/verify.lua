@@ -108,6 +108,10 @@ local function check_session(walk, o)
   end
 end
 
+local function find_word(text, word)
+  return string.find(" " .. text .. " ", " " .. word .. " ", 1, true)
+end
+
 -- A trailing stop must be found by its reference.
 local function check_trailing(walk, o)
   if not o.extras.trailing_offset then
@@ -135,6 +139,24 @@ local function check_quote(walk, o)
   end
 end
 
+-- An order that waits is counted, and found by what it waits for. One that is paused stands on the
+-- agenda: else nothing would ever go on with it.
+local function check_waiting(walk, o)
+  local waits = o.extras.waits
+  if waits == "dormant" then
+    walk.dormant = walk.dormant + 1
+  elseif waits then
+    walk.waiting = walk.waiting + 1
+  end
+  if order.is_triggerable(waits) then
+    check_trailing(walk, o)
+  end
+  local agenda = walk.record.extended and walk.record.extended.agenda or ""
+  if waits == "paused" and not find_word(agenda, "@" .. o.order_id) then
+    violate(walk, "STOPS_MISMATCH", "order " .. o.order_id .. " is paused, and nothing resumes it")
+  end
+end
+
 -- An order that expires must be found by when, and rare orders must be counted.
 local function check_rare(walk, o)
   local extras = o.extras
@@ -147,12 +169,7 @@ local function check_rare(walk, o)
   if extras.session then
     check_session(walk, o)
   end
-  if extras.waits == "dormant" then
-    walk.dormant = walk.dormant + 1
-  elseif extras.waits then
-    walk.waiting = walk.waiting + 1
-    check_trailing(walk, o)
-  end
+  check_waiting(walk, o)
   if extras.order_list_id then
     local id = numbers.integer_text(extras.order_list_id)
     add_to(walk.listed, id, 1)
@@ -432,6 +449,7 @@ function verify.json(record)
   walk_side(walk, { name = "rising", key = keys.stops_rising(record.key), sign = 1 })
   walk_side(walk, { name = "falling", key = keys.stops_falling(record.key), sign = -1 })
   walk_side(walk, { name = "dormant", key = keys.dormant_orders(record.key), sign = 1 })
+  walk_side(walk, { name = "paused", key = keys.paused_orders(record.key), sign = 1 })
   local may_cross = record.status == "auction"
   if bids.best and asks.best and bids.best >= asks.best and not may_cross then
     violate(walk, "CROSSED_BOOK", "the best bid is not below the best ask")

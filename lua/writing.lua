@@ -75,7 +75,7 @@ end
 -- The same of an order that waits or did, for it may change queues.
 local function plan_stop_write(b, plan, o)
   local extras = o.extras
-  local trailing_key = extras.reference_price and keys.trailing_stops(b.key, o.side)
+  local trailing_key = extras.trailing_offset and keys.trailing_stops(b.key, o.side)
   if o.stored_priority then
     local left = book.queue_side(b, extras.stored_waits or o.side)
     local removed = arguments_for(plan, "ZREM", left.key)
@@ -87,11 +87,11 @@ local function plan_stop_write(b, plan, o)
     added[#added + 1] = numbers.integer_text(order.queue_price(o) * joined.sign)
     added[#added + 1] = order.member(o.priority, o.order_id)
   end
-  if trailing_key and o.queued and extras.waits then
+  if trailing_key and o.queued and order.is_triggerable(extras.waits) then
     local added = arguments_for(plan, "ZADD", trailing_key)
     added[#added + 1] = numbers.integer_text(extras.reference_price)
     added[#added + 1] = o.order_id
-  elseif trailing_key and extras.stored_waits and extras.stored_waits ~= "dormant" then
+  elseif trailing_key and order.is_triggerable(extras.stored_waits) then
     local removed = arguments_for(plan, "ZREM", trailing_key)
     removed[#removed + 1] = o.order_id
   end
@@ -147,7 +147,7 @@ end
 
 -- Where an order stands, and where it stood.
 local function plan_place_write(b, plan, o)
-  if o.extras and (o.extras.order_type or o.extras.order_list_id) then
+  if o.extras and (o.extras.waits or o.extras.stored_waits) then
     return plan_stop_write(b, plan, o)
   end
   return plan_queue_write(b, plan, o)
@@ -233,9 +233,7 @@ local function agenda_text(b)
   for i = agenda and agenda.first or 1, agenda and #agenda or 0 do
     local item = agenda[i]
     if type(item) == "table" and item.paused_id then
-      local bound = item.bound and numbers.integer_text(item.bound) or ""
-      local price = numbers.integer_text(item.price)
-      texts[#texts + 1] = price .. "@" .. item.paused_id .. "@" .. bound
+      texts[#texts + 1] = "@" .. item.paused_id
     elseif type(item) == "table" then
       texts[#texts + 1] = item.list_id .. ":" .. numbers.integer_text(item.filled)
     else

@@ -27,7 +27,7 @@ HASH_CHUNK_LENGTH = 500
 BARE_FLAGS = ("post_only", "quote")
 NUMBER_FLAGS = (
     *("display_quantity", "slice", "expire_time_ms", "stop_price", "reference_price"),
-    "order_list_id",
+    *("order_list_id", "protection_price"),
 )
 TEXT_FLAGS = (
     *("self_trade_prevention", "stp_group", "order_type", "time_in_force"),
@@ -70,6 +70,7 @@ class Report(Struct):
     reference_price: str = ""
     trailing_offset: str = ""
     protection: str = ""
+    protection_price: str = ""
     self_trade_prevention: str = ""
     stp_group: str = ""
     session: str = ""
@@ -127,18 +128,23 @@ class Order:
     remaining: Decimal
     shown: Decimal
     priority: int
-    # The queue in which it waits outside the book: rising, falling, dormant.
+    # The queue in which it waits outside the book: rising, falling, dormant, paused.
     waits: str = ""
     reference_price: str = ""
 
     @property
     def is_in_book(self) -> bool:
-        """Whether it queues: not one that waits for its price, or that never rests."""
+        """Whether it queues: not one that waits outside the book, or that never rests."""
         return not self.waits and bool(self.terms.price)
+
+    @property
+    def is_trailing(self) -> bool:
+        """Whether it waits as a trailing stop that follows the price."""
+        return self.waits in {"rising", "falling"} and bool(self.terms.trailing_offset)
 
 
 # After these an order may take.
-_ARRIVALS = {"accepted", "amended", "armed", "triggered"}
+_ARRIVALS = {"accepted", "amended", "armed", "resumed", "triggered"}
 
 # Where an order stands, as everybody may know it: side, price, shown, priority.
 Place = tuple[str, str, Decimal, int]
@@ -179,7 +185,9 @@ class Orders:
             "canceled": self._leaves,
             "decremented": self._decremented,
             "expired": self._leaves,
+            "paused": self._paused,
             "refreshed": self._refreshed,
+            "resumed": self._resumed,
             "trade": self._trade,
             "trailed": self._trailed,
             "triggered": self._triggered,
@@ -232,6 +240,13 @@ class Orders:
         reference_price = order.reference_price if order else ""
         self._arrives(account, report, Decimal(report.remaining_quantity))
         self.orders[self._id_of(report)].reference_price = reference_price
+
+    def _paused(self, account: str, report: Report) -> None:
+        self._arrives(account, report, Decimal(report.remaining_quantity))
+        self.orders[self._id_of(report)].waits = "paused"
+
+    def _resumed(self, account: str, report: Report) -> None:
+        self._arrives(account, report, Decimal(report.remaining_quantity))
 
     def _refreshed(self, account: str, report: Report) -> None:
         self.last_order_id = max(self.last_order_id, int(report.displayed_order_id))
@@ -347,7 +362,8 @@ class Mirror:
 
     def state_hash(self) -> str:
         """That of verify_book for a stored book which is equal."""
-        waiting = [self._waiting(name) for name in ("rising", "falling", "dormant")]
+        queues = ("rising", "falling", "dormant", "paused")
+        waiting = [self._waiting(name) for name in queues]
         state = _sha1(self._header())
         for queue in (self.queue("buy"), self.queue("sell"), *waiting):
             lines = [self._hash_line(order) for order in queue]
@@ -358,6 +374,8 @@ class Mirror:
     def _waiting(self, name: str) -> list[Order]:
         """The orders of a queue outside the book."""
         found = [order for order in self.book.orders.values() if order.waits == name]
+        if name == "paused":
+            return sorted(found, key=lambda order: int(order.terms.order_id))
         if name == "dormant":
             return sorted(found, key=lambda order: (int(order.terms.order_list_id), order.priority))
         sign = -1 if name == "falling" else 1
@@ -391,30 +409,35 @@ class Mirror:
         return " ".join(words)
 
     def _flags(self, order: Order) -> str:
+        terms, numbers = order.terms, self._number_flags(order)
+        flags = {name: getattr(terms, name) for name in PLAIN_FLAGS} | {"waits": order.waits}
+        if terms.order_type != "limit":
+            flags["order_type"] = terms.order_type
+        if terms.time_in_force in {"ioc", "fok"}:
+            flags["time_in_force"] = terms.time_in_force
+        texts = [name for name in BARE_FLAGS if getattr(terms, name)]
+        texts += [f"{name}={numbers[name]}" for name in NUMBER_FLAGS if name in numbers]
+        texts += [f"{name}={flags[name]}" for name in TEXT_FLAGS if flags.get(name)]
+        return ",".join(texts) or "-"
+
+    def _number_flags(self, order: Order) -> dict[str, int]:
         terms = order.terms
-        flags: dict[str, int | str] = {}
+        flags = {}
         if terms.display_quantity:
             flags["display_quantity"] = self._lots(terms.display_quantity)
-            flags["slice"] = self._lots(order.shown)
+            if order.is_in_book:
+                flags["slice"] = self._lots(order.shown)
         if terms.expire_time_ms:
             flags["expire_time_ms"] = terms.expire_time_ms
-        for name in PLAIN_FLAGS:
-            flags[name] = getattr(terms, name)
-        if terms.order_type in STOP_TYPES:
-            flags["order_type"] = terms.order_type
-            if terms.stop_price or order.reference_price:
-                flags["stop_price"] = self._stop_ticks(order)
-            if terms.time_in_force in {"ioc", "fok"}:
-                flags["time_in_force"] = terms.time_in_force
+        if terms.stop_price or order.reference_price:
+            flags["stop_price"] = self._stop_ticks(order)
         if order.reference_price:
             flags["reference_price"] = self._ticks(order.reference_price)
         if terms.order_list_id:
             flags["order_list_id"] = int(terms.order_list_id)
-        flags["waits"] = order.waits
-        texts = [name for name in BARE_FLAGS if getattr(terms, name)]
-        texts += [f"{name}={flags[name]}" for name in NUMBER_FLAGS if name in flags]
-        texts += [f"{name}={flags[name]}" for name in TEXT_FLAGS if flags.get(name)]
-        return ",".join(texts) or "-"
+        if terms.protection_price:
+            flags["protection_price"] = self._ticks(terms.protection_price)
+        return flags
 
     def _ticks(self, price: str) -> int:
         return int(Decimal(price) / Decimal(self.instrument["tick_size"]))

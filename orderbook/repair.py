@@ -46,7 +46,7 @@ _PER_ACCOUNT = ("orders:", "quotes:", "sessions:")
 _ONE_EACH = (
     *("bids", "asks", "bids:levels", "asks:levels", "orders", "client_orders", "expiries"),
     *("stops:rising", "stops:falling", "stops:trailing:buy", "stops:trailing:sell"),
-    *("order_lists", "order_lists:dormant"),
+    *("order_lists", "order_lists:dormant", "paused"),
 )
 # What get_instrument tells beside the rules of an instrument.
 _NO_RULES = frozenset({"symbol", "segment", "open_orders", "last_price", "sequence", "epoch"})
@@ -163,11 +163,13 @@ class Story(Mirror):
         """An order that waits outside the book."""
         if order.waits == "dormant":
             put("order_lists:dormant", "zset", _member(order), order.terms.order_list_id)
+        elif order.waits == "paused":
+            put("paused", "zset", _member(order), order_id)
         elif order.waits:
             sign = -1 if order.waits == "falling" else 1
             score = str(sign * self._stop_ticks(order))
             put(f"stops:{order.waits}", "zset", _member(order), score)
-            if order.reference_price:
+            if order.is_trailing:
                 reference = str(self._ticks(order.reference_price))
                 put(f"stops:trailing:{order.terms.side}", "zset", order_id, reference)
 
@@ -195,9 +197,11 @@ class Story(Mirror):
         ids = one.kept_ids if one.kind == "oco" else one.kept_ids[1:]
         return [self.book.orders[order_id] for order_id in ids if order_id in self.book.orders]
 
-    def activations(self) -> str:
-        """Lists whose entry has filled and whose legs are inactive yet, as in the trigger queue."""
-        pending = []
+    def agenda(self) -> str:
+        """What is still to be carried out, as stored: paused orders, and then the lists whose entry
+        has filled and whose legs are not armed yet."""
+        paused = [order_id for order_id, one in self.book.orders.items() if one.waits == "paused"]
+        pending = [f"@{order_id}" for order_id in paused]
         for list_id, text in self.open_lists().items():
             kind, ids, armed = text.split(" ")
             filled, has_ended = self._filled.get(list_id), list_id not in self.book.orders
@@ -229,7 +233,7 @@ class Story(Mirror):
             counted = {name for name, count in features.items() if count or name in stored}
             told |= {"extended": 1, **{name: features[name] for name in counted}}
             if is_behind:
-                told["agenda"] = self.activations()
+                told["agenda"] = self.agenda()
         return stored | {name: str(value) for name, value in told.items()}
 
     def _rules(self, stored: Pairs) -> dict[str, Any]:
@@ -259,7 +263,7 @@ class Story(Mirror):
             "gtd_orders": sum(1 for order in orders if order.terms.expire_time_ms),
             "iceberg_orders": sum(1 for order in orders if order.terms.display_quantity),
             "waiting_orders": len(waiting),
-            "trailing_orders": sum(1 for order in waiting if order.terms.trailing_offset),
+            "trailing_orders": sum(1 for order in waiting if order.is_trailing),
             "dormant_orders": sum(1 for order in orders if order.waits == "dormant"),
             "order_lists": len(self.open_lists()),
             "timers": timers_count,

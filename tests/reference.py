@@ -357,8 +357,10 @@ class Order:
     dormant: bool = False
     # Of a trailing stop: the best price since it was placed.
     reference: Decimal = Decimal(0)
-    # Triggered in a call that could not do all of it.
-    paused: "Paused | None" = None
+    # One that has more to trade than the call before could do.
+    paused: bool = False
+    # Where the band of a protected order ends, as it stood when it first traded.
+    protection_price: Decimal | None = None
 
     @property
     def displayed_id(self) -> str:
@@ -421,7 +423,7 @@ class Order:
     @property
     def open(self) -> bool:
         """Whether it stands in a queue of its side."""
-        return not self.waiting and not self.dormant
+        return not self.waiting and not self.dormant and not self.paused
 
     @property
     def shown(self) -> Decimal:
@@ -472,11 +474,9 @@ class Arming:
 
 @dataclass
 class Paused:
-    """A triggered order that is still to go on, the price that has triggered it, and its bound."""
+    """An order that is to go on."""
 
-    price: Decimal
     order_id: int
-    furthest: Decimal | None
 
 
 @dataclass
@@ -535,6 +535,8 @@ class Outcome:
     left: Decimal = Decimal(0)
     # "filled", or the reason why what is left is canceled, where it cannot rest.
     end: str = "ioc"
+    # Whether there is more to trade than the call may do.
+    is_cut: bool = False
 
 
 @dataclass
@@ -646,7 +648,7 @@ class ReferenceBook:
             return rejected(error.code, fields)
 
     def _begin(self) -> Call:
-        if not self._waiting() and not self.lists:
+        if not self.lists and not any(order.waiting or order.paused for order in self.orders):
             self.agenda.clear()
         return Call({side: self.levels(side) for side in SIDES}, self.sequence)
 
@@ -981,15 +983,14 @@ class ReferenceBook:
 
     def _carry_out(self, call: Call, item: "Decimal | Arming | Paused") -> None:
         if isinstance(item, Paused):
-            self.agenda[0] = item.price
+            self.agenda.pop(0)
             for order in [one for one in self.orders if one.order_id == item.order_id]:
-                order.paused = item
-                self._trigger(call, order)
+                self._resume(call, order)
             return
         if isinstance(item, Arming):
-            if self._arm_list(call, item):
-                self.agenda.pop(0)
-            else:
+            self.agenda.pop(0)
+            if not self._arm_list(call, item):
+                self.agenda.insert(0, item)
                 call.is_spent = True
             return
         if not self._show_to_trailing(call, item):
@@ -1002,21 +1003,19 @@ class ReferenceBook:
         self._trigger(call, min(due, key=self._place_in_line))
 
     def _trigger(self, call: Call, order: Order) -> None:
-        has_begun = bool(call.fills or call.reports)
-        try:
-            planned = self._check_alone(call, order)
-        except RejectedError as error:
-            is_too_much = error.code == "TOO_MANY_FILLS"
-            if is_too_much and has_begun:
-                call.is_spent = True
-            elif is_too_much and order.time_in_force != "fok":
-                self._end_others(call, order)
-                self._pause(call, order)
-            else:
-                self._run_triggered(call, order, None)
+        if self._is_for_next_call(call, order):
+            call.is_spent = True
             return
-        self._end_others(call, order)
+        planned = self._planned_alone(call, order)
+        if planned is not None:
+            self._end_others(call, order)
         self._run_triggered(call, order, planned)
+
+    def _planned_alone(self, call: Call, order: Order) -> Outcome | None:
+        try:
+            return self._check_alone(call, order)
+        except RejectedError:
+            return None
 
     def _check_alone(self, call: Call, order: Order) -> Outcome:
         """The outcome of an order that waited, as if the entry of its list were gone."""
@@ -1031,15 +1030,23 @@ class ReferenceBook:
             self.orders = everybody
 
     def _pause(self, call: Call, order: Order) -> None:
-        """It makes as many trades as the call may, and goes on in the next one."""
-        furthest = self._furthest_price(order)
-        outcome = self._sweep(call, order, is_part=True)
-        prices = [Decimal(fill["price"]) for fill in outcome.fills]
-        price = self.agenda[0]
-        assert isinstance(price, Decimal), "a price has triggered it"
-        self.agenda[0] = Paused(price, order.order_id, furthest)
-        self.agenda += [prices[0], prices[-1]] if prices else []
+        """It has made as many trades as the call may, and goes on in the next one."""
+        order.paused = True
+        self.orders.append(order)
+        self.agenda.insert(0, Paused(order.order_id))
         call.is_spent = True
+        protection = {}
+        if order.protection_price is not None:
+            protection["protection_price"] = text(order.protection_price)
+        self._report_place(call, order, "paused", **protection)
+
+    def _resume(self, call: Call, order: Order) -> None:
+        planned = self._planned_alone(call, order)
+        order.paused = False
+        self.last_priority += 1
+        order.priority = self.last_priority
+        self._report_place(call, order, "resumed")
+        self._enter(call, order, planned)
 
     def _may_trigger(self, call: Call) -> bool:
         if call.expiring or call.canceling or call.is_spent:
@@ -1051,7 +1058,7 @@ class ReferenceBook:
         if not call.fills and not call.reports:
             return False
         try:
-            self._check_match(call, order)
+            self._check_alone(call, order)
         except RejectedError as error:
             return error.code == "TOO_MANY_FILLS"
         return False
@@ -1556,14 +1563,7 @@ class ReferenceBook:
         if leg.waiting and not is_due:
             return
         leg.waiting = False
-        planned = None
-        try:
-            planned = self._check_alone(call, leg)
-        except RejectedError as error:
-            if is_due and error.code == "TOO_MANY_FILLS":
-                leg.waiting = True
-                self.agenda.append(leg.reference)
-                return
+        planned = self._planned_alone(call, leg)
         if is_due:
             self._report_place(call, leg, "triggered")
         if planned is not None and (is_due or self._would_trade(leg)):
@@ -1588,10 +1588,11 @@ class ReferenceBook:
                 self.orders.append(leg)
 
     @staticmethod
-    def _report_place(call: Call, order: Order, event: str) -> None:
+    def _report_place(call: Call, order: Order, event: str, **more: str) -> None:
         call.report(
             order.account,
             event,
+            **more,
             **order.terms(),
             **order.waits_for(),
             remaining_quantity=text(order.remaining),
@@ -1702,15 +1703,16 @@ class ReferenceBook:
     def _best_price(self, side: str) -> Decimal | None:
         return next(iter(self.levels(side)), None)
 
-    def _trial(self, taker: Order) -> tuple[Outcome, Call]:
-        """What would become of the taker, on a copy of the book."""
+    def _trial(self, taker: Order, before: Call | None = None) -> tuple[Outcome, Call]:
+        """What would become of the taker, on a copy of the book; in a call that has done something
+        before as much as is left to it."""
         copied = copy.copy(self)
         copied.orders = [copy.copy(order) for order in self.orders]
         copied.trades, copied.agenda, copied.notes = [], [], []
         copied.prints = []
-        call = Call({}, 0)
+        call = before or Call({}, 0)
         tried = copy.copy(taker)
-        outcome = copied._sweep(call, tried)
+        outcome = copied._sweep(call, tried, is_part=before is not None)
         outcome.left = tried.remaining
         if taker.time_in_force == "fok" and outcome.filled < taker.remaining:
             return Outcome(end="fok"), call
@@ -1724,7 +1726,12 @@ class ReferenceBook:
         outcome, trial = self._trial(taker)
         accounts = {*call.reports, *trial.reports, taker.account}
         if call.fills + trial.fills > FILLS_MAX or len(accounts) > MAKER_ACCOUNTS_MAX:
-            raise RejectedError("TOO_MANY_FILLS")
+            if taker.time_in_force == "fok" or taker.quote_quantity is not None:
+                raise RejectedError("TOO_MANY_FILLS")
+            before = Call({}, 0, fills=call.fills, reports={name: [] for name in call.reports})
+            outcome, _ = self._trial(taker, before)
+            outcome.is_cut = True
+            return outcome
         if taker.quote_quantity is not None:
             exact_number(text(outcome.filled), self.instrument["lot_size"], "QUANTITY_TOO_LARGE")
         if taker.rests and outcome.end == "ioc":
@@ -1748,11 +1755,17 @@ class ReferenceBook:
             raise RejectedError("LEVEL_QUANTITY_TOO_LARGE")
 
     def _match(self, call: Call, taker: Order, planned: Outcome) -> Json:
-        outcome = planned if planned.end == "fok" else self._sweep(call, taker)
+        taker.protection_price = self._furthest_price(taker)
+        outcome = planned
+        if planned.end != "fok":
+            outcome = self._sweep(call, taker, is_part=planned.is_cut)
         if outcome.fills and self._waiting():
             # They go one way: what is due between is due at the first or at the last.
             self.agenda += [Decimal(outcome.fills[end]["price"]) for end in (0, -1)]
-        if outcome.end == "filled":
+        if planned.is_cut:
+            self._pause(call, taker)
+            status = taker.status
+        elif outcome.end == "filled":
             status = "filled"
             self._note(taker, "ended")
         elif outcome.end == "ioc" and taker.rests:
@@ -1839,8 +1852,8 @@ class ReferenceBook:
 
     def _furthest_price(self, taker: Order) -> Decimal | None:
         """Where a protected order's band ends, None where it has none."""
-        if taker.paused is not None:
-            return taker.paused.furthest
+        if taker.protection_price is not None:
+            return taker.protection_price
         best_price = self._best_price(OPPOSITE[taker.side])
         protection = self.instrument["protection"]
         if taker.protection is not None:
@@ -2052,6 +2065,8 @@ class ReferenceBook:
             placed.append(self._quote(call, fields, quote))
             self._settle_breaker(call)
             closed = STATUS_REJECTS.get(self.instrument["status"])
+            if self.agenda and isinstance(self.agenda[0], Paused):
+                closed = "TRIGGERS_PENDING"
         reply = {
             "account": account,
             "canceled_order_ids": [str(order.order_id) for order in mine],
@@ -2080,6 +2095,8 @@ class ReferenceBook:
         self._check_takes_orders(call)
         if order.dormant:
             raise RejectedError("ORDER_NOT_ARMED")
+        if order.paused:
+            raise RejectedError("TRIGGERS_PENDING")
         amended = self._amended(order, fields)
         if amended.quantity <= order.filled:
             self._end(order)
@@ -2378,7 +2395,7 @@ class ReferenceBook:
             "timestamp_ms": 0,
         }
         if order.order_type in STOP_TYPES:
-            described["triggered"] = order.open
+            described["triggered"] = not order.waiting and not order.dormant
         return {**described, **order.waits_for()}
 
     def _get_order(self, _: Call, fields: Mapping[str, str]) -> Json:

@@ -60,33 +60,100 @@ def test_reference_knows_the_documented_limits() -> None:
     assert accounts_max() == reference.MAKER_ACCOUNTS_MAX
 
 
-def test_call_fills_as_many_makers_as_documented_and_not_one_more(fast_book: Book) -> None:
+def test_taker_of_more_makers_than_a_call_may_fill_goes_on_in_the_next(fast_book: Book) -> None:
+    book, limit = fast_book, fills_max()
+    rest(book, limit + 1)
+    reply = book.limit("bob", "buy", str(limit + 3), "100")
+    assert (reply["status"], reply["remaining_quantity"]) == ("partially_filled", "3")
+    assert len(reply["fills"]) == limit
+    # Between the two calls it is open, and not in the book.
+    (paused,) = book.read("get_open_orders", account="bob")["orders"]
+    assert (paused["status"], paused["remaining_quantity"]) == ("partially_filled", "3")
+    shown = book.read("get_book")
+    assert (shown["bids"], shown["asks"]) == ([], [["100", "1"]])
+    book.assert_is_what_its_stream_tells()
+    # Whoever comes next meets what is left of it.
+    reply = book.limit("carol", "sell", "1", "100")
+    assert [fill["price"] for fill in reply["fills"]] == ["100"]
+    assert book.read("get_book")["bids"] == [["100", "1"]]
+    book.assert_is_what_its_stream_tells()
+
+
+def test_market_taker_of_too_many_makers_goes_on_and_keeps_its_protection(fast_book: Book) -> None:
+    book, limit = fast_book, fills_max()
+    rest(book, limit + 1)
+    book.limit("erin", "sell", "5", "101")
+    book.limit("erin", "sell", "5", "101.5")
+    terms = {"side": "buy", "quantity": str(limit + 8), "protection": "1"}
+    reply = book.ask("place_order", account="bob", order_type="market", **terms)
+    assert (reply["status"], reply["remaining_quantity"]) == ("partially_filled", "8")
+    book.assert_is_what_its_stream_tells()
+    assert book.ask("tick")["pending"] is False
+    # 1 percent of 100, where it began; of 101, where it goes on, 101.5 would be within it.
+    (closed,) = book.read("get_closed_orders", account="bob")["orders"]
+    assert (closed["reason"], closed["remaining_quantity"]) == ("protection", "2")
+    book.assert_is_what_its_stream_tells()
+
+
+def test_order_amended_to_meet_too_many_makers_goes_on(fast_book: Book) -> None:
+    book, limit = fast_book, fills_max()
+    rest(book, limit + 2)
+    own = book.limit("bob", "buy", str(limit + 5), "90")["order_id"]
+    reply = book.ask("amend_order", order_id=own, price="100")
+    assert (reply["status"], reply["remaining_quantity"]) == ("partially_filled", "5")
+    assert book.ask("tick")["pending"] is False
+    assert book.read("get_book")["bids"] == [["100", "3"]]
+    book.assert_is_what_its_stream_tells()
+
+
+def test_the_rest_of_a_paused_taker_can_be_canceled(fast_book: Book) -> None:
+    book, limit = fast_book, fills_max()
+    rest(book, 2 * limit - 1)
+    replies = book.execute(
+        place("bob", "buy", 2 * limit, "100", client_order_id="b1"),
+        {"method": "amend_order", "account": "bob", "client_order_id": "b1", "quantity": "1"},
+        {"method": "cancel_order", "account": "bob", "client_order_id": "b1"},
+    )
+    assert_rejected(replies[1], "TRIGGERS_PENDING")
+    assert (replies[2]["status"], replies[2]["remaining_quantity"]) == ("canceled", str(limit))
+    assert book.ask("tick")["pending"] is False
+    assert book.read("get_book")["asks"] == [["100", str(limit - 1)]]
+    book.assert_is_what_its_stream_tells()
+
+
+def test_taker_that_is_decided_as_a_whole_is_refused_beyond_the_limit(fast_book: Book) -> None:
     book, limit = fast_book, fills_max()
     rest(book, limit + 1)
     state_hash = book.state_hash()
-    refused = book.limit("bob", "buy", str(limit + 1), "100")
-    assert_rejected(refused, "TOO_MANY_FILLS")
+    whole = book.limit("bob", "buy", str(limit + 1), "100", time_in_force="fok")
+    money = {"order_type": "market", "quote_quantity": str(100 * (limit + 1))}
+    by_quote = book.ask("place_order", account="bob", side="buy", **money)
+    for refused in (whole, by_quote):
+        assert_rejected(refused, "TOO_MANY_FILLS")
     assert book.state_hash() == state_hash
-    reply = book.limit("bob", "buy", str(limit), "100")
+    reply = book.limit("bob", "buy", str(limit), "100", time_in_force="fok")
     assert len(reply["fills"]) == limit
-    assert book.read("get_book")["asks"] == [["100", "1"]]
     book.state_hash()
 
 
-def test_makers_of_too_many_accounts_are_refused_whole(fast_book: Book) -> None:
+def test_taker_of_more_accounts_than_one_call_has_room_for_goes_on(fast_book: Book) -> None:
     book, limit = fast_book, accounts_max()
     for start in range(0, limit + 1, BATCH):
         numbers = range(start, min(start + BATCH, limit + 1))
         book.execute(*[place(f"maker-{number}", "sell", 1, "100") for number in numbers])
-    state_hash = book.state_hash()
-    assert_rejected(book.limit("bob", "buy", str(limit), "100"), "TOO_MANY_FILLS")
-    assert book.state_hash() == state_hash
     # The taker is an account to report to as well; who comes later in the batch is still told.
     later = [place(f"late-{number}", "buy", 1, "1") for number in range(BATCH - 1)]
     replies = book.execute(place("bob", "buy", limit - 1, "100"), *later)
     assert len(replies[0]["fills"]) == limit - 1
     assert {reply["status"] for reply in replies[1:]} == {"open"}
-    book.state_hash()
+    for start in range(0, limit, BATCH):
+        numbers = range(start, min(start + BATCH, limit))
+        book.execute(*[place(f"maker-{number}", "sell", 1, "100") for number in numbers])
+    reply = book.limit("bob", "buy", str(limit + 2), "100")
+    assert (reply["status"], reply["remaining_quantity"]) == ("partially_filled", "3")
+    assert book.ask("tick")["pending"] is False
+    assert book.read("get_book")["asks"] == []
+    book.assert_is_what_its_stream_tells()
 
 
 def test_trailing_stops_of_too_many_accounts_follow_in_later_calls(fast_book: Book) -> None:
@@ -128,7 +195,10 @@ def test_fills_of_a_batch_count_together(fast_book: Book) -> None:
         place("bob", "buy", 1, "100"),
     )
     codes = [reply.get("code", reply["status"]) for reply in replies]
-    assert codes == ["filled", "TOO_MANY_FILLS", "filled", "TOO_MANY_FILLS"]
+    assert codes == ["filled", "partially_filled", "TRIGGERS_PENDING", "TRIGGERS_PENDING"]
+    book.assert_is_what_its_stream_tells()
+    assert book.ask("tick")["pending"] is False
+    assert book.read("get_book")["asks"] == [["100", "1"]]
     book.state_hash()
 
 
@@ -148,15 +218,13 @@ def test_a_stop_too_large_for_one_call_goes_on_in_the_next(fast_book: Book) -> N
     book.limit("erin", "sell", "5", "102")
     stop(book, "bob", limit + 4)
     stop(book, "carol", 2)
+    # The call that triggers it makes as many trades as it may.
     triggering_trade(book)
-    # The call that triggers it has begun; the next one makes as many trades as it may.
-    first = book.ask("tick")
-    assert (first["triggered_count"], first["pending"]) == (0, True)
-    (waiting,) = book.read("get_open_orders", account="bob")["orders"]
-    assert waiting["remaining_quantity"] == "4"
+    (paused,) = book.read("get_open_orders", account="bob")["orders"]
+    assert (paused["triggered"], paused["remaining_quantity"]) == (True, "5")
     book.assert_is_what_its_stream_tells()
     second = book.ask("tick")
-    assert (second["triggered_count"], second["pending"]) == (2, False)
+    assert (second["triggered_count"], second["pending"]) == (1, False)
     bob = book.read("get_own_trades", account="bob", limit="1000")["trades"]
     carol = book.read("get_own_trades", account="carol")["trades"]
     assert (bob[0]["price"], bob[0]["quantity"]) == ("102", "2")
@@ -164,22 +232,22 @@ def test_a_stop_too_large_for_one_call_goes_on_in_the_next(fast_book: Book) -> N
     book.assert_is_what_its_stream_tells()
 
 
-def test_a_stop_in_parts_keeps_its_first_protection_and_can_be_canceled(fast_book: Book) -> None:
+def test_a_trailing_stop_in_parts_no_longer_trails(fast_book: Book) -> None:
     book, limit = fast_book, fills_max()
-    rest(book, limit + 1)
-    book.limit("erin", "sell", "5", "101")
-    book.limit("erin", "sell", "5", "101.5")
-    stop(book, "bob", limit + 8, protection="1")
-    stop(book, "carol", limit)
+    book.limit("zoe", "sell", "1", "95")
+    book.limit("yann", "buy", "1", "95")
+    rest(book, limit + 3)
+    terms = {"side": "buy", "quantity": str(limit + 1)}
+    trailing = {"order_type": "trailing_stop", "trailing_offset": "5"}
+    book.ask("place_order", account="bob", **terms, **trailing)
     triggering_trade(book)
-    assert book.ask("tick")["pending"] is True
-    # 1 percent of 100, where it began; of 101, where it goes on, 101.5 would be within it.
+    (paused,) = book.read("get_open_orders", account="bob")["orders"]
+    assert paused["triggered"] is True
+    assert "reference_price" not in paused
+    book.assert_is_what_its_stream_tells()
     assert book.ask("tick")["pending"] is False
-    closed = book.read("get_closed_orders", account="bob")["orders"]
-    assert [(order["reason"], order["remaining_quantity"]) for order in closed] == [
-        ("protection", "3")
-    ]
-    assert book.read("get_book")["asks"] == []
+    assert book.read("get_book")["asks"] == [["100", "1"]]
+    book.assert_is_what_its_stream_tells()
 
 
 def test_the_rest_of_a_stop_in_parts_can_be_canceled(fast_book: Book) -> None:
@@ -187,13 +255,12 @@ def test_the_rest_of_a_stop_in_parts_can_be_canceled(fast_book: Book) -> None:
     rest(book, 2 * limit + 5)
     ids = [stop(book, account, 2 * limit + 2)["order_id"] for account in ("bob", "carol")]
     triggering_trade(book)
-    assert book.ask("tick")["pending"] is True
     # Canceling is a call, too: it goes on with the order before it cancels what is left of it.
     canceled = book.ask("cancel_order", order_id=ids[0])
-    assert canceled["remaining_quantity"] == "2"
+    assert canceled["remaining_quantity"] == "3"
     assert book.ask("tick")["pending"] is False
     carol = book.read("get_closed_orders", account="carol")["orders"]
-    assert carol[0]["remaining_quantity"] == str(2 * limit + 2 - 4)
+    assert carol[0]["remaining_quantity"] == str(2 * limit + 2 - 5)
     book.assert_is_what_its_stream_tells()
 
 
@@ -204,7 +271,7 @@ def test_a_stop_for_more_accounts_than_one_call_has_room_for_goes_on(fast_book: 
         book.execute(*[place(f"maker-{number}", "sell", 1, "100") for number in numbers])
     stop(book, "bob", limit + 4)
     triggering_trade(book)
-    assert book.ask("tick")["pending"] is True
+    book.assert_is_what_its_stream_tells()
     assert book.ask("tick")["pending"] is False
     assert book.read("get_book")["asks"] == []
     book.assert_is_what_its_stream_tells()

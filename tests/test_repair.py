@@ -220,6 +220,31 @@ def test_a_retry_of_what_was_half_written_does_not_trade_again(real_book: NewBoo
     assert [topics["trades"] for _, topics in book.entries("trades")] == told
 
 
+def test_a_paused_taker_goes_on_after_a_repair(real_book: NewBook) -> None:
+    book, limit = real_book(), 10_000
+    book.define()
+    order = {"method": "place_order", "order_type": "limit", "quantity": "1"}
+    for start in range(0, limit, 250):
+        prices = ["101"] * 250 if start else ["100"] * 250
+        sells = [{**order, "account": "zoe", "side": "sell", "price": price} for price in prices]
+        book.execute(*sells)
+    for price in ("101", "102"):
+        book.limit("zoe", "sell", "5", price)
+    terms = {"order_type": "market", "quantity": str(limit + 8), "protection": "1"}
+    (taker,) = book.execute({"method": "place_order", "account": "bob", "side": "buy", **terms})
+    assert (taker["status"], taker["remaining_quantity"]) == ("partially_filled", "8")
+    # The book loses the order, and that it is to go on.
+    sequence = book.read("get_instrument")["sequence"]
+    lost = {"agenda": "", "sequence": str(sequence - 1)}
+    book.client.hset(book.key, mapping=lost)
+    book.client.delete(f"{book.key}:orders")
+    (done,) = repaired(book)
+    assert_in_order(book, done)
+    # It has bought within 1 percent of 100, where it began, and nothing at 102.
+    (closed,) = book.read("get_closed_orders", account="bob")["orders"]
+    assert (closed["reason"], closed["remaining_quantity"]) == ("protection", "3")
+
+
 class Watcher:
     """A subscriber to level2, with a checker."""
 

@@ -69,6 +69,8 @@ account after the other:
     refreshed 4 7 left
     decremented 4 7 left
     triggered 7 5 left
+    paused 7 2 left                           one that goes on in the next call, and does
+    resumed 7 2 left
     armed 2 3 left                            an order of a list, with as much as its entry filled
     amended 2 5 left                          though nobody asked for it
     7 trades 5 @ 98 with 2                    a triggered order's fill
@@ -179,7 +181,7 @@ class Story:
         elif verb == "batch":
             self.play_batch(step)
         elif rest[:1] == ["times"]:
-            self.play_often(int(verb), " ".join(rest[1:]))
+            self.play_often(int(verb), " ".join(rest[1:]), step.expected)
         else:
             self.play_command(step)
         self.book.state_hash()
@@ -254,13 +256,14 @@ class Story:
         expected = [_squeezed(line) for line in step.expected]
         assert found == expected, "\n".join(["what came of it:", *found])
 
-    def play_often(self, count: int, line: str) -> None:
+    def play_often(self, count: int, line: str, expected: list[str]) -> None:
+        """The same command over and over; only what happens beside the replies is told."""
         commands = [parse_command(line)] * count
         replies: list[Json] = []
         for start in range(0, count, BATCH_LENGTH_MAX):
             replies += self.book.execute(*commands[start : start + BATCH_LENGTH_MAX])
         assert [told(reply) for reply in replies if reply["status"] == "rejected"] == []
-        assert self.happened(replies) == []
+        assert self.happened(replies) == [_squeezed(line) for line in expected]
 
     def play_batch(self, step: Step) -> None:
         """Commands and what comes of each; all indented, so told apart by what they begin with."""
@@ -319,7 +322,8 @@ class Story:
                         priorities[report["order_id"]] = report["priority"]
         for account in accounts:
             for order in self.open_orders(account):
-                if order.get("triggered", True) and order.get("armed", True):
+                stands = order.get("triggered", True) and order.get("armed", True)
+                if stands and "price" in order:
                     prices[order["order_id"]] = order["side"], order["price"]
         queued = sorted(prices, key=priorities.__getitem__)
         by_price = itertools.groupby(sorted(queued, key=prices.__getitem__), prices.__getitem__)
@@ -558,7 +562,10 @@ TOLD_BY_FIELD = {
     "timeout_ms": _told_timer,
 }
 
-TOLD_EVENTS = ("expired", "refreshed", "decremented", "triggered", "armed")
+TOLD_EVENTS = {
+    *("expired", "refreshed", "decremented", "triggered", "armed"),
+    *("paused", "resumed"),
+}
 # Reasons that the status of a reply tells already.
 USUAL_REASONS = ("requested", "replaced", "cancel_all", "ioc", "fok")
 

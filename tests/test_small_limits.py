@@ -1,7 +1,7 @@
-"""Triggered orders on a library that differs in one number: a call may make four fills.
+"""Takers on a library that differs in one number: a call may make four fills.
 
-So what is rare elsewhere is common here: a stop order waits for the next call, goes on in parts, or
-cannot be done at all. Whatever is asked between the parts, the reference must say the same.
+So what is rare elsewhere is common here: an order is paused, goes on in the next call, or cannot be
+done at all. Whatever is asked between the parts, the reference must say the same.
 """
 
 import itertools
@@ -35,9 +35,16 @@ makers = st.lists(
 )
 kinds = st.sampled_from(("stop", "stop", "stop_limit", "fok", "protected", "trailing", "pair"))
 stops = st.lists(st.tuples(kinds, accounts, st.integers(1, 14)), min_size=1, max_size=4)
+TAKERS = {
+    "place": {"price": "101"},
+    "market": {"order_type": "market", "protection": "1"},
+    "fok": {"price": "102", "time_in_force": "fok"},
+    "ioc": {"price": "101", "time_in_force": "ioc"},
+}
 modes = st.sampled_from(("none", "none", "cancel_maker", "cancel_both", "decrement"))
+takers = ("place", "market", "fok", "ioc", "bracket", "requeue", "batch", "replace")
 steps = st.lists(
-    st.tuples(st.sampled_from(("tick", "tick", "cancel", "place", "amend")), st.integers(1, 18)),
+    st.tuples(st.sampled_from(("tick", "tick", *takers, "cancel", "amend")), st.integers(1, 18)),
     min_size=2,
     max_size=8,
 )
@@ -99,12 +106,41 @@ class Both:
             self.ask("cancel_order", order_id=str(number))
         elif kind == "amend":
             self.ask("amend_order", order_id=str(number), quantity="2")
+        elif kind == "requeue":
+            self.ask("amend_order", order_id=str(number), price="102")
+        elif kind == "replace":
+            new = {"order_type": "limit", "price": "101", "quantity": str(number)}
+            self.ask("replace_order", account="alice", side="buy", cancel_order_id="3", **new)
+        elif kind == "bracket":
+            self.bracket(number)
+        elif kind == "batch":
+            self.batch(number)
         else:
-            self.place("erin", "buy", number, price="101")
+            self.place("erin", "buy", number, **TAKERS[kind])
+
+    def bracket(self, size: int) -> None:
+        """Its take-profit trades at once where there are bids."""
+        entry = {"side": "buy", "order_type": "limit", "price": "102", "quantity": str(size)}
+        profit = {"side": "sell", "order_type": "limit", "price": "90"}
+        stop = {"side": "sell", "order_type": "stop", "stop_price": "80"}
+        orders = json.dumps([entry, profit, stop])
+        self.ask("place_order_list", account="frank", list_type="bracket", orders=orders)
+
+    def batch(self, size: int) -> None:
+        """A taker, a mass quote of two, and somebody else's order behind."""
+        taker = {"side": "buy", "order_type": "limit", "price": "100", "quantity": str(size)}
+        quotes = [{"side": "buy", "price": "101", "quantity": str(size)}] * 2
+        commands = [
+            {"method": "place_order", "account": "erin", **taker},
+            {"method": "mass_quote", "account": "gina", "quotes": json.dumps(quotes)},
+            {"method": "place_order", "account": "hugo", **taker, "side": "sell"},
+        ]
+        replies = [comparable(reply) for reply in self.book.execute(*commands)]
+        assert replies == self.reference.execute(commands)
 
     def assert_equal(self) -> None:
         self.ask("get_level3", depth="full")
-        for account in ACCOUNTS:
+        for account in (*ACCOUNTS, "erin", "frank", "gina"):
             self.ask("get_open_orders", account=account)
         entries = [(n, timeless(topics)) for n, topics in self.book.entries("events")]
         assert entries == self.reference.entries
@@ -118,7 +154,7 @@ class Both:
     suppress_health_check=list(HealthCheck),
 )
 @given(resting=makers, waiting=stops, mode=modes, asked=steps)
-def test_triggered_orders_go_on_in_later_calls_as_the_reference_says(
+def test_takers_go_on_in_later_calls_as_the_reference_says(
     small: Any, resting: list[Any], waiting: list[Any], mode: str, asked: list[Any]
 ) -> None:
     both = Both(small)
