@@ -28,11 +28,11 @@ stylua:
 	stylua --check lua
 
 test:
-	$(PYTHON) -m pytest -n 2
+	$(PYTHON) -m pytest -n 3
 
 # The same tests on every engine throughout, with many more generated command sequences.
 test-long:
-	ORDERBOOK_TEST_ENGINES=valkey,redis7,redis8,fakeredis HYPOTHESIS_PROFILE=long $(PYTHON) -m pytest -n 2
+	ORDERBOOK_TEST_ENGINES=valkey,redis7,redis8,fakeredis HYPOTHESIS_PROFILE=long $(PYTHON) -m pytest -n 3
 
 # Values where they do not belong: as many calls as asked for, with a line of progress.
 CALLS ?= 100000
