@@ -6,7 +6,7 @@ PYTHON ?= python
 # else in ../shared/data.
 GOOG = GOOG_2012-06-21_34200000_57600000
 
-.PHONY: check static format-check lint types luacheck stylua test test-long fuzz campaign victim fix bench bench-quick challenge lobster demo clean
+.PHONY: check static format-check lint types luacheck stylua test test-long fuzz campaign victim fix bench bench-quick instructions challenge lobster demo clean
 
 check: static test
 
@@ -60,6 +60,10 @@ bench:
 # The same, small and short: to see that everything runs.
 bench-quick:
 	$(PYTHON) scripts/bench.py all --quick
+
+# Machine instructions of the server, counted by valgrind, against those in scripts/instructions.json.
+instructions:
+	$(PYTHON) scripts/instructions.py --check
 
 challenge:
 	$(PYTHON) scripts/challenge.py normal.bin.xz

@@ -7,27 +7,15 @@
 
 local acceptance = {}
 
-local function hash_length(key)
-  return redis.pcall("HLEN", key)
-end
-
-local function set_length(key)
-  return redis.pcall("SCARD", key)
-end
-
-local function sorted_set_length(key)
-  return redis.pcall("ZCARD", key)
-end
-
 -- Reads the length of a key of the type that a command writes.
 local lengths = {
-  HDEL = hash_length,
-  HSET = hash_length,
-  SADD = set_length,
-  SREM = set_length,
-  ZADD = sorted_set_length,
-  ZREM = sorted_set_length,
-  ZREMRANGEBYRANK = sorted_set_length,
+  HDEL = "HLEN",
+  HSET = "HLEN",
+  SADD = "SCARD",
+  SREM = "SCARD",
+  ZADD = "ZCARD",
+  ZREM = "ZCARD",
+  ZREMRANGEBYRANK = "ZCARD",
 }
 
 local function lacks_right(command)
@@ -53,28 +41,28 @@ function acceptance.keyless_right_error(command)
   return lacks_right(command)
 end
 
-local function type_error(command, key)
-  local read = lengths[command]
-  local length = read and read(key)
-  if type(length) ~= "table" then
-    return nil
+local function type_error(problem, key)
+  if problem.err:find("WRONGTYPE", 1, true) then
+    local text = "DAMAGED the key " .. key .. " has the type of another key: run verify_book"
+    return redis.error_reply(text)
   end
-  if length.err:find("WRONGTYPE", 1, true) then
-    local problem = "DAMAGED the key " .. key .. " has the type of another key: run verify_book"
-    return redis.error_reply(problem)
-  end
-  return redis.error_reply(length.err)
+  return redis.error_reply(problem.err)
 end
 
 -- An error reply where Redis would refuse this write, else nil. The types of keys in `checked` are
 -- known; what is asked is added. Other commands than those above write keys that were read before.
-function acceptance.error(command, key, checked)
-  local refused = acceptance.right_error(command, key)
-  if refused or checked[key] then
-    return refused
+function acceptance.error(write, key, checked)
+  local is_allowed = redis.acl_check_cmd
+  if is_allowed and not is_allowed(write, key, key) then
+    return lacks_right(write)
+  end
+  if checked[key] then
+    return nil
   end
   checked[key] = true
-  return type_error(command, key)
+  local command = lengths[write]
+  local length = command and redis.pcall(command, key)
+  return type(length) == "table" and type_error(length, key) or nil
 end
 
 return acceptance

@@ -52,25 +52,40 @@ local arguments_max = 4000
 local insertions_max = 16
 local dead_elements_max = 256
 
-local function new_side(book_key, side_key, sign)
-  return {
-    key = side_key(book_key),
-    levels_key = keys.levels(side_key(book_key)),
+-- Lists of a side that few calls use: made when somebody asks for them first.
+local lists_made_late = {
+  members = true,
+  ranks = true,
+  pending = true,
+  added = true,
+  totals = true,
+  differences = true,
+}
+local late_lists = {
+  __index = function(side, name)
+    if not lists_made_late[name] then
+      return nil
+    end
+    local list = {}
+    side[name] = list
+    return list
+  end,
+}
+
+local function new_side(key, levels_key, sign)
+  return setmetatable({
+    key = key,
+    levels_key = levels_key,
     sign = sign,
     score_prefix = sign < 0 and "-" or "",
-    members = {},
-    ranks = {},
     head = 1,
     chunk = chunk_first,
     records_chunk = chunk_first,
-    pending = {},
-    added = {},
     added_head = 1,
-    best_price = nil,
+    best_price = false,
     best_known = false,
-    differences = {},
-    totals = {},
-  }
+    exhausted = false,
+  }, late_lists)
 end
 
 local waiting_queues = {
@@ -84,7 +99,8 @@ local waiting_queues = {
 function book.queue_side(b, name)
   local side = b[name]
   if not side then
-    side = new_side(b.key, waiting_queues[name].key, waiting_queues[name].sign)
+    local key = waiting_queues[name].key(b.key)
+    side = new_side(key, keys.levels(key), waiting_queues[name].sign)
     b[name] = side
   end
   return side
@@ -122,56 +138,68 @@ local function read_agenda(extended)
   return agenda
 end
 
+-- What every working copy begins with, and few calls change.
+local beginning = {
+  trailing_touched = false,
+  trailing_counts = false,
+  rules_changed = false,
+  order_lists = false,
+  expiring = false,
+  canceling = false,
+  timers = false,
+  stp_groups = false,
+  is_spent = false,
+  has_icebergs = false,
+  rising = false,
+  falling = false,
+  dormant = false,
+  paused = false,
+  memory = false,
+  stored_counts = false,
+  epoch_changed = false,
+  expired_count = 0,
+  timer_cancel_count = 0,
+}
+local beginning_of_all = { __index = beginning }
+
 -- The working copy around an instrument record (a new instrument is not in Redis yet).
 function book.from(record)
-  return {
+  local names, extended = keys.names(record.key), record.extended
+  local b = setmetatable({
     instrument = record,
     key = record.key,
+    names = names,
     sequence = record.sequence,
     call_sequence = record.sequence + 1,
     records = {},
-    stored_counts = {},
     orders = {},
     touched_orders = {},
     client_orders = {},
+    checked_keys = {},
     last_order_id_before = record.last_order_id,
-    last_trade_id_before = record.last_trade_id,
-    last_priority_before = record.last_priority,
-    open_orders_before = record.open_orders,
-    largest_order_lots_before = record.largest_order_lots,
-    has_icebergs = record.extended and record.extended.iceberg_orders > 0,
-    agenda = record.extended and read_agenda(record.extended),
-    trailing_touched = false,
-    trailing_counts = false,
-    rules_changed = false,
-    candle = false,
-    breaker = false,
-    notes = false,
-    order_lists = false,
-    expiring = false,
-    canceling = false,
-    timers = false,
-    stp_groups = false,
     lots_safe = math.floor(record.lots_max / (record.open_orders + book.orders_per_call_max)),
-    buy = new_side(record.key, keys.bids, -1),
-    sell = new_side(record.key, keys.asks, 1),
-    memory = {},
+    buy = new_side(names.bids, names.bid_levels, -1),
+    sell = new_side(names.asks, names.ask_levels, 1),
+    events = events.new(),
+    agenda = false,
+    notes = false,
+    breaker = false,
+    candle = false,
     changed = false,
     fills_left = book.fills_per_call_max,
-    cancels_left = book.cancels_per_call_max,
-    triggers_left = book.triggers_per_call_max,
-    quotes_left = book.quotes_per_call_max,
-    trails_left = book.trails_per_call_max,
-    expiries_left = book.expiries_per_call_max,
-    timer_cancels_left = book.timer_cancels_per_call_max,
-    is_spent = false,
-    events = events.new(),
     command_index = false,
-    epoch_changed = false,
-    expired_count = 0,
-    timer_cancel_count = 0,
-    checked_keys = {},
-  }
+    now_ms = false,
+    timestamp_ms = false,
+    sequence_text = false,
+    stamp = false,
+    report_end = false,
+    last_report_end = false,
+  }, beginning_of_all)
+  if extended then
+    b.has_icebergs = extended.iceberg_orders > 0
+    b.agenda = read_agenda(extended)
+  end
+  return b
 end
 
 -- An error reply where the keys of the orders do not hold as many as the counters say, else nil: a
@@ -179,7 +207,7 @@ end
 -- may change the book; what is read here also shows that these keys have their types.
 function book.missing_key_error(b)
   local record, bids_key, asks_key = b.instrument, b.buy.key, b.sell.key
-  local orders_key, extended = keys.orders(b.key), record.extended
+  local orders_key, extended = b.names.orders, record.extended
   local waiting = extended and extended.waiting_orders + extended.dormant_orders or 0
   local bids, asks = redis.call("ZCARD", bids_key), redis.call("ZCARD", asks_key)
   local orders, open = redis.call("HLEN", orders_key), record.open_orders
@@ -214,6 +242,13 @@ book.triggers_per_call_max = 1000
 book.trails_per_call_max = 5000
 book.expiries_per_call_max = 1000
 book.timer_cancels_per_call_max = 1000
+
+beginning.cancels_left = book.cancels_per_call_max
+beginning.triggers_left = book.triggers_per_call_max
+beginning.quotes_left = book.quotes_per_call_max
+beginning.trails_left = book.trails_per_call_max
+beginning.expiries_left = book.expiries_per_call_max
+beginning.timer_cancels_left = book.timer_cancels_per_call_max
 
 -- One book of a call goes on with what another has left of what the call may do.
 function book.share_limits(from, b)
@@ -252,7 +287,7 @@ end
 local function read_order(b, order_id)
   local text = b.records[order_id]
   if text == nil and order_id + 0 <= b.last_order_id_before then
-    text = redis.call("HGET", keys.orders(b.key), order_id)
+    text = redis.call("HGET", b.names.orders, order_id)
   end
   local o = text and order.parse(order_id, text) or false
   if text and not o then
@@ -291,7 +326,7 @@ function book.prefetch_orders(b, order_ids)
   end
   for from = 1, #missing, arguments_max do
     local to = math.min(from + arguments_max - 1, #missing)
-    local texts = redis.call("HMGET", keys.orders(b.key), unpack(missing, from, to))
+    local texts = redis.call("HMGET", b.names.orders, unpack(missing, from, to))
     for i = 1, #texts do
       records[missing[from + i - 1]] = texts[i]
     end
@@ -305,7 +340,8 @@ end
 
 -- Reads in one call which open orders have these names, and adds their ids to a list.
 function book.prefetch_client_orders(b, names, order_ids)
-  local found = redis.call("HMGET", keys.client_orders(b.key), unpack(names))
+  local found = redis.call("HMGET", b.names.client_orders, unpack(names))
+  b.checked_keys[b.names.client_orders] = true
   for i = 1, #found do
     b.client_orders[names[i]] = found[i]
     order_ids[#order_ids + 1] = found[i] or nil
@@ -317,7 +353,8 @@ function book.client_order(b, account, client_order_id)
   local name = book.client_name(account, client_order_id)
   local order_id = b.client_orders[name]
   if order_id == nil then
-    order_id = redis.call("HGET", keys.client_orders(b.key), name)
+    order_id = redis.call("HGET", b.names.client_orders, name)
+    b.checked_keys[b.names.client_orders] = true
     b.client_orders[name] = order_id
   end
   if order_id and book.order(b, order_id) then
@@ -391,6 +428,7 @@ end
 
 -- How many open orders an account has in this book, those of this call included.
 function book.open_orders_of(b, account)
+  b.stored_counts = b.stored_counts or {}
   local count = b.stored_counts[account]
   if not count then
     count = redis.call("SCARD", keys.account_orders(b.key, account))
@@ -586,7 +624,7 @@ local function settle(b, side)
   side.added_head = next_added(side, side.added_head) or #side.added + 1
 end
 
--- The best price of a side in ticks, or nil where it is empty.
+-- The best price of a side in ticks, or false where it is empty.
 function book.best_price(b, side_name)
   local side = b[side_name] or book.queue_side(b, side_name)
   if not side.best_known then
@@ -596,7 +634,7 @@ function book.best_price(b, side_name)
     if element and not (rank and rank <= element.rank) then
       rank = element.rank
     end
-    side.best_price, side.best_known = rank and rank * side.sign, true
+    side.best_price, side.best_known = rank and rank * side.sign or false, true
   end
   return side.best_price
 end

@@ -257,25 +257,25 @@ end
 
 local function trade_report(b, o, trade, role)
   local pieces = b.events.reports[o.account] or reports_to(b, o.account)
-  local n = #pieces
-  pieces[n + 1] = '{"event":"trade",'
-  pieces[n + 2] = identity(o)
-  pieces[n + 3] = ',"trade_id":"'
-  pieces[n + 4] = trade.trade_id
-  pieces[n + 5] = role
-  pieces[n + 6] = o.side
-  pieces[n + 7] = trade.terms
-  pieces[n + 8] = '","remaining_quantity":"'
-  pieces[n + 9] = instrument.quantity_text(b.instrument, o.remaining)
+  local remaining = o.remaining
+  local status = '","status":"filled"'
   -- A taker by quote_quantity that cannot spend it all is canceled with nothing left.
-  if o.remaining > 0 or (o.extras and o.extras.is_unspent) then
-    pieces[n + 10] = '","status":"partially_filled"'
-    pieces[n + 11] = b.report_end
-    return
+  if remaining > 0 or (o.extras and o.extras.is_unspent) then
+    status = '","status":"partially_filled"'
+  else
+    status = status .. whole_order(b, o)
   end
-  pieces[n + 10] = '","status":"filled"'
-  pieces[n + 11] = whole_order(b, o)
-  pieces[n + 12] = b.report_end
+  pieces[#pieces + 1] = '{"event":"trade",'
+    .. identity(o)
+    .. ',"trade_id":"'
+    .. trade.trade_id
+    .. role
+    .. o.side
+    .. trade.terms
+    .. '","remaining_quantity":"'
+    .. instrument.quantity_text(b.instrument, remaining)
+    .. status
+  pieces[#pieces + 1] = b.report_end
 end
 
 -- A trade, after both orders were reduced. trade: { trade_id, terms }, its terms as
@@ -283,17 +283,17 @@ end
 function events.trade(b, taker, maker, trade)
   local pieces = b.events.trades
   local n = #pieces
-  pieces[n + 1] = n == 0 and '{"trade_id":"' or ',{"trade_id":"'
-  pieces[n + 2] = trade.trade_id
-  pieces[n + 3] = trade.terms
-  pieces[n + 4] = '","aggressor_side":"'
-  pieces[n + 5] = taker.side
-  pieces[n + 6] = '","maker_order_id":"'
-  pieces[n + 7] = order.displayed_id(maker)
-  pieces[n + 8] = '","taker_order_id":"'
-  pieces[n + 9] = order.displayed_id(taker)
-  pieces[n + 10] = '"'
-  pieces[n + 11] = b.stamp
+  pieces[n + 1] = (n == 0 and '{"trade_id":"' or ',{"trade_id":"')
+    .. trade.trade_id
+    .. trade.terms
+    .. '","aggressor_side":"'
+    .. taker.side
+    .. '","maker_order_id":"'
+    .. (maker.extras and order.displayed_id(maker) or maker.order_id)
+    .. '","taker_order_id":"'
+    .. (taker.extras and order.displayed_id(taker) or taker.order_id)
+    .. '"'
+    .. b.stamp
   trade_report(b, taker, trade, '","role":"taker","side":"')
   trade_report(b, maker, trade, '","role":"maker","side":"')
 end
@@ -411,7 +411,7 @@ end
 -- The same of the stream of events: for a call that writes several books, of which all but the
 -- first are refused too late.
 function events.events_refusal(b)
-  if taken(keys.events(b.key), b.call_sequence) then
+  if taken(b.names.events, b.call_sequence) then
     return is_ahead("events")
   end
   return nil
@@ -446,7 +446,7 @@ end
 -- Appends the call's entry to the stream of events, the first write of every call. Returns nil, or
 -- an error reply where the stream refused it: nothing was written then.
 function events.append(b, entry)
-  local events_key, length_max = keys.events(b.key), b.instrument.events_length_max
+  local events_key, length_max = b.names.events, b.instrument.events_length_max
   local id, list = b.sequence_text .. "-0", entry.messages
   if b.sequence == 0 then
     return append_to("events", events_key, "MAXLEN", "~", length_max, id, unpack(list))
@@ -456,17 +456,17 @@ function events.append(b, entry)
   return append_to("events", events_key, trim, "MAXLEN", "~", length_max, id, unpack(list))
 end
 
--- The write of the call's trades to their own stream: see writing.lua.
-function events.each_write(b, entry, run)
+-- Plans the write of the call's trades to their own stream: see writing.lua.
+function events.plan_trades(b, entry, later)
   if entry.trades then
     local length_max, id = b.instrument.trades_length_max, b.sequence_text .. "-0"
-    run("XADD", keys.trades(b.key), { "MAXLEN", "~", length_max, id, "trades", entry.trades })
+    later("XADD", keys.trades(b.key), { "MAXLEN", "~", length_max, id, "trades", entry.trades })
   end
 end
 
 -- An error reply where the caller's Redis user may not append to the stream of events, else nil.
 function events.right_error(b)
-  return acceptance.right_error("XADD", keys.events(b.key))
+  return acceptance.right_error("XADD", b.names.events)
 end
 
 -- Writes the half-second book and what goes with it (topic, message, …) under the sequence that it

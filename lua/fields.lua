@@ -412,8 +412,14 @@ local is_decimal = {
   protection = true,
 }
 
+local zero, percent_sign = 48, 37
+
 -- Decimal text, maybe of a percentage, without zeros at the end of its fraction.
 local function shortest_decimal(text)
+  local last = text:byte(-1)
+  if (last ~= zero and last ~= percent_sign) or not text:find(".", 1, true) then
+    return text
+  end
   local number, unit = text:match("^(%d+%.%d-)0*(%%?)$")
   return number and number:gsub("%.$", "") .. unit or text
 end
@@ -421,16 +427,16 @@ end
 -- What a command means, as text in which a retry is recognized: the method, and every field but
 -- those of its envelope. Decimals are equal by value, and `false` is as if the field were absent.
 function fields.content(method, values, schema)
-  local names, parts = schema.names, { method }
+  local names, content = schema.names, method
   for i = 1, values.rare and #names or schema.common_count do
     local name = names[i]
     local value = values[name]
     if value and value ~= "false" and not is_envelope[name] then
-      parts[#parts + 1] = name
-      parts[#parts + 1] = is_decimal[name] and shortest_decimal(value) or value
+      value = is_decimal[name] and shortest_decimal(value) or value
+      content = content .. " " .. name .. " " .. value
     end
   end
-  return table.concat(parts, " ")
+  return content
 end
 
 return fields

@@ -1,9 +1,16 @@
 -- The instrument: what a book's own hash says of it, and whether a price or quantity fits.
 --
 -- The hash `orderbook:{SEGMENT}:SYMBOL` has the rules as they were defined (decimal text) and the
--- counters of the book. `sequence` is written last of all by every command: it is the mark of a
--- command carried out whole.
+-- counters of the book, each as one line of text:
+--
+--   rules   tick_size=0.01 lot_size=0.001 status=trading events_length_max=100000 … epoch=188…
+--   state   sequence last_order_id last_trade_id last_priority open_orders largest_order_lots
+--           last_price (`-` where there was no trade yet)
+--
+-- `state` is written last of all by every command: its sequence is the mark of a command carried
+-- out whole. Rules rarely change, so what a line of them says is remembered.
 
+local damage = require("damage")
 local decimal = require("decimal")
 local hints = require("hints")
 local keys = require("keys")
@@ -14,27 +21,32 @@ local instrument = {}
 
 local stream_length_max = 10000000
 local iceberg_parts_most = 10000
-local stored_fields = {
+
+-- The rules that every instrument has, in the field `rules`, and what names its history.
+local rule_names = {
   "tick_size",
   "lot_size",
   "min_quantity",
   "max_quantity",
   "status",
-  "sequence",
-  "epoch",
-  "run_id",
-  "server_run_id",
-  "last_order_id",
-  "last_trade_id",
-  "last_priority",
-  "last_price",
-  "open_orders",
-  "largest_order_lots",
   "events_length_max",
   "trades_length_max",
   "book_length_max",
-  "extended",
+  "epoch",
+  "run_id",
+  "server_run_id",
 }
+-- The counters of the book, in the field `state`.
+local state_names = {
+  "sequence",
+  "last_order_id",
+  "last_trade_id",
+  "last_priority",
+  "open_orders",
+  "largest_order_lots",
+  "last_price",
+}
+local state_pattern = "^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S+)$"
 
 -- What few instruments use, read only where one of them was ever set (`extended` is 1): rules; then
 -- where the circuit breaker and an auction that is being uncrossed stand (states.lua, auction.lua);
@@ -207,39 +219,128 @@ function instrument.quantity_text(record, lots)
   return text
 end
 
--- The instrument and the state of its book, or nil where it is not defined. The record is written
--- out because every call makes one, and a table that is made at its size costs half of one that
--- grows.
-function instrument.load(book_key)
-  local values = redis.call("HMGET", book_key, unpack(stored_fields))
-  if not values[1] then
+-- Rules that were read before, by their text. A text always says the same, so this is no state; it
+-- is forgotten before it is much.
+local rules_max = 1000
+local rules_of, rules_count = {}, 0
+
+-- What the field `rules` says, as the metatable of records. Nobody changes it: calls share it.
+local function read_rules(text)
+  local rules = {}
+  for name, value in text:gmatch("(%S+)=(%S+)") do
+    rules[name] = value
+  end
+  return { __index = with_steps(rules) }
+end
+
+local function rules_from(text)
+  local rules = rules_of[text]
+  if rules then
+    return rules
+  end
+  if rules_count == rules_max then
+    rules_of, rules_count = {}, 0
+  end
+  rules = read_rules(text)
+  rules_of[text], rules_count = rules, rules_count + 1
+  return rules
+end
+
+-- The field `rules` of a record.
+function instrument.rules_text(record)
+  local words = {}
+  for _, name in ipairs(rule_names) do
+    words[#words + 1] = record[name] and name .. "=" .. record[name]
+  end
+  return table.concat(words, " ")
+end
+
+-- The field `state` of a record, whose book has this sequence.
+function instrument.state_text(record, sequence_text)
+  return ("%s %d %d %d %d %d %s"):format(
+    sequence_text,
+    record.last_order_id,
+    record.last_trade_id,
+    record.last_priority,
+    record.open_orders,
+    record.largest_order_lots,
+    record.last_price or "-"
+  )
+end
+
+-- A record is written out because every call makes one, and a table that is made at its size costs
+-- half of one that grows.
+local function new_record(book_key, rules, state, is_extended)
+  local names = keys.names(book_key)
+  local sequence, last_order_id, last_trade_id, last_priority, open_orders, largest, last_price =
+    state:match(state_pattern)
+  if not sequence then
+    return damage.raise("the counters of " .. book_key .. " cannot be read")
+  end
+  local ticks_texts, lots_texts, steps = {}, {}, rules.__index
+  return setmetatable({
+    key = book_key,
+    segment = names.segment,
+    symbol = names.symbol,
+    sequence = sequence + 0,
+    last_order_id = last_order_id + 0,
+    last_trade_id = last_trade_id + 0,
+    last_priority = last_priority + 0,
+    last_price = last_price ~= "-" and last_price or nil,
+    open_orders = open_orders + 0,
+    largest_order_lots = largest + 0,
+    extended = is_extended and load_extended(book_key),
+    -- The rules that every command asks for.
+    status = steps.status,
+    price_step = steps.price_step,
+    quantity_step = steps.quantity_step,
+    quantity_min = steps.quantity_min,
+    quantity_max = steps.quantity_max,
+    ticks_texts = ticks_texts,
+    lots_texts = lots_texts,
+    price_texts = steps.price_step.is_unit and ticks_texts or {},
+    quantity_texts = steps.quantity_step.is_unit and lots_texts or {},
+  }, rules)
+end
+
+-- A book as earlier libraries stored it: every rule and every counter in a field of its own. The
+-- next call that changes the book writes it as today's, and takes those fields away.
+local function load_old_layout(book_key)
+  local values, given = {}, redis.call("HMGET", book_key, unpack(rule_names))
+  if not given[1] then
     return nil
   end
-  local segment, symbol = keys.parse(book_key)
-  return with_steps({
-    key = book_key,
-    segment = segment,
-    symbol = symbol,
-    tick_size = values[1],
-    lot_size = values[2],
-    min_quantity = values[3] or nil,
-    max_quantity = values[4] or nil,
-    status = values[5],
-    sequence = values[6] + 0,
-    epoch = values[7],
-    run_id = values[8] or nil,
-    server_run_id = values[9] or values[8] or nil,
-    last_order_id = values[10] + 0,
-    last_trade_id = values[11] + 0,
-    last_priority = values[12] + 0,
-    last_price = values[13] or nil,
-    open_orders = values[14] + 0,
-    largest_order_lots = values[15] + 0,
-    events_length_max = values[16],
-    trades_length_max = values[17],
-    book_length_max = values[18],
-    extended = values[19] == "1" and load_extended(book_key),
-  })
+  for i, name in ipairs(rule_names) do
+    values[name] = given[i] or nil
+  end
+  values.server_run_id = values.server_run_id or values.run_id
+  local counters = redis.call("HMGET", book_key, unpack(state_names))
+  for i = 1, #state_names do
+    counters[i] = counters[i] or "-"
+  end
+  local is_extended = redis.call("HGET", book_key, "extended") == "1"
+  local rules = rules_from(instrument.rules_text(values))
+  local record = new_record(book_key, rules, table.concat(counters, " "), is_extended)
+  record.has_old_layout = true
+  return record
+end
+
+-- The instrument and the state of its book, or nil where it is not defined.
+function instrument.load(book_key)
+  local values = redis.call("HMGET", book_key, "rules", "state", "extended")
+  if not values[1] then
+    return load_old_layout(book_key)
+  end
+  return new_record(book_key, rules_from(values[1]), values[2] or "", values[3] == "1")
+end
+
+-- The fields of the old layout, which a record that has it no longer needs.
+function instrument.old_fields()
+  local names = { "remembered_replies", unpack(rule_names) }
+  for i = 1, #state_names do
+    names[#names + 1] = state_names[i]
+  end
+  return names
 end
 
 -- Price text in ticks, or nil and why not.
@@ -533,12 +634,11 @@ end
 
 -- The rules as field, value, … for HSET.
 function instrument.rule_pairs(record)
-  local list, extended = {}, record.extended
-  record.extended = extended and "1"
-  add_fields(list, stored_fields, record)
-  record.extended = extended
-  if extended then
-    add_fields(list, extended_fields, extended)
+  local list = { "symbol", record.symbol, "rules", instrument.rules_text(record) }
+  if record.extended then
+    list[#list + 1] = "extended"
+    list[#list + 1] = "1"
+    add_fields(list, extended_fields, record.extended)
   end
   return list
 end

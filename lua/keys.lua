@@ -17,13 +17,52 @@ end
 local book_pattern = "^orderbook:{([%w_%-]+)}:([%u%d%._%-]+)$"
 local name_length_max = 32
 
--- The segment and symbol a book's key names, or nil.
-function keys.parse(book)
+-- What a book's key says, and the keys that nearly every call uses, by the book's key. They follow
+-- from it alone, so they are no state; they are forgotten before they are many.
+local names_max = 1000
+local names_of, names_count = {}, 0
+
+local function read_names(book)
   local segment, symbol = book:match(book_pattern)
   if not segment or #segment > name_length_max or #symbol > name_length_max then
     return nil
   end
-  return segment, symbol
+  return {
+    segment = segment,
+    symbol = symbol,
+    bids = book .. ":bids",
+    asks = book .. ":asks",
+    bid_levels = book .. ":bids:levels",
+    ask_levels = book .. ":asks:levels",
+    orders = book .. ":orders",
+    client_orders = book .. ":client_orders",
+    events = book .. ":events",
+  }
+end
+
+-- The names { segment, symbol, bids, … } of a book by its key; nil where that is none.
+function keys.names(book)
+  local names = names_of[book]
+  if names then
+    return names
+  end
+  if names_count == names_max then
+    names_of, names_count = {}, 0
+  end
+  names = read_names(book)
+  if names then
+    names_of[book], names_count = names, names_count + 1
+  end
+  return names
+end
+
+-- The segment and symbol a book's key names, or nil.
+function keys.parse(book)
+  local names = keys.names(book)
+  if not names then
+    return nil
+  end
+  return names.segment, names.symbol
 end
 
 -- Sorted sets: every resting order, best first. See book.lua.

@@ -391,7 +391,7 @@ local function fill_json(trade, maker)
     .. trade.trade_id
     .. trade.terms
     .. '","maker_order_id":"'
-    .. order.displayed_id(maker)
+    .. (maker.extras and order.displayed_id(maker) or maker.order_id)
     .. '"}'
 end
 

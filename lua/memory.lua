@@ -30,13 +30,18 @@ memory.reply_age_min_ms = 60000
 local filling_age_max_ms = 12 * 3600000
 local generation_life_ms = 36 * 3600000
 
--- When the current generation began is one more field of it. No client_order_id has a space in it.
+-- When the current generation began is one more field of it; `START_MS previous` where there was
+-- one before it. No client_order_id has a space in it.
 local start_field = "generation start_ms"
+
+-- Of a call that asked for no replies.
+local none = {}
 
 -- What a call knows of an account's replies: `replies` by name (false for none), the `names` of
 -- those to be stored, the names that are `forgotten`, and of the current generation the `count`
 -- and `start_ms` (false for none), nil where they were not read yet.
 local function of_account(b, account)
+  b.memory = b.memory or {}
   local own = b.memory[account]
   if not own then
     own = { replies = {}, names = {}, forgotten = {} }
@@ -52,13 +57,24 @@ local function target_name(client_order_id)
   return client_order_id .. " last"
 end
 
+-- Notes what the current generation says of its beginning. Where there is none there is no previous
+-- one either: that was filled before, and so expires before.
+local function note_start(b, own, text)
+  b.checked_keys[own.key] = true
+  if text then
+    local start_ms, previous = text:match("^(%d+)(.*)$")
+    own.start_ms, own.has_previous = start_ms + 0, previous ~= ""
+  end
+end
+
 -- The reply stored under a name and whether it answered this content; nil where there is none.
-local function recall(own, name, content)
+local function recall(b, own, name, content)
   local text = own.replies[name]
   if text == nil then
     local current = redis.call("HMGET", own.key, name, start_field)
-    text = current[1] or redis.call("HGET", own.previous_key, name)
-    own.replies[name], own.start_ms = text, current[2]
+    note_start(b, own, current[2])
+    text = current[1] or (own.has_previous and redis.call("HGET", own.previous_key, name))
+    own.replies[name] = text
   end
   if not text then
     return nil, false
@@ -126,14 +142,14 @@ end
 
 -- Whether a command with this id of its own is remembered.
 function memory.is_taken(b, account, client_order_id)
-  return recall(of_account(b, account), client_order_id, "") ~= nil
+  return recall(b, of_account(b, account), client_order_id, "") ~= nil
 end
 
 -- The first reply to a command that was sent before, or a refusal where its id has another meaning
 -- or its reply could not be stored. nil for a command that is to be carried out.
 function memory.answer_again(b, memo_record)
   local own = of_account(b, memo_record.account)
-  local reply, same = recall(own, memo_record.name, memo_record.content)
+  local reply, same = recall(b, own, memo_record.name, memo_record.content)
   if reply and same then
     return reply
   end
@@ -166,7 +182,7 @@ function memory.remember_change(b, o, values, memo_record, reply)
   if values.order_id and o.client_order_id then
     forget(of_account(b, o.account), target_name(o.client_order_id))
   end
-  return memory.remember(b, memo_record, reply)
+  return memo_record and memory.remember(b, memo_record, reply) or reply
 end
 
 -- The name of an order that is gone passes to a new one: what is remembered of the old one's last
@@ -176,6 +192,17 @@ function memory.name_passes(b, account, client_order_id)
 end
 
 -- ---- a call as a whole
+
+local function prefetch_account(b, own, names)
+  names[#names + 1] = start_field
+  local current = redis.call("HMGET", own.key, unpack(names))
+  note_start(b, own, current[#names])
+  names[#names] = nil
+  local previous = own.has_previous and redis.call("HMGET", own.previous_key, unpack(names))
+  for i = 1, #names do
+    own.replies[names[i]] = current[i] or (previous and previous[i])
+  end
+end
 
 -- Reads what is stored for a batch of commands in two calls an account.
 function memory.prefetch(b, list)
@@ -189,26 +216,15 @@ function memory.prefetch(b, list)
     end
   end
   for account, names in pairs(names_of) do
-    local own = of_account(b, account)
-    local previous = redis.call("HMGET", own.previous_key, unpack(names))
-    names[#names + 1] = start_field
-    local current = redis.call("HMGET", own.key, unpack(names))
-    own.start_ms, names[#names] = current[#names], nil
-    for i, name in ipairs(names) do
-      own.replies[name] = current[i] or previous[i]
-    end
+    prefetch_account(b, of_account(b, account), names)
   end
 end
 
--- Decides which generations end with this call and which begin.
-function memory.plan(b)
-  for _, own in pairs(b.memory) do
-    if own.names[1] then
-      current_count(own)
-      own.ends = own.count > 0 and has_ended(b, own)
-      own.begins = own.count == 0 or own.ends
-    end
-  end
+-- Decides whether an account's generation ends with this call, and whether one begins.
+local function plan_generation(b, own)
+  current_count(own)
+  own.ends = own.count > 0 and has_ended(b, own)
+  own.begins = own.count == 0 or own.ends
 end
 
 -- The fields to be stored. A name is stored as it stands at the end of the call.
@@ -223,28 +239,34 @@ local function stored_pairs(b, own)
   end
   if own.begins then
     pairs_to_store[#pairs_to_store + 1] = start_field
-    pairs_to_store[#pairs_to_store + 1] = b.timestamp_ms
+    pairs_to_store[#pairs_to_store + 1] = b.timestamp_ms .. (own.ends and " previous" or "")
   end
   return pairs_to_store
 end
 
--- The writes of what was forgotten and what is remembered: see writing.lua.
-function memory.each_write(b, run)
-  for _, own in pairs(b.memory) do
-    if own.forgotten[1] then
-      run("HDEL", own.key, own.forgotten)
-      run("HDEL", own.previous_key, own.forgotten)
-    end
-    if own.ends then
-      run("UNLINK", own.previous_key, {})
-      run("RENAME", own.key, { own.previous_key })
-    end
-    if own.names[1] then
-      run("HSET", own.key, stored_pairs(b, own))
-    end
-    if own.begins then
-      run("PEXPIRE", own.key, { numbers.integer_text(generation_life_ms) })
-    end
+local function plan_account(b, own, later)
+  if own.forgotten[1] then
+    later("HDEL", own.key, own.forgotten)
+    later("HDEL", own.previous_key, own.forgotten)
+  end
+  if not own.names[1] then
+    return
+  end
+  plan_generation(b, own)
+  if own.ends then
+    later("UNLINK", own.previous_key, {})
+    later("RENAME", own.key, { own.previous_key })
+  end
+  later("HSET", own.key, stored_pairs(b, own))
+  if own.begins then
+    later("PEXPIRE", own.key, { numbers.integer_text(generation_life_ms) })
+  end
+end
+
+-- Plans the writes of what was forgotten and what is remembered: see writing.lua.
+function memory.plan_writes(b, later)
+  for _, own in pairs(b.memory or none) do
+    plan_account(b, own, later)
   end
 end
 

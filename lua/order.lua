@@ -56,13 +56,6 @@ function order.client_order_id_text(o)
   return client_order_id == "-" and "=-" or client_order_id or "-"
 end
 
-local function parse_client_order_id(text)
-  if text == "-" then
-    return nil
-  end
-  return text == "=-" and "-" or text
-end
-
 -- The flags of a record, in the order they are written: first those that are numbers.
 local number_flags = {
   "display_quantity",
@@ -175,7 +168,7 @@ function order.parse(order_id, text)
     remaining = remaining + 0,
     timestamp_ms = timestamp_ms,
     account = account,
-    client_order_id = parse_client_order_id(client_id),
+    client_order_id = client_id ~= "-" and (client_id == "=-" and "-" or client_id) or nil,
     extras = extras,
     priority = priority,
     queued = true,
@@ -215,9 +208,9 @@ function order.record(o, rules)
     .. " "
     .. o.account
     .. " "
-    .. order.client_order_id_text(o)
+    .. (o.client_order_id and order.client_order_id_text(o) or "-")
     .. " "
-    .. order.flags(o)
+    .. (o.extras and order.flags(o) or "-")
 end
 
 function order.status(o)

@@ -199,11 +199,12 @@ function statistics.plan(b, add)
   b.candles_finished = finished
 end
 
--- The writes that drop the oldest of what a call has finished more than is kept: see writing.lua.
-function statistics.each_trim(b, run)
+-- Plans the writes that drop the oldest of what a call has finished more than is kept: see
+-- writing.lua.
+function statistics.plan_trims(b, later)
   for _, row in ipairs(b.candles_finished) do
     local candles_key = keys.interval_candles(b.key, row[1])
-    run("ZREMRANGEBYRANK", candles_key, { 0, -kept_max[row[1]] - 1 })
+    later("ZREMRANGEBYRANK", candles_key, { 0, -kept_max[row[1]] - 1 })
   end
 end
 

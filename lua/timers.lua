@@ -120,9 +120,9 @@ function timers.are_changed(b)
   return #b.timers.members > 0
 end
 
--- The writes of the timers that the call has set: see writing.lua. Their number goes first: a book
--- that counts too many looks in vain, one that counts too few would never look.
-function timers.each_write(b, run)
+-- Plans the writes of the timers that the call has set: see writing.lua. Their number goes first: a
+-- book that counts too many looks in vain, one that counts too few would never look.
+function timers.plan_writes(b, later)
   local copy = b.timers
   if not timers.are_changed(b) then
     return
@@ -136,12 +136,12 @@ function timers.each_write(b, run)
       gone[#gone + 1] = name
     end
   end
-  run("HSET", b.key, { "extended", "1", "timers", numbers.integer_text(count(b)) })
+  later("HSET", b.key, { "extended", "1", "timers", numbers.integer_text(count(b)) })
   if gone[1] then
-    run("ZREM", keys.timers(b.key), gone)
+    later("ZREM", keys.timers(b.key), gone)
   end
   if set[1] then
-    run("ZADD", keys.timers(b.key), set)
+    later("ZADD", keys.timers(b.key), set)
   end
 end
 

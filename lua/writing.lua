@@ -1,7 +1,8 @@
 -- The one writing of a call: the difference between the working copy and Redis, in a few calls with
 -- many arguments each.
 --
--- Everything is read and planned before the first write, and nothing can fail after it. The stream
+-- Everything is read and planned before the first write, and nothing can fail after it. Each write
+-- that is planned is asked for first, whether Redis would accept it (acceptance.lua). The stream
 -- entry is the first write and the counters with `sequence` are the last, so a write that was
 -- broken off leaves the stream ahead of the book, and the book stands still until it is repaired.
 
@@ -21,10 +22,16 @@ local writing = {}
 
 local arguments_max = 4000
 
+local no_prices = {}
+
 -- The prices of the levels a call changed, best first, for one side, whose totals are then what
 -- they will be.
 local function changed_levels(b, side)
-  local changed, sign, differences, totals = {}, side.sign, side.differences, side.totals
+  local differences = rawget(side, "differences")
+  if not differences then
+    return no_prices
+  end
+  local changed, sign, totals = {}, side.sign, side.totals
   for price, difference in pairs(differences) do
     if difference ~= 0 then
       changed[#changed + 1] = price * sign
@@ -48,6 +55,33 @@ local function changed_levels(b, side)
   return changed
 end
 
+-- The plan of a call's writes: for each of these commands the arguments by key, then what comes
+-- `later` in its order ({ command, key, arguments }). What takes away goes before what adds: a name
+-- that one order gives up another may take. `refused` is an error reply where Redis would refuse
+-- one of them.
+local write_commands = { "ZREM", "HDEL", "SREM", "ZADD", "HSET", "SADD" }
+
+local function new_plan(b)
+  return {
+    b = b,
+    refused = nil,
+    later = {},
+    entry = false,
+    state = false,
+    ZREM = {},
+    HDEL = {},
+    SREM = {},
+    ZADD = {},
+    HSET = {},
+    SADD = {},
+  }
+end
+
+-- Asks whether Redis would accept a write. Nothing is planned without.
+local function ask(plan, command, key)
+  plan.refused = plan.refused or acceptance.error(command, key, plan.b.checked_keys)
+end
+
 -- The arguments still to be written by one command to one key, as a list to be added to.
 local function arguments_for(plan, command, key)
   local by_key = plan[command]
@@ -55,8 +89,17 @@ local function arguments_for(plan, command, key)
   if not arguments then
     arguments = {}
     by_key[key] = arguments
+    plan.refused = plan.refused or acceptance.error(command, key, plan.b.checked_keys)
   end
   return arguments
+end
+
+-- Gives what plans a write that comes after those: a function of command, key and arguments.
+local function planner_of_later(plan)
+  return function(command, key, arguments)
+    plan.later[#plan.later + 1] = { command, key, arguments }
+    ask(plan, command, key)
+  end
 end
 
 local function plan_queue_write(b, plan, o)
@@ -137,7 +180,7 @@ local function plan_index_write(b, plan, o)
   if not o.client_order_id then
     return
   end
-  local clients_key = keys.client_orders(b.key)
+  local clients_key = b.names.client_orders
   local names = arguments_for(plan, o.queued and "HSET" or "HDEL", clients_key)
   names[#names + 1] = book.client_name(o.account, o.client_order_id)
   if o.queued then
@@ -155,14 +198,12 @@ end
 
 -- One pass over the touched orders sorts what is to be written by command and key.
 local function plan_order_writes(b, plan)
-  local orders_key = keys.orders(b.key)
-  local records = arguments_for(plan, "HSET", orders_key)
-  local gone = arguments_for(plan, "HDEL", orders_key)
-  local touched = b.touched_orders
+  local touched, records, gone = b.touched_orders, nil, nil
   for i = 1, #touched do
     local o = touched[i]
     local queued, stored = o.queued, o.stored_priority
     if queued then
+      records = records or arguments_for(plan, "HSET", b.names.orders)
       records[#records + 1] = o.order_id
       records[#records + 1] = order.record(o, b.instrument)
       if stored ~= o.priority then
@@ -172,6 +213,7 @@ local function plan_order_writes(b, plan)
         plan_index_write(b, plan, o)
       end
     elseif stored then
+      gone = gone or arguments_for(plan, "HDEL", b.names.orders)
       gone[#gone + 1] = o.order_id
       plan_place_write(b, plan, o)
       plan_index_write(b, plan, o)
@@ -213,19 +255,15 @@ local function plan_candle_writes(b, plan)
   end)
 end
 
-local function call_in_chunks(command, key, arguments)
-  for from = 1, #arguments, arguments_max do
-    local to = math.min(from + arguments_max - 1, #arguments)
-    redis.call(command, key, unpack(arguments, from, to))
-  end
-end
-
-local function add_counter(texts, name, number, before)
-  if number ~= before then
-    texts[#texts + 1] = name
-    texts[#texts + 1] = numbers.integer_text(number)
-  end
-end
+-- The counters of orders that few books have.
+local order_counters = {
+  "gtd_orders",
+  "iceberg_orders",
+  "waiting_orders",
+  "trailing_orders",
+  "dormant_orders",
+  "order_lists",
+}
 
 -- The agenda as it is stored.
 local function agenda_text(b)
@@ -243,29 +281,26 @@ local function agenda_text(b)
   return table.concat(texts, " ")
 end
 
--- The counters that changed, as field, value, …; sequence last.
+-- What changed in the book's own hash, as field, value, …; the counters last.
 local function state_pairs(b)
   local record, texts = b.instrument, {}
   if b.rules_changed then
-    texts = { "symbol", record.symbol, unpack(instrument.rule_pairs(record)) }
+    texts = instrument.rule_pairs(record)
+  elseif b.epoch_changed or record.has_old_layout then
+    texts = { "rules", instrument.rules_text(record) }
   end
   if record.open_orders == 0 then
     record.largest_order_lots = 0
   end
-  add_counter(texts, "last_order_id", record.last_order_id, b.last_order_id_before)
-  add_counter(texts, "last_priority", record.last_priority, b.last_priority_before)
-  add_counter(texts, "open_orders", record.open_orders, b.open_orders_before)
-  add_counter(texts, "largest_order_lots", record.largest_order_lots, b.largest_order_lots_before)
   local extended = record.extended
   if extended then
     texts[#texts + 1] = "extended"
     texts[#texts + 1] = "1"
-    add_counter(texts, "gtd_orders", extended.gtd_orders, nil)
-    add_counter(texts, "iceberg_orders", extended.iceberg_orders, nil)
-    add_counter(texts, "waiting_orders", extended.waiting_orders, nil)
-    add_counter(texts, "trailing_orders", extended.trailing_orders, nil)
-    add_counter(texts, "dormant_orders", extended.dormant_orders, nil)
-    add_counter(texts, "order_lists", extended.order_lists, nil)
+    for i = 1, #order_counters do
+      local name = order_counters[i]
+      texts[#texts + 1] = name
+      texts[#texts + 1] = numbers.integer_text(extended[name])
+    end
     if b.breaker then
       texts[#texts + 1] = "breaker_reference"
       texts[#texts + 1] = extended.breaker_reference
@@ -279,19 +314,24 @@ local function state_pairs(b)
     texts[#texts + 1] = "agenda"
     texts[#texts + 1] = agenda_text(b)
   end
-  add_counter(texts, "last_trade_id", record.last_trade_id, b.last_trade_id_before)
-  if b.candle then
-    texts[#texts + 1] = "last_price"
-    texts[#texts + 1] = record.last_price
-  end
-  if b.epoch_changed then
-    local run_id, server_run_id = record.run_id, record.server_run_id
-    texts =
-      { "epoch", record.epoch, "run_id", run_id, "server_run_id", server_run_id, unpack(texts) }
-  end
-  texts[#texts + 1] = "sequence"
-  texts[#texts + 1] = b.sequence_text
+  texts[#texts + 1] = "state"
+  texts[#texts + 1] = instrument.state_text(record, b.sequence_text)
   return texts
+end
+
+-- Plans what the call's parts write besides orders and levels.
+local function plan_later(b, plan)
+  local later = planner_of_later(plan)
+  if plan.entry then
+    events.plan_trades(b, plan.entry, later)
+  end
+  memory.plan_writes(b, later)
+  if b.candle then
+    statistics.plan_trims(b, later)
+  end
+  if b.timers then
+    timers.plan_writes(b, later)
+  end
 end
 
 -- The plan of a call that has set timers and changed nothing else. That has no entry in the stream,
@@ -300,59 +340,19 @@ local function plan_timers_alone(b)
   if not b.timers or not timers.are_changed(b) then
     return nil
   end
-  local refused = events.events_refusal(b)
-  if refused then
-    return nil, refused
-  end
-  return { is_timers_alone = true }
-end
-
-local write_commands = { "ZREM", "HDEL", "SREM", "ZADD", "HSET", "SADD" }
-
--- Every write of a plan after the entry in the stream of events, in order: `run` gets the command,
--- the key and the list of the other arguments.
-local function each_write(b, plan, run)
-  if plan.is_timers_alone then
-    return timers.each_write(b, run)
-  end
-  events.each_write(b, plan.entry, run)
-  for i = 1, #write_commands do
-    local command = write_commands[i]
-    for key, arguments in pairs(plan[command]) do
-      if arguments[1] then
-        run(command, key, arguments)
-      end
-    end
-  end
-  memory.each_write(b, run)
-  if b.candle then
-    statistics.each_trim(b, run)
-  end
-  if b.timers then
-    timers.each_write(b, run)
-  end
-  run("HSET", b.key, plan.state)
-end
-
--- An error reply where Redis would refuse one of the planned writes, else nil. The same pass that
--- writes asks for each of its writes first, so none can be forgotten.
-local function write_error(b, plan)
-  local found = plan.entry and events.right_error(b)
-  each_write(b, plan, function(command, key)
-    found = found or acceptance.error(command, key, b.checked_keys)
-  end)
-  return found
+  local refused, plan = events.events_refusal(b), new_plan(b)
+  plan_later(b, plan)
+  refused = refused or plan.refused
+  return not refused and plan or nil, refused
 end
 
 -- Everything that is read before the working copy is written: the plan of its writes; or nil, and
 -- an error reply where Redis would refuse one of them. nil alone where nothing has changed.
 function writing.plan(b)
   if not b.changed then
-    local plan, refused = plan_timers_alone(b)
-    refused = refused or (plan and write_error(b, plan))
-    return not refused and plan or nil, refused
+    return plan_timers_alone(b)
   end
-  local plan = { ZREM = {}, ZADD = {}, HSET = {}, HDEL = {}, SADD = {}, SREM = {} }
+  local plan = new_plan(b)
   local bid_prices, ask_prices = changed_levels(b, b.buy), changed_levels(b, b.sell)
   plan_order_writes(b, plan)
   if b.order_lists then
@@ -363,24 +363,52 @@ function writing.plan(b)
   if b.candle then
     plan_candle_writes(b, plan)
   end
-  memory.plan(b)
-  plan.state = state_pairs(b)
   plan.entry = events.entry(b, bid_prices, ask_prices)
-  local refused = events.trades_refusal(b) or write_error(b, plan)
+  if b.memory or b.candle or b.timers then
+    plan_later(b, plan)
+  end
+  plan.state = state_pairs(b)
+  ask(plan, "HSET", b.key)
+  local refused = plan.refused or events.right_error(b) or events.trades_refusal(b)
   if refused then
     return nil, refused
   end
   return plan
 end
 
+local function call_in_chunks(command, key, arguments)
+  local count = #arguments
+  if count <= arguments_max then
+    return redis.call(command, key, unpack(arguments))
+  end
+  for from = 1, count, arguments_max do
+    redis.call(command, key, unpack(arguments, from, math.min(from + arguments_max - 1, count)))
+  end
+end
+
 -- Writes as planned. Returns nil, or an error reply where the event stream refuses the entry: then
 -- nothing was written.
 function writing.carry_out(b, plan)
   local refused = plan.entry and events.append(b, plan.entry)
-  if not refused then
-    each_write(b, plan, call_in_chunks)
+  if refused then
+    return refused
   end
-  return refused
+  for i = 1, #write_commands do
+    local command = write_commands[i]
+    for key, arguments in pairs(plan[command]) do
+      call_in_chunks(command, key, arguments)
+    end
+  end
+  for _, write in ipairs(plan.later) do
+    call_in_chunks(write[1], write[2], write[3])
+  end
+  if plan.state then
+    call_in_chunks("HSET", b.key, plan.state)
+  end
+  if plan.state and b.instrument.has_old_layout then
+    call_in_chunks("HDEL", b.key, instrument.old_fields())
+  end
+  return nil
 end
 
 return writing

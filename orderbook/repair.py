@@ -51,6 +51,17 @@ _ONE_EACH = (
 # What get_instrument tells beside the rules of an instrument.
 _NO_RULES = frozenset({"symbol", "segment", "open_orders", "last_price", "sequence", "epoch"})
 
+# The rules and the counters that each have one line of the book's own hash: lua/instrument.lua.
+_RULES = (
+    *("tick_size", "lot_size", "min_quantity", "max_quantity", "status"),
+    *("events_length_max", "trades_length_max", "book_length_max"),
+    *("epoch", "run_id", "server_run_id"),
+)
+_STATE = (
+    *("sequence", "last_order_id", "last_trade_id", "last_priority", "open_orders"),
+    *("largest_order_lots", "last_price"),
+)
+
 _decode_orders = msgspec.json.Decoder(OrdersMessage).decode
 
 
@@ -277,6 +288,24 @@ def _member(order: Order) -> str:
     return f"{order.priority:016d}:{order.terms.order_id}"
 
 
+def unpacked(stored: Pairs) -> Pairs:
+    """A book's own hash with each rule and each counter by its name."""
+    found = {name: value for name, value in stored.items() if name not in {"rules", "state"}}
+    for word in stored.get("rules", "").split():
+        name, _, value = word.partition("=")
+        found[name] = value
+    counters = zip(_STATE, stored.get("state", "").split(), strict=False)
+    return found | {name: value for name, value in counters if value != "-"}
+
+
+def packed(fields: Pairs) -> Pairs:
+    """The hash as it is stored."""
+    rules = [f"{name}={fields[name]}" for name in _RULES if name in fields]
+    state = [fields.get(name, "-") for name in _STATE]
+    rest = {name: value for name, value in fields.items() if name not in {*_RULES, *_STATE}}
+    return rest | {"rules": " ".join(rules), "state": " ".join(state)}
+
+
 @dataclass
 class Repair:
     """What was done to a book."""
@@ -384,7 +413,7 @@ class _Bench:
         count = 0
         if types.get("timers") == "zset":
             count = await self._wire.call("ZCARD", self._name("timers"))
-        return "hash", self._story.book_hash(stored, count)
+        return "hash", packed(self._story.book_hash(stored, count))
 
     async def _types(self) -> dict[str, str]:
         """The keys of the book that are there, and their types, but for what repairs left."""
@@ -406,7 +435,7 @@ class _Bench:
         if types.get("") != "hash":
             return {}
         words = [word.decode() for word in await self._wire.call("HGETALL", self._key)]
-        return dict(zip(words[::2], words[1::2], strict=True))
+        return unpacked(dict(zip(words[::2], words[1::2], strict=True)))
 
     async def _read_story(self, before: int) -> None:
         """Rebuilds the book from its first entry to its last. Raises RepairError."""

@@ -76,7 +76,7 @@ class EmbeddedServer:
         """Returns when the server answers. Raises ServerError."""
         if self._process is not None:
             raise ServerError("the embedded server is running already")
-        binary = _find_binary()
+        binary = embedded_binary()
         try:
             self._process = self._start_on_some_port(binary)
         except BaseException:
@@ -155,7 +155,8 @@ class EmbeddedServer:
         ]
 
 
-def _find_binary() -> Path:
+def embedded_binary() -> Path:
+    """The program of the embedded Valkey. Raises ServerError where there is none."""
     hint = "run a Redis 7 or Valkey server elsewhere and give its address with --redis-url"
     if os.name != "posix":
         raise ServerError(f"there is no embedded Valkey for this platform; {hint}")

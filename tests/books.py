@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from orderbook.mirror import Mirror, decimal_text, displayed_id
+from orderbook.repair import packed, unpacked
 
 Json = dict[str, Any]
 Words = str | bytes
@@ -22,6 +23,17 @@ EPOCH_MIN, EPOCH_MAX = TIMESTAMP_MS_MIN // 1000 << 20, 1 << 53
 
 TICK_SIZE = "0.01"
 LOT_SIZE = "1"
+
+
+def stored_fields(client: Any, key: str) -> dict[str, str]:
+    """A book's own hash, with each rule and each counter by its name."""
+    pairs = client.hgetall(key)
+    return unpacked({name.decode(): value.decode() for name, value in pairs.items()})
+
+
+def overwrite(client: Any, key: str, **fields: str) -> None:
+    """Puts other values into a book's own hash."""
+    client.hset(key, mapping=packed(stored_fields(client, key) | fields))
 
 
 class Book:

@@ -11,6 +11,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from books import overwrite
 from clients import eventually, new_symbol
 from orderbook.child import ChildProcess, Surroundings
 from orderbook.engine import BATCH_LENGTH_MAX, KEYS_PER_CALL_MAX, Batcher, Engine, EngineError
@@ -386,7 +387,7 @@ async def test_a_damaged_book_keeps_no_other_from_its_epoch() -> None:
         before = {}
         for symbol in ("A", "X", "Z"):
             before[symbol] = (await engine.define_instrument(symbol, **RULES))["epoch"]
-            server.client.hset(f"orderbook:{{main}}:{symbol}", "run_id", "another")
+            overwrite(server.client, f"orderbook:{{main}}:{symbol}", run_id="another")
         server.client.xadd("orderbook:{main}:X:events", {"trades": "x"}, id="99-0")
         assert (await engine.begin_epochs()).keys() == {"A", "X", "Z"}
         assert (await engine.get_instrument("A"))["epoch"] > before["A"]

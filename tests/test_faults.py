@@ -21,7 +21,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 import clock
-from books import Book, Json, assert_rejected, comparable, contents_of, decode, words
+from books import Book, Json, assert_rejected, comparable, contents_of, decode, overwrite, words
 from orderbook import library
 from processes import wait_until
 from servers import Server, load_library, running
@@ -944,9 +944,9 @@ def test_damage_done_by_hand_is_named(book: Book) -> None:
         "ACCOUNT_INDEX_MISMATCH": lambda: client.delete(f"{book.key}:orders:alice"),
         "QUOTE_INDEX_MISMATCH": lambda: client.sadd(f"{book.key}:quotes:carol", "77"),
         "CLIENT_INDEX_MISMATCH": lambda: client.delete(f"{book.key}:client_orders"),
-        "OPEN_ORDERS_MISMATCH": lambda: client.hset(book.key, "open_orders", "5"),
-        "COUNTER_BEHIND": lambda: client.hset(book.key, "last_order_id", "1"),
-        "LOST_EVENTS": lambda: client.hset(book.key, "sequence", "77"),
+        "OPEN_ORDERS_MISMATCH": lambda: overwrite(client, book.key, open_orders="5"),
+        "COUNTER_BEHIND": lambda: overwrite(client, book.key, last_order_id="1"),
+        "LOST_EVENTS": lambda: overwrite(client, book.key, sequence="77"),
         "HALF_WRITTEN_COMMAND": lambda: client.xadd(f"{book.key}:events", {"a": "b"}, id="78-0"),
     }
     saved = {key: client.dump(key) for key in book.stored_keys()}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from books import overwrite, stored_fields
 from clients import eventually, new_symbol
 from orderbook.engine import Engine
 from orderbook.feed import KEEP_INTERVAL_S, START_TIMEOUT_S, Feed, Wanted
@@ -462,7 +463,7 @@ async def test_an_epoch_that_begins_in_an_order_is_told_before_the_order(
     collector = venue.subscribe(channel, **more)
     first = await venue.trade()
     await collector.wait_for_sequence(first)
-    venue.server.client.hset("orderbook:{main}:X", "server_run_id", "another")
+    overwrite(venue.server.client, "orderbook:{main}:X", server_run_id="another")
     begun = await venue.place("buy", account="bob", price="9")
     await collector.wait_for_sequence(begun["sequence"])
     old = collector.messages[0]["epoch"]
@@ -732,7 +733,8 @@ async def test_what_is_due_is_done_though_the_streams_cannot_be_read() -> None:
         terms = {**LIMIT, "time_in_force": "gtd", "expire_time_ms": soon}
         await engine.place_order("X", side="buy", **terms)
         await eventually(
-            lambda: server.client.hget("orderbook:{main}:X", "open_orders") == b"0", "it expires"
+            lambda: stored_fields(server.client, "orderbook:{main}:X")["open_orders"] == "0",
+            "it expires",
         )
         assert feed.lag_s() > 1
         await feed.stop()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from books import Book, Json, assert_rejected, timeless
+from books import Book, Json, assert_rejected, overwrite, timeless
 
 QUERIES = {"get_closed_orders": "orders", "get_own_trades": "trades"}
 
@@ -152,7 +152,7 @@ def test_reports_of_older_libraries_are_told_without_the_quantity(book: Book) ->
     message = {"channel": "orders", "account": "alice", "orders": [report]}
     text = json.dumps(message, separators=(",", ":"))
     book.client.xadd(book.stream_key("events"), {"orders:alice": text}, id="2-0")
-    book.client.hset(book.key, "sequence", "2")
+    overwrite(book.client, book.key, sequence="2")
     (row,) = rows(book, "get_closed_orders")
     assert "quantity" not in row
     assert (row["order_id"], row["status"]) == ("7", "filled")

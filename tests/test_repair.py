@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from redis.exceptions import ResponseError
 
-from books import Book
+from books import Book, overwrite
 from checker import Checker
 from clients import eventually
 from conftest import NewBook
@@ -175,7 +175,7 @@ def test_each_damaged_key_is_rebuilt(real_book: NewBook, damage: str) -> None:
         kind = book.client.type(key)
         if damage == "with a foreign member":
             if not suffix:
-                book.client.hset(key, "last_order_id", "1")
+                overwrite(book.client, key, last_order_id="1")
             elif kind == b"hash":
                 book.client.hset(key, "77 x", "1")
             elif kind == b"zset":
@@ -235,8 +235,7 @@ def test_a_paused_taker_goes_on_after_a_repair(real_book: NewBook) -> None:
     assert (taker["status"], taker["remaining_quantity"]) == ("partially_filled", "8")
     # The book loses the order, and that it is to go on.
     sequence = book.read("get_instrument")["sequence"]
-    lost = {"agenda": "", "sequence": str(sequence - 1)}
-    book.client.hset(book.key, mapping=lost)
+    overwrite(book.client, book.key, agenda="", sequence=str(sequence - 1))
     book.client.delete(f"{book.key}:orders")
     (done,) = repaired(book)
     assert_in_order(book, done)

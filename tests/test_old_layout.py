@@ -1,0 +1,57 @@
+"""A book that an earlier library stored: each rule and each counter in a field of its own."""
+
+from books import Book, stored_fields
+
+
+def age(book: Book) -> None:
+    """Stores the book's own hash as earlier libraries did."""
+    fields = stored_fields(book.client, book.key)
+    book.client.delete(book.key)
+    book.client.hset(book.key, mapping=fields)
+
+
+def furnish(book: Book) -> None:
+    book.limit("alice", "sell", "5", "101")
+    book.limit("bob", "buy", "2", "101")
+    terms = {"side": "buy", "order_type": "stop", "stop_price": "120", "quantity": "2"}
+    book.ask("place_order", account="carol", **terms)
+
+
+def test_a_book_of_the_old_layout_is_read_as_it_is(book: Book) -> None:
+    furnish(book)
+    asked = ("get_instrument", "get_book", "get_level3", "verify_book")
+    before = [book.read(function) for function in asked]
+    age(book)
+    assert [book.read(function) for function in asked] == before
+    assert not book.client.hexists(book.key, "state")
+
+
+def test_the_first_change_stores_it_anew_and_goes_on(book: Book) -> None:
+    furnish(book)
+    age(book)
+    reply = book.limit("dave", "buy", "1", "101", client_order_id="d1")
+    assert [fill["maker_order_id"] for fill in reply["fills"]] == ["1"]
+    assert (reply["order_id"], reply["fills"][0]["trade_id"]) == ("4", "2")
+    names = set(book.client.hkeys(book.key))
+    assert {b"rules", b"state", b"extended"} <= names
+    assert not names & {b"tick_size", b"sequence", b"last_price", b"epoch"}
+    book.assert_is_what_its_stream_tells()
+
+
+def test_rules_of_the_old_layout_can_be_changed(book: Book) -> None:
+    furnish(book)
+    age(book)
+    told = book.ask("define_instrument", status="cancel_only", min_quantity="2")
+    assert (told["status"], told["min_quantity"]) == ("cancel_only", "2")
+    assert told == {**book.read("get_instrument")}
+    book.assert_is_what_its_stream_tells()
+
+
+def test_timers_alone_leave_the_old_layout_as_it_is(book: Book) -> None:
+    furnish(book)
+    age(book)
+    book.ask("cancel_all_after", account="alice", timeout_ms="60000")
+    assert book.client.hget(book.key, "timers") == b"1"
+    assert book.read("get_instrument")["sequence"] == 4
+    book.limit("alice", "sell", "1", "102")
+    book.assert_is_what_its_stream_tells()
