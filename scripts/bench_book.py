@@ -112,7 +112,8 @@ def resting_orders(count: int, levels: int) -> Iterator[Command]:
 def touch_flow(book: Book, count: int) -> list[Command]:
     """New orders within reach of the touch, and cancels that leave the book as it was."""
     dice = random.Random(count)
-    next_id = int(book.connection.call("HGET", book.key, "last_order_id")) + 1
+    _, last_order_id, *_ = book.connection.call("HGET", book.key, "state").split()
+    next_id = int(last_order_id) + 1
     commands: list[Command] = []
     for number in range(count // 2):
         away = dice.randint(1, TOUCH_REACH)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 import campaign.judge
+from books import overwrite
 from campaign.__main__ import KINDS, run_kind
 from campaign.faults import unflushed
 from campaign.ledger import Acknowledgement, Reply
@@ -56,7 +57,7 @@ def invent_a_message(setup: Setup) -> None:
 
 
 def change_the_book(setup: Setup) -> None:
-    setup.redis.client.hincrby("orderbook:{main}:CAMPAIGN-1", "open_orders", 1)
+    overwrite(setup.redis.client, "orderbook:{main}:CAMPAIGN-1", open_orders="1000000")
 
 
 @pytest.mark.parametrize(
