@@ -220,12 +220,11 @@ function book.missing_key_error(b)
   return nil
 end
 
--- The same, and where the stream of events is missing: for a call that does nothing else, so that
--- damage is told though nobody trades.
-function book.idle_error(b)
-  local refused = book.missing_key_error(b)
-  if refused or redis.call("EXISTS", keys.events(b.key)) == 1 then
-    return refused
+-- An error reply where the stream of events is missing, else nil: for the calls of hosts that find
+-- nothing to do, so that damage is told though nobody trades.
+function book.missing_stream_error(b)
+  if redis.call("EXISTS", b.names.events) == 1 then
+    return nil
   end
   return redis.error_reply("DAMAGED the stream events is missing: run verify_book")
 end

@@ -311,12 +311,13 @@ local function tick(call_keys, arguments)
   local done = '{"expired_count":%.0f,"canceled_count":%.0f,"triggered_count":%.0f,"pending":%s,'
     .. '"sequence":%.0f}'
   local b = book.from(record)
-  local damaged = book.idle_error(b)
+  -- An instrument without features never has anything due, and many hosts ask twice a second.
+  local is_idle = not record.extended and not epoch.is_due(record)
+  local damaged = (is_idle and book.missing_key_error(b)) or book.missing_stream_error(b)
   if damaged then
     return damaged
   end
-  -- An instrument without features never has anything due, and many hosts ask twice a second.
-  if not record.extended and not epoch.is_due(record) then
+  if is_idle then
     return done:format(0, 0, 0, "false", record.sequence)
   end
   local written, refused = call.transact(b, { list = {}, replies = {} })
