@@ -51,6 +51,7 @@ end
 
 -- An error reply where Redis would refuse this write, else nil. The types of keys in `checked` are
 -- known; what is asked is added. Other commands than those above write keys that were read before.
+-- The right is asked for in place: a call for it would cost as much as the question.
 function acceptance.error(write, key, checked)
   local is_allowed = redis.acl_check_cmd
   if is_allowed and not is_allowed(write, key, key) then

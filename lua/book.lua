@@ -19,9 +19,9 @@
 --
 --   * all or nothing: whatever can fail has failed before the first write;
 --   * a batch costs little more calls than a single command;
---   * the stream entry comes first and `sequence` last, so a write that was broken off
---     (which Redis does not do by itself) leaves the stream ahead of the book: the next
---     command's entry is then refused by the stream, and the book stands still until repaired.
+--   * the stream entry comes first and the sequence last, so a write that was broken off (which
+--     Redis does not do by itself) leaves the stream ahead of the book: the next command's entry is
+--     then refused by the stream, and the book stands still until repaired.
 --
 -- A side's queue in the working copy is two lists merged: `members`, a window of what Redis has,
 -- read in growing chunks as matching reaches into it, and `added`, what this call queued. An
@@ -132,7 +132,8 @@ local function read_agenda(extended)
     elseif paused_id then
       agenda[#agenda + 1] = { paused_id = paused_id }
     else
-      agenda[#agenda + 1] = item + 0
+      -- Of an item of earlier libraries, `price@order_id@bound`, the price counts.
+      agenda[#agenda + 1] = item:match("^%d+") + 0
     end
   end
   return agenda
@@ -220,8 +221,8 @@ function book.missing_key_error(b)
   return nil
 end
 
--- An error reply where the stream of events is missing, else nil: for the calls of hosts that find
--- nothing to do, so that damage is told though nobody trades.
+-- An error reply where the stream of events is missing, else nil: for every tick, so that damage is
+-- told though nobody trades.
 function book.missing_stream_error(b)
   if redis.call("EXISTS", b.names.events) == 1 then
     return nil
@@ -791,8 +792,8 @@ function book.dequeue(b, o)
   leave(side, o, price)
 end
 
--- Queues an order with its priority among those that wait like it, behind all others of its stop
--- price.
+-- Queues an order with its priority among those that wait like it, at its place there
+-- (order.queue_price).
 function book.wait(b, o)
   local extras = o.extras
   local side = book.queue_side(b, extras.waits)

@@ -42,6 +42,7 @@ end
 local function may_go_on(b)
   return b.triggers_left > 0
     and not b.is_spent
+    and b.fills_left > 0
     and #b.events.accounts < book.accounts_per_call_max
     and b.instrument.status == "trading"
     and not b.expiring
@@ -86,6 +87,7 @@ local function carry_out(b)
   if item.paused_id then
     return resume(b, item)
   end
+  -- It goes first: a leg that is paused takes the place before what is left.
   agenda.first = agenda.first + 1
   if not lists.arm(b, item) then
     agenda.first = agenda.first - 1

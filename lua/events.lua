@@ -59,9 +59,8 @@ local function head(b, channel)
     .. b.instrument.epoch
 end
 
--- Begins this call's message to an account. A report is appended piece by piece, its last piece
--- `b.report_end` with the comma before the next. A string of its own for each would be made, hashed
--- and freed only to be copied into the message.
+-- Begins this call's message to an account. A report of a trade is appended as one string, the
+-- others piece by piece; the last piece is always `b.report_end`, with the comma before the next.
 local function reports_to(b, account)
   local pieces = { head(b, "orders") .. ',"account":"' .. account .. '","orders":[' }
   b.events.reports[account] = pieces

@@ -7,10 +7,9 @@
 --   state   sequence last_order_id last_trade_id last_priority open_orders largest_order_lots
 --           last_price (`-` where there was no trade yet)
 --
--- `state` is written last of all by every command: its sequence is the mark of a command carried
--- out whole. Rules rarely change, so what a line of them says is remembered.
+-- `state` is written last of all by every call that changes the book: its sequence is the mark of a
+-- call carried out whole. Rules rarely change, so what a line of them says is remembered.
 
-local damage = require("damage")
 local decimal = require("decimal")
 local hints = require("hints")
 local keys = require("keys")
@@ -50,7 +49,8 @@ local state_pattern = "^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S+)$"
 
 -- What few instruments use, read only where one of them was ever set (`extended` is 1): rules; then
 -- where the circuit breaker and an auction that is being uncrossed stand (states.lua, auction.lua);
--- how many open orders expire, are icebergs, wait for a trade price, trail it, are not armed yet;
+-- how many open orders expire, are icebergs, wait for a trade price or are paused, trail one, are
+-- not armed yet;
 -- how many order lists there are and timers are running; what trades have led to that is still to
 -- be carried out; which internal error halted the book, and how many there were (isolation.lua).
 local extended_fields = {
@@ -275,7 +275,8 @@ local function new_record(book_key, rules, state, is_extended)
   local sequence, last_order_id, last_trade_id, last_priority, open_orders, largest, last_price =
     state:match(state_pattern)
   if not sequence then
-    return damage.raise("the counters of " .. book_key .. " cannot be read")
+    local problem = "DAMAGED the counters of " .. book_key .. " cannot be read: repair the book"
+    return error(redis.error_reply(problem), 0)
   end
   local ticks_texts, lots_texts, steps = {}, {}, rules.__index
   return setmetatable({

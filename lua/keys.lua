@@ -30,13 +30,13 @@ local function read_names(book)
   return {
     segment = segment,
     symbol = symbol,
-    bids = book .. ":bids",
-    asks = book .. ":asks",
-    bid_levels = book .. ":bids:levels",
-    ask_levels = book .. ":asks:levels",
-    orders = book .. ":orders",
-    client_orders = book .. ":client_orders",
-    events = book .. ":events",
+    bids = keys.bids(book),
+    asks = keys.asks(book),
+    bid_levels = keys.levels(keys.bids(book)),
+    ask_levels = keys.levels(keys.asks(book)),
+    orders = keys.orders(book),
+    client_orders = keys.client_orders(book),
+    events = keys.events(book),
   }
 end
 

@@ -352,7 +352,7 @@ local function plan_arming(b, o, lots)
   return fills, refusal
 end
 
--- Whether legs would make more trades than what is left to this call.
+-- Whether a leg that has to be decided whole would make more trades than what is left to this call.
 local function are_for_next_call(b, legs, lots)
   for _, leg in ipairs(legs) do
     if enters_at_once(b, leg) then

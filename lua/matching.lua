@@ -20,7 +20,8 @@ local matching = {}
 
 matching.opposite = { buy = "sell", sell = "buy" }
 
--- Whether a taker { side, price (nil for market) } would trade with an order at this price.
+-- Whether a taker { side, price (nil for market), protection_price } would trade with an order at
+-- this price.
 -- A market order may have a protection_price.
 local function crosses(taker, price)
   local limit = taker.price or taker.protection_price
@@ -357,8 +358,8 @@ end
 -- The fills of a taker { side, price (nil for market), remaining, account, time_in_force, extras }:
 -- a list of { maker, lots, prevented }, and the lots left over. `prevented` tells what self-trade
 -- prevention does in place of a trade (cancel, decrement); `ended` in the list why the taker ends
--- before its time. Changes nothing. Where there would be more than a call may do the list `is_cut`:
--- as many as it may; of a taker that has to be decided whole, nil and a refusal.
+-- before its time. Changes nothing. Where there would be more than a call may do the list is cut to
+-- as many as it may (`is_cut`); of a taker that has to be decided whole, nil and a refusal.
 function matching.plan(b, taker)
   local best = book.best_price(b, matching.opposite[taker.side])
   if not best or not crosses(taker, best) or b.instrument.status == "auction" then

@@ -30,8 +30,8 @@ memory.reply_age_min_ms = 60000
 local filling_age_max_ms = 12 * 3600000
 local generation_life_ms = 36 * 3600000
 
--- When the current generation began is one more field of it; `START_MS previous` where there was
--- one before it. No client_order_id has a space in it.
+-- When the current generation began is one more field of it; `START_MS first` where there was none
+-- before it. No client_order_id has a space in it.
 local start_field = "generation start_ms"
 
 -- Of a call that asked for no replies.
@@ -39,12 +39,12 @@ local none = {}
 
 -- What a call knows of an account's replies: `replies` by name (false for none), the `names` of
 -- those to be stored, the names that are `forgotten`, and of the current generation the `count`
--- and `start_ms` (false for none), nil where they were not read yet.
+-- and `start_ms`, nil where they were not read or there is none, and whether it `has_previous`.
 local function of_account(b, account)
   b.memory = b.memory or {}
   local own = b.memory[account]
   if not own then
-    own = { replies = {}, names = {}, forgotten = {} }
+    own = { replies = {}, names = {}, forgotten = {}, has_previous = false }
     own.key = keys.stored_replies(b.key, account)
     own.previous_key = keys.stored_replies_previous(b.key, account)
     b.memory[account] = own
@@ -62,8 +62,8 @@ end
 local function note_start(b, own, text)
   b.checked_keys[own.key] = true
   if text then
-    local start_ms, previous = text:match("^(%d+)(.*)$")
-    own.start_ms, own.has_previous = start_ms + 0, previous ~= ""
+    local start_ms, mark = text:match("^(%d+)(.*)$")
+    own.start_ms, own.has_previous = start_ms + 0, mark ~= " first"
   end
 end
 
@@ -204,7 +204,8 @@ local function prefetch_account(b, own, names)
   end
 end
 
--- Reads what is stored for a batch of commands in two calls an account.
+-- Reads what is stored for a batch of commands in one call an account, or two where it has a
+-- previous generation.
 function memory.prefetch(b, list)
   local names_of = {}
   for i = 1, #list do
@@ -239,7 +240,7 @@ local function stored_pairs(b, own)
   end
   if own.begins then
     pairs_to_store[#pairs_to_store + 1] = start_field
-    pairs_to_store[#pairs_to_store + 1] = b.timestamp_ms .. (own.ends and " previous" or "")
+    pairs_to_store[#pairs_to_store + 1] = b.timestamp_ms .. (own.ends and "" or " first")
   end
   return pairs_to_store
 end

@@ -93,8 +93,8 @@ local function parse_flags(text)
   return extras
 end
 
--- Which queue an order stands in: that of its side or, where it waits for a trade price, of the
--- stops.
+-- Which queue an order stands in: that of its side or, where it waits outside the book, the one
+-- that `waits` names.
 function order.queue_name(o)
   return o.extras and o.extras.waits or o.side
 end
@@ -192,15 +192,15 @@ function order.parse_public(text)
   return price + 0, extras.slice or remaining + 0, place + 0, extras.displayed_order_id
 end
 
--- The record as text; `rules` is the instrument it is of.
-function order.record(o, rules)
+-- The record as text, of an order of this instrument.
+function order.record(o, record)
   return o.side
     .. " "
-    .. (o.price and instrument.ticks_text(rules, o.price) or "-")
+    .. (o.price and instrument.ticks_text(record, o.price) or "-")
     .. " "
-    .. instrument.lots_text(rules, o.quantity)
+    .. instrument.lots_text(record, o.quantity)
     .. " "
-    .. instrument.lots_text(rules, o.remaining)
+    .. instrument.lots_text(record, o.remaining)
     .. " "
     .. place_format:format(o.priority)
     .. " "

@@ -112,7 +112,8 @@ function placing.post_only_refusal(b, taker)
   return nil
 end
 
--- The order goes on in the next call.
+-- Pauses an order: puts it into the queue `paused` and first on the agenda, ends the work of this
+-- call, and reports it. Returns its status.
 local function pause(b, o)
   local extras = o.extras or {}
   o.extras = extras
@@ -241,7 +242,7 @@ local function agenda_refusal(b)
   return nil
 end
 
--- The same where an order is paused.
+-- A refusal while an order of this book is paused, else nil.
 function placing.paused_refusal(b)
   local item = book.has_agenda(b) and b.agenda[b.agenda.first]
   return type(item) == "table" and item.paused_id and agenda_refusal(b) or nil
@@ -353,13 +354,13 @@ function placing.take_on(b, o, fills)
 end
 
 -- Whether the call has used up a part of what it may do.
-function placing.has_begun(b)
+local function has_begun(b)
   return b.fills_left < book.fills_per_call_max or #b.events.accounts > 0
 end
 
 -- Whether a plan was refused because of what this call has done before it.
 function placing.is_for_next_call(b, refusal)
-  return refusal.code == "TOO_MANY_FILLS" and placing.has_begun(b)
+  return refusal.code == "TOO_MANY_FILLS" and has_begun(b)
 end
 
 -- An order that waited enters the market with its planned fills: it trades and queues like a new

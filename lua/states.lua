@@ -9,8 +9,8 @@
 -- An operator sets the status with define_instrument. The *circuit breaker* sets it by itself when
 -- the price moves too far too fast: a window begins with the last price as reference, lasts
 -- `window_ms`, and the next begins with the first trade after it. A trade more than `limit_percent`
--- away from the reference trips the breaker: its order is carried out whole, and everything behind
--- it, also in the same batch, finds the new status.
+-- away from the reference trips the breaker: its order is carried out as far as its call goes, and
+-- everything behind it, also in the same batch, finds the new status.
 
 local auction = require("auction")
 local book = require("book")

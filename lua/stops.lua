@@ -17,6 +17,7 @@ local book = require("book")
 local events = require("events")
 local instrument = require("instrument")
 local numbers = require("numbers")
+local order = require("order")
 local reference = require("reference")
 local reject = require("reject")
 
@@ -176,7 +177,7 @@ end
 function stops.tell_trailed(b)
   local trailed = {}
   for _, o in pairs(b.trailing_touched) do
-    if o.queued and o.extras.waits and o.extras.trailed then
+    if o.queued and order.is_triggerable(o.extras.waits) and o.extras.trailed then
       trailed[#trailed + 1] = o
     end
   end

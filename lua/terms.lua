@@ -276,7 +276,8 @@ function terms.price_refusal(b, o)
 end
 
 -- Whether an order of this type can be open at the end of its command. What cannot takes nobody's
--- place, so that an account with open_orders_max of them can still trade itself flat.
+-- place, so that an account with open_orders_max of them can still trade itself flat. A paused
+-- order is open until the next call; it is not counted as one that stays.
 function terms.can_stay_open(order_type, time_in_force)
   local waits = order_type ~= "limit" and order_type ~= "market"
   return waits or time_in_force == "gtc" or time_in_force == "gtd"

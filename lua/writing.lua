@@ -3,8 +3,9 @@
 --
 -- Everything is read and planned before the first write, and nothing can fail after it. Each write
 -- that is planned is asked for first, whether Redis would accept it (acceptance.lua). The stream
--- entry is the first write and the counters with `sequence` are the last, so a write that was
--- broken off leaves the stream ahead of the book, and the book stands still until it is repaired.
+-- entry is the first write and `state`, with the sequence, the last, so a write that was broken off
+-- leaves the stream ahead of the book, and the book stands still until it is repaired. Only the
+-- fields of the old layout are removed after it.
 
 local acceptance = require("acceptance")
 local book = require("book")
@@ -58,7 +59,7 @@ end
 -- The plan of a call's writes: for each of these commands the arguments by key, then what comes
 -- `later` in its order ({ command, key, arguments }). What takes away goes before what adds: a name
 -- that one order gives up another may take. `refused` is an error reply where Redis would refuse
--- one of them.
+-- one of them. `entry` is what events.entry gives, `state` the pairs of the book's own hash.
 local write_commands = { "ZREM", "HDEL", "SREM", "ZADD", "HSET", "SADD" }
 
 local function new_plan(b)
@@ -89,7 +90,7 @@ local function arguments_for(plan, command, key)
   if not arguments then
     arguments = {}
     by_key[key] = arguments
-    plan.refused = plan.refused or acceptance.error(command, key, plan.b.checked_keys)
+    ask(plan, command, key)
   end
   return arguments
 end
@@ -369,6 +370,9 @@ function writing.plan(b)
   end
   plan.state = state_pairs(b)
   ask(plan, "HSET", b.key)
+  if b.instrument.has_old_layout then
+    ask(plan, "HDEL", b.key)
+  end
   local refused = plan.refused or events.right_error(b) or events.trades_refusal(b)
   if refused then
     return nil, refused

@@ -1197,8 +1197,8 @@ def get_stp_group(symbol: str, redis_url: str, as_json: bool, **fields: str | No
 @redis_url_option
 @json_option
 def tick_books(symbols: tuple[str, ...], redis_url: str, as_json: bool) -> None:
-    """Do what is due, in every book or in SYMBOLS: expire orders, carry out timers, run triggered
-    orders.
+    """Do what is due, in every book or in SYMBOLS: expire orders, carry out timers, go on with
+    paused and triggered orders.
 
     Hosts do so by themselves twice a second.
     """

@@ -944,11 +944,11 @@ class Feed:
 
     async def _attach_book(self, book: _Book) -> None:
         """Finds out whether the book's stream continues what was read of it before."""
-        events, books = [await self._newest(book, stream) for stream in _STREAMS]
-        state = await self._position(book)
-        # Where the book changed in between, the state read last counts.
-        is_known = events and _epoch(events[0][1]) == state.epoch
-        last_sequence = _sequence(events[0][0]) if is_known else state.sequence
+        books, state, last_sequence = await self._standing(book)
+        if state.epoch == book.epoch and last_sequence < book.position:
+            # The end of the history is lost, and no command has begun the new epoch yet.
+            await self._begin_epoch(book)
+            books, state, last_sequence = await self._standing(book)
         first_time = book.epoch is None
         lost = book.epoch != state.epoch or last_sequence < book.position
         book.epoch = state.epoch
@@ -964,6 +964,21 @@ class Feed:
         if lost and not first_time:
             self._begin_again(book, before)
         self._changed(book, last_sequence)
+
+    async def _standing(self, book: _Book) -> tuple[RedisReply, Position, int]:
+        """The newest entry of the half-second stream, the position, and the last sequence."""
+        events, books = [await self._newest(book, stream) for stream in _STREAMS]
+        state = await self._position(book)
+        # Where the book changed in between, the state read last counts.
+        is_known = events and _epoch(events[0][1]) == state.epoch
+        return books, state, _sequence(events[0][0]) if is_known else state.sequence
+
+    async def _begin_epoch(self, book: _Book) -> None:
+        """A damaged book stands still: it begins none."""
+        try:
+            await self._engine.begin_epoch(book.symbol)
+        except EngineError as error:
+            logger.warning("no new epoch for %s: %s", book.symbol, error)
 
     async def _newest(self, book: _Book, stream: str) -> RedisReply:
         name = book.key + stream

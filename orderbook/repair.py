@@ -10,6 +10,7 @@ The stream does not tell timers, candles and stored replies. They are kept as th
 result says what they may lack.
 """
 
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -61,6 +62,8 @@ _STATE = (
     *("sequence", "last_order_id", "last_trade_id", "last_priority", "open_orders"),
     *("largest_order_lots", "last_price"),
 )
+
+_STATE_LINE = re.compile(r"(\d+ ){6}\S+")
 
 _decode_orders = msgspec.json.Decoder(OrdersMessage).decode
 
@@ -243,9 +246,15 @@ class Story(Mirror):
         if any(features.values()) or stored.get("extended") == "1" or "extended" in told:
             counted = {name for name, count in features.items() if count or name in stored}
             told |= {"extended": 1, **{name: features[name] for name in counted}}
-            if is_behind:
+            if is_behind or self._has_lost_agenda(stored):
                 told["agenda"] = self.agenda()
         return stored | {name: str(value) for name, value in told.items()}
+
+    def _has_lost_agenda(self, stored: Pairs) -> bool:
+        """Whether a paused order is not on the stored agenda: nothing would go on with it."""
+        items = stored.get("agenda", "").split()
+        paused = [order_id for order_id, one in self.book.orders.items() if one.waits == "paused"]
+        return any(f"@{order_id}" not in items for order_id in paused)
 
     def _rules(self, stored: Pairs) -> dict[str, Any]:
         """The rules that the stream tells where those that are stored are others."""
@@ -253,7 +262,8 @@ class Story(Mirror):
         for name, value in self._default_quantities().items():
             if name not in stored and told[name] == value:
                 del told[name]
-        is_stored = "tick_size" in stored and int(stored["sequence"]) >= self.defined_sequence
+        sequence = int(stored.get("sequence", "0"))
+        is_stored = "tick_size" in stored and sequence >= self.defined_sequence
         if is_stored and all(stored.get(name, str(told[name])) == str(told[name]) for name in told):
             return {}
         for name, none in (("reopen_time_ms", "0"), ("halt_reason", "")):
@@ -294,7 +304,10 @@ def unpacked(stored: Pairs) -> Pairs:
     for word in stored.get("rules", "").split():
         name, _, value = word.partition("=")
         found[name] = value
-    counters = zip(_STATE, stored.get("state", "").split(), strict=False)
+    state = stored.get("state", "")
+    if not _STATE_LINE.fullmatch(state):
+        return found
+    counters = zip(_STATE, state.split(" "), strict=True)
     return found | {name: value for name, value in counters if value != "-"}
 
 
@@ -470,7 +483,11 @@ class _Bench:
             elif suffix != "events" and suffix not in rebuilt:
                 return False
         for suffix, (kind, pairs) in rebuilt.items():
-            if types.get(suffix) != kind or await self._pairs(suffix, kind) != pairs:
+            if types.get(suffix) != kind:
+                return False
+            found = await self._pairs(suffix, kind)
+            # A book of the old layout is whole, too.
+            if (found if suffix else packed(unpacked(found))) != pairs:
                 return False
         return True
 

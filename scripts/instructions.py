@@ -69,7 +69,11 @@ class CountedServer:
         command = ["valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={self._dumps}"]
         server = [str(embedded_binary()), "--port", str(PORT), "--dir", str(directory), *options]
         self._process = subprocess.Popen([*command, *server], stdout=subprocess.DEVNULL)
-        self.connection = self._connect()
+        try:
+            self.connection = self._connect()
+        except BaseException:
+            self.stop()
+            raise
 
     def _connect(self) -> Connection:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -265,6 +269,8 @@ def print_table(figures: Mapping[str, int], other: Mapping[str, int] | None) -> 
 
 def grown(figures: Mapping[str, int]) -> list[str]:
     """The cases that cost too much more than they did."""
+    if not FIGURES.exists():
+        raise click.UsageError(f"{FIGURES.name} is missing: run with --write")
     stored = msgspec.json.decode(FIGURES.read_bytes(), type=dict[str, int])
     return [
         f"{name}: {figure:,}, {figure / stored[name]:.3f} of {stored[name]:,}"

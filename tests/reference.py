@@ -31,11 +31,11 @@ both shrink by what the smaller one has, hidden lots too. For the limit of fills
 after the other, of each taker's the first and the last: references of trailing stops follow (which
 gives them new priorities), then who is due comes in as a taker, one by one: the ones that waited
 for a rise first, nearest stop first, then by priority. The prices of their trades go to the end of
-the line, the agenda. A call runs a limited number, and moves a limited number of references; whose
-trades are more than is left to the call waits for the next one. Whose are too many for a call of
-its own (and need not be all or none) makes as many as that one may, waits on as it did, and goes on
-first in the next one, within the protection that it had at first. The rest of the agenda is kept
-until the next call of an instrument that trades.
+the line, the agenda. A call runs a limited number, and moves a limited number of references. Any
+taker that has more to trade than the call may trades as much as it may, is paused outside the
+queues, and goes on first in the next one, within the protection that it had at first; fok and
+quote_quantity are decided whole. The rest of the agenda is kept until the next call of an
+instrument that trades.
 
 *An order list* is settled after each command and after each triggered order, event by event: of an
 oco (and of what an entry arms) whoever trades, triggers, is canceled or expires ends the other
@@ -1049,7 +1049,7 @@ class ReferenceBook:
         self._enter(call, order, planned)
 
     def _may_trigger(self, call: Call) -> bool:
-        if call.expiring or call.canceling or call.is_spent:
+        if call.expiring or call.canceling or call.is_spent or call.fills >= FILLS_MAX:
             return False
         return self._is_trading() and call.triggered < TRIGGERED_MAX
 

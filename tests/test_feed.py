@@ -455,6 +455,22 @@ async def test_a_new_epoch_is_a_gap_for_everybody(venue: Venue) -> None:
         await eventually(lambda: collector.kinds()[-1] == "snapshot", "the snapshot")  # noqa: B023
 
 
+async def test_a_lost_end_of_history_is_told_under_a_new_epoch(venue: Venue) -> None:
+    collector = venue.subscribe(Channel.TRADES)
+    first, lost = await venue.trade(), await venue.trade()
+    await collector.wait_for_sequence(lost)
+    client, key = venue.server.client, "orderbook:{main}:X"
+    for stream in ("events", "trades"):
+        client.xtrim(f"{key}:{stream}", maxlen=0, approximate=False)
+        client.execute_command("XSETID", f"{key}:{stream}", f"{first}-0")
+    overwrite(client, key, sequence=str(first), run_id="another", server_run_id="another")
+    client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await eventually(lambda: collector.messages[-1]["type"] == "snapshot", "it begins again")
+    gap, snapshot = collector.messages[-2:]
+    assert gap["type"] == "gap"
+    assert gap["epoch"] == snapshot["epoch"] > collector.messages[0]["epoch"]
+
+
 @pytest.mark.parametrize("channel", _RESUMABLE)
 async def test_an_epoch_that_begins_in_an_order_is_told_before_the_order(
     venue: Venue, channel: Channel

@@ -250,6 +250,28 @@ def test_a_trailing_stop_in_parts_no_longer_trails(fast_book: Book) -> None:
     book.assert_is_what_its_stream_tells()
 
 
+def test_a_trailing_stop_that_follows_and_is_paused_in_one_call_is_told_once(
+    fast_book: Book,
+) -> None:
+    book, limit = fast_book, fills_max()
+    book.limit("zoe", "buy", "1", "100")
+    book.limit("yann", "sell", "1", "100")
+    terms = {"side": "sell", "quantity": str(limit + 1)}
+    trailing = {"order_type": "trailing_stop", "trailing_offset": "5"}
+    book.ask("place_order", account="bob", **terms, **trailing)
+    for start in range(0, limit + 3, BATCH):
+        buys = [place("alice", "buy", 1, "90")] * min(BATCH, limit + 3 - start)
+        book.execute(*buys)
+    book.limit("zoe", "sell", "1", "110")
+    # Up to 110, which moves its stop to 105, then down to 90, which triggers it.
+    book.execute(place("yann", "buy", 1, "110"), place("yann", "sell", 1, "90"))
+    (paused,) = book.read("get_open_orders", account="bob")["orders"]
+    assert paused["triggered"] is True
+    book.assert_is_what_its_stream_tells()
+    assert book.ask("tick")["pending"] is False
+    book.assert_is_what_its_stream_tells()
+
+
 def test_the_rest_of_a_stop_in_parts_can_be_canceled(fast_book: Book) -> None:
     book, limit = fast_book, fills_max()
     rest(book, 2 * limit + 5)

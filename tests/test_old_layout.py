@@ -1,6 +1,6 @@
 """A book that an earlier library stored: each rule and each counter in a field of its own."""
 
-from books import Book, stored_fields
+from books import Book, overwrite, stored_fields
 
 
 def age(book: Book) -> None:
@@ -45,6 +45,27 @@ def test_rules_of_the_old_layout_can_be_changed(book: Book) -> None:
     assert (told["status"], told["min_quantity"]) == ("cancel_only", "2")
     assert told == {**book.read("get_instrument")}
     book.assert_is_what_its_stream_tells()
+
+
+def test_a_trigger_queue_of_an_earlier_library_is_gone_on_with(book: Book) -> None:
+    """`price@order_id@bound`: the order waits in its queue, and the price is shown to it again."""
+    furnish(book)
+    book.limit("alice", "sell", "9", "120")
+    overwrite(book.client, book.key, agenda="12000@3@")
+    assert book.ask("tick")["triggered_count"] == 1
+    book.assert_is_what_its_stream_tells()
+
+
+def test_a_retry_finds_a_reply_in_a_previous_generation_of_an_earlier_library(book: Book) -> None:
+    """When the current one began was stored alone, whether there was one before or not."""
+    first = book.limit("dave", "buy", "1", "90", client_order_id="d1")
+    current = f"{book.key}:stored_replies:dave"
+    book.client.rename(current, f"{current}:previous")
+    book.client.hset(current, "generation start_ms", str(first["timestamp_ms"]))
+    assert book.limit("dave", "buy", "1", "90", client_order_id="d1") == first
+    command = {"method": "place_order", "account": "dave", "side": "buy", "order_type": "limit"}
+    terms = {"quantity": "1", "price": "90", "client_order_id": "d1"}
+    assert book.execute({**command, **terms}) == [first]
 
 
 def test_timers_alone_leave_the_old_layout_as_it_is(book: Book) -> None:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from redis.exceptions import ResponseError
 
-from books import Book, overwrite
+from books import Book, overwrite, stored_fields
 from checker import Checker
 from clients import eventually
 from conftest import NewBook
@@ -218,6 +218,29 @@ def test_a_retry_of_what_was_half_written_does_not_trade_again(real_book: NewBoo
     # The stream of trades has what that of events has.
     told = [topics["trades"] for _, topics in book.entries("events") if "trades" in topics]
     assert [topics["trades"] for _, topics in book.entries("trades")] == told
+
+
+def test_a_whole_book_of_the_old_layout_is_left_alone(real_book: NewBook) -> None:
+    book = real_book()
+    populate(book)
+    fields = stored_fields(book.client, book.key)
+    book.client.delete(book.key)
+    book.client.hset(book.key, mapping=fields)
+    (done,) = repaired(book)
+    assert not done.kept_as, done
+
+
+@pytest.mark.parametrize("state", [None, "", "no counters", "1 2 3"])
+def test_lost_counters_are_rebuilt(real_book: NewBook, state: str | None) -> None:
+    book = real_book()
+    furnish(book)
+    book.client.hdel(book.key, "state")
+    if state is not None:
+        book.client.hset(book.key, "state", state)
+    with pytest.raises(ResponseError, match="DAMAGED"):
+        book.limit("erin", "buy", "1", "1")
+    (done,) = repaired(book)
+    assert_in_order(book, done)
 
 
 def test_a_paused_taker_goes_on_after_a_repair(real_book: NewBook) -> None:

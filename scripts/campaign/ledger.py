@@ -70,20 +70,13 @@ class Violations:
 
 
 class Ids:
-    """Every order id and trade id of a book that anybody was ever told, lost histories included.
-
-    And of each epoch the last sequence that any subscriber was told.
-    """
+    """Every order id and trade id of a book that anybody was ever told, lost histories included."""
 
     def __init__(self, symbol: str, violations: Violations) -> None:
         self._symbol = symbol
         self._violations = violations
         self._names: dict[str, str] = {}
         self._trades: dict[str, Item] = {}
-        self.last_sequences: dict[int, int] = {}
-
-    def take_sequence(self, epoch: int, sequence: int) -> None:
-        self.last_sequences[epoch] = max(sequence, self.last_sequences.get(epoch, 0))
 
     def take_order(self, order_id: str, name: str) -> None:
         if self._names.setdefault(order_id, name) != name:
@@ -173,10 +166,8 @@ class Tape:
     def _take_gap(self, frame: Frame) -> None:
         self.gaps += 1
         self._snapshot_is_due = True
-        # A history that has become shorter is told at once, and its epoch with the next change. It
-        # may have lost entries that were about other topics alone.
-        last_sequence = self._ids.last_sequences.get(frame.epoch, 0)
-        if frame.epoch == self.epoch and frame.sequence >= last_sequence:
+        # A history that has become shorter is told at once, and its epoch with the next change.
+        if frame.epoch == self.epoch and frame.sequence >= self.last_sequence:
             self._wrong(
                 f"a gap from {self.last_sequence} to {frame.sequence} in one epoch, {frame.epoch}"
             )
@@ -189,7 +180,6 @@ class Tape:
         if frame.sequence <= segment.last_sequence:
             self._wrong(f"sequence {frame.sequence} after {segment.last_sequence}")
         segment.last_sequence = frame.sequence
-        self._ids.take_sequence(frame.epoch, frame.sequence)
         segment.told += map(item_of, frame.trades or frame.orders)
 
     def _wrong(self, sentence: str) -> None:
