@@ -245,9 +245,9 @@ def _prepare(connection: Connection, case: Case) -> None:
     if key:
         steps = ("tick_size", "1", "lot_size", "1")
         connection.call("FCALL", "define_instrument", "1", key, *steps)
-        # The first calls of a book make what the others find.
-        _run(connection, [place(key.removeprefix(KEY), 100)] * WARM_UP_CALLS)
-    _run(connection, case.before)
+    # The first calls of a book make what the others find.
+    warm_up = [place(key.removeprefix(KEY), 100)] * WARM_UP_CALLS if key else []
+    _run(connection, case.before or warm_up)
 
 
 def _run(connection: Connection, calls: Sequence[Words]) -> None:
