@@ -1,7 +1,7 @@
 """The least rights of Redis users, as ACL lines: of who loads the library, hosts and readers.
 
-What the functions run is listed in lua/access.lua, for Redis asks for the right at each command
-that a function runs. Listed here is what comes over the connections besides.
+What the functions run is listed in lua/server/access.lua, for Redis asks for the right at each
+command that a function runs. Listed here is what comes over the connections besides.
 """
 
 import re
@@ -41,8 +41,8 @@ class Setting:
 
 @cache
 def function_commands(*names: str) -> frozenset[str]:
-    """Return the commands of these lists of lua/access.lua, in lower case."""
-    lists = dict(_LIST.findall((lua_directory() / "access.lua").read_text("utf-8")))
+    """Return the commands of these lists of lua/server/access.lua, in lower case."""
+    lists = dict(_LIST.findall((lua_directory() / "server" / "access.lua").read_text("utf-8")))
     found = {command for name in names for command in _COMMAND.findall(lists[name])}
     return frozenset(command.lower() for command in found)
 

@@ -1,7 +1,7 @@
 """What a refusal says of a value: what is allowed, and the nearest right form of what was given.
 
-The engine says so of what it judges (lua/hints.lua). Here is what a host judges itself: names of
-methods and channels, and symbols that there are not.
+The engine says so of what it judges (lua/values/hints.lua). Here is what a host judges itself:
+names of methods and channels, and symbols that there are not.
 """
 
 from collections.abc import Iterable

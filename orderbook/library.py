@@ -3,7 +3,7 @@
 `FUNCTION LOAD` takes a single text and knows no `require`. The files in lua/ are ordinary modules
 all the same; `bundle` sorts them by what they require, wraps each in a function of its own and
 keeps a map from the lines of the bundle to the lines of the files, so that an error at
-`user_function:312` is shown as `lua/book.lua:41`.
+`user_function:312` is shown as `lua/book/book.lua:41`.
 
 Who may load what: a deployer (`load`) replaces an older or different library, a host (`check`) only
 fills in a missing one, and nobody replaces a newer library by an older one.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +31,8 @@ LIBRARY_NAME = "orderbook"
 GENERATED_MODULE = "library"
 DIGEST_LENGTH = 16
 
-_REQUIRE = re.compile(r'^local (\w+) = require\("(\w+)"\)$', re.MULTILINE)
+# The variable is named as the file, whatever folder it lies in.
+_REQUIRE = re.compile(r'^local (\w+) = require\("((?:\w+/)*\1)"\)$', re.MULTILINE)
 _VERSION = re.compile(
     r"(?P<release>\d+(?:\.\d+)*)"
     r"(?:[-_.]?(?P<phase>alpha|beta|a|b|rc|c|preview|pre)[-_.]?(?P<number>\d*))?"
@@ -120,10 +122,11 @@ def _assemble(sources: dict[str, str], digest: str) -> Bundle:
         f'local {GENERATED_MODULE} = {{ version = "{__version__}", digest = "{digest}" }}',
     ]
     line_map = ["lua (bundle)"] * len(lines)
-    for name in _sorted_names(sources):
-        source_lines = _REQUIRE.sub("", sources[name]).rstrip("\n").split("\n")
+    for path in _sorted_names(sources):
+        name = path.rpartition("/")[2]
+        source_lines = _REQUIRE.sub("", sources[path]).rstrip("\n").split("\n")
         lines += [f"local {name} = (function()", *source_lines, "end)()"]
-        line_map += [f"lua/{name}.lua:{number}" for number in range(len(source_lines) + 2)]
+        line_map += [f"lua/{path}.lua:{number}" for number in range(len(source_lines) + 2)]
     return Bundle("\n".join(lines) + "\n", __version__, digest, tuple(line_map))
 
 
@@ -134,7 +137,14 @@ def bundle(directory: Path | None = None) -> Bundle:
     Raises LibraryError for modules that are missing or require each other in a circle.
     """
     directory = directory or lua_directory()
-    sources = {path.stem: path.read_text("utf-8") for path in directory.glob("*.lua")}
+    sources = {
+        path.relative_to(directory).with_suffix("").as_posix(): path.read_text("utf-8")
+        for path in directory.rglob("*.lua")
+    }
+    names = Counter(path.rpartition("/")[2] for path in sources)
+    repeated = sorted(name for name, count in names.items() if count > 1)
+    if repeated:
+        raise LibraryError(f"several Lua files have one name: {repeated}")
     if not sources:
         raise LibraryError(f"no Lua files in {directory}")
     unsigned = _assemble(sources, digest="")

@@ -21,9 +21,9 @@ from msgspec import Struct
 STOP_TYPES = frozenset({"stop", "stop_limit", "take_profit", "take_profit_limit", "trailing_stop"})
 TAKE_PROFIT_TYPES = frozenset({"take_profit", "take_profit_limit"})
 
-# How the state hash is made: lua/verify.lua.
+# How the state hash is made: lua/functions/verify_book.lua.
 HASH_CHUNK_LENGTH = 500
-# The flags of an order's record in their order: lua/order.lua.
+# The flags of an order's record in their order: lua/records/order_record.lua.
 BARE_FLAGS = ("post_only", "quote")
 NUMBER_FLAGS = (
     *("display_quantity", "slice", "expire_time_ms", "stop_price", "reference_price"),
@@ -303,7 +303,7 @@ class Orders:
 
 
 def _direction(report: Report) -> str:
-    """Which way the price must go for a stop order: lua/stops.lua."""
+    """Which way the price must go for a stop order: lua/matching/stop_orders.lua."""
     is_profit = report.order_type in TAKE_PROFIT_TYPES
     return "rising" if (report.side == "buy") != is_profit else "falling"
 
@@ -358,7 +358,7 @@ class Mirror:
             totals[price] = totals.get(price, _ZERO) + order.shown
         return [[price, decimal_text(total)] for price, total in totals.items()]
 
-    # ---- the state hash, as lua/verify.lua makes it
+    # ---- the state hash, as lua/functions/verify_book.lua makes it
 
     def state_hash(self) -> str:
         """That of verify_book for a stored book which is equal."""
@@ -461,7 +461,7 @@ class Mirror:
 
 
 def _client_order_id_text(client_order_id: str) -> str:
-    """As it stands in a line of text: lua/order.lua."""
+    """As it stands in a line of text: lua/records/order_record.lua."""
     return "=-" if client_order_id == "-" else client_order_id or "-"
 
 

@@ -52,7 +52,8 @@ _ONE_EACH = (
 # What get_instrument tells beside the rules of an instrument.
 _NO_RULES = frozenset({"symbol", "segment", "open_orders", "last_price", "sequence", "epoch"})
 
-# The rules and the counters that each have one line of the book's own hash: lua/instrument.lua.
+# The rules and the counters that each have one line of the book's own hash:
+# lua/records/instrument_record.lua.
 _RULES = (
     *("tick_size", "lot_size", "min_quantity", "max_quantity", "status"),
     *("events_length_max", "trades_length_max", "book_length_max"),
@@ -188,7 +189,7 @@ class Story(Mirror):
                 put(f"stops:trailing:{order.terms.side}", "zset", order_id, reference)
 
     def record(self, order: Order) -> str:
-        """An order as one line: lua/order.lua."""
+        """An order as one line: lua/records/order_record.lua."""
         side, price, quantity, remaining, account, client_order_id, flags = self._hash_line(
             order
         ).split(" ")[1:]
@@ -196,7 +197,8 @@ class Story(Mirror):
         return f"{side} {price} {quantity} {remaining} {place} {account} {client_order_id} {flags}"
 
     def open_lists(self) -> dict[str, str]:
-        """The order lists whose orders still hang together, as stored: lua/lists.lua."""
+        """The order lists whose orders still hang together, as lua/matching/order_lists.lua stores
+        them."""
         found = {}
         for list_id, one in self.order_lists.items():
             legs = self._open_legs(one)

@@ -99,8 +99,8 @@ def test_rules_of_instruments_are_named_too(
 
 
 def table_of_fields(name: str) -> str:
-    """The inside of a table of lua/fields.lua."""
-    source = (Path(__file__).parent.parent / "lua" / "fields.lua").read_text("utf-8")
+    """The inside of a table of lua/values/fields.lua."""
+    source = (Path(__file__).parent.parent / "lua" / "values" / "fields.lua").read_text("utf-8")
     return source.partition(f"local {name} = {{\n")[2].partition("\n}\n")[0]
 
 

@@ -191,7 +191,7 @@ async def test_a_host_that_drains_says_so_at_the_port_of_its_own(server: Server)
 
 
 def listed_commands() -> set[str]:
-    return set(re.findall(r'"([A-Z]{3,})"', (LUA / "access.lua").read_text("utf-8")))
+    return set(re.findall(r'"([A-Z]{3,})"', (LUA / "server" / "access.lua").read_text("utf-8")))
 
 
 def test_every_command_of_every_case_is_listed(prepared: Callable[[Case], Book]) -> None:

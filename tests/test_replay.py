@@ -46,7 +46,7 @@ def test_more_orders_than_one_chunk_of_the_hash(book: Book) -> None:
 
 def test_flags_are_those_of_the_record() -> None:
     """A flag that is new in the engine must be known to the mirror too, at its place."""
-    text = (ROOT / "lua" / "order.lua").read_text("utf-8")
+    text = (ROOT / "lua" / "records" / "order_record.lua").read_text("utf-8")
     for name, known in (("number_flags", NUMBER_FLAGS), ("text_flags", TEXT_FLAGS)):
         found = re.search(rf"local {name} = {{(.*?)}}", text, re.DOTALL)
         assert found is not None

@@ -22,7 +22,7 @@ LINE_LENGTH_MAX = 100
 FUNCTION_LINES_MAX = 70
 PARAMETERS_MAX = 5
 
-LUA = sorted((ROOT / "lua").glob("*.lua"))
+LUA = sorted((ROOT / "lua").rglob("*.lua"))
 PYTHON = sorted(
     path for folder in ("orderbook", "scripts", "tests") for path in (ROOT / folder).glob("*.py")
 )
@@ -150,7 +150,7 @@ def test_key_names_are_in_keys_alone(path: Path) -> None:
 
 
 def test_every_key_is_documented() -> None:
-    keys = without_comments((ROOT / "lua" / "keys.lua").read_text("utf-8"))
+    keys = without_comments((ROOT / "lua" / "values" / "keys.lua").read_text("utf-8"))
     suffixes = set(re.findall(r'"((?::[a-z_]+)+):?"', keys))
     assert len(suffixes) >= 9
     for suffix in suffixes:
@@ -174,7 +174,9 @@ def test_commands_to_redis_are_named_in_place(path: Path) -> None:
 
 def test_every_right_that_functions_need_is_listed_in_access() -> None:
     """Hosts ask for these, and `orderbook functions acl` prints them."""
-    listed = set(re.findall(r'"([A-Z]{3,})"', (ROOT / "lua" / "access.lua").read_text("utf-8")))
+    listed = set(
+        re.findall(r'"([A-Z]{3,})"', (ROOT / "lua" / "server" / "access.lua").read_text("utf-8"))
+    )
     runs = re.compile(r'(?:redis\.p?call|\brun|arguments_for)\(\s*(?:plan, )?[^")]*?"([A-Z]+)"')
     sources = [path.read_text("utf-8") for path in LUA if path.name != "access.lua"]
     found = {command for source in sources for command in runs.findall(without_comments(source))}
@@ -186,7 +188,7 @@ def test_every_right_that_functions_need_is_listed_in_access() -> None:
 
 
 def registered_functions() -> set[str]:
-    code = without_comments((ROOT / "lua" / "commands.lua").read_text("utf-8"))
+    code = without_comments((ROOT / "lua" / "functions" / "register.lua").read_text("utf-8"))
     return set(re.findall(r'register\("(\w+)"', code))
 
 
@@ -224,13 +226,26 @@ def test_reject_codes_are_the_same_in_engine_document_and_messages() -> None:
 def test_violations_are_the_same_in_engine_and_document() -> None:
     section = DATA_MODEL.partition("## What verify_book names")[2].partition("\n## ")[0]
     documented = set(re.findall(r"`([A-Z_]+)`", section))
-    code = without_comments((ROOT / "lua" / "verify.lua").read_text("utf-8"))
+    code = without_comments((ROOT / "lua" / "functions" / "verify_book.lua").read_text("utf-8"))
     named = set(re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', code))
     assert documented
     assert named == documented
 
 
 # ---- who may know whom
+
+# The folders of lua/, top layer first.
+LUA_LAYERS = (
+    *("functions", "transaction", "matching", "book", "market_data", "records", "server"),
+    "values",
+)
+
+
+@every_lua
+def test_lua_requires_its_own_layer_and_those_below(path: Path) -> None:
+    layers = LUA_LAYERS[LUA_LAYERS.index(path.parent.name) :]
+    required = re.findall(r'require\("(\w+)/\w+"\)', path.read_text("utf-8"))
+    assert set(required) <= set(layers)
 
 
 def imported_modules(path: Path) -> set[str]:

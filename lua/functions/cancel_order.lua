@@ -1,0 +1,39 @@
+-- The cancel of one open order at its owner's wish.
+
+local book = require("book/book")
+local events = require("market_data/events")
+local replies = require("market_data/replies")
+local terms = require("matching/terms")
+local idempotency = require("transaction/idempotency")
+local target_order = require("transaction/target_order")
+local fields = require("values/fields")
+
+local cancel_order = { name = "cancel_order" }
+
+cancel_order.schema = fields.schema(
+  { "account", "client_order_id", "order_id", "valid_until_ms" },
+  {},
+  3
+)
+
+-- cancel_order: takes an open order out of the book, in every status of the instrument.
+-- Fields: order_id, or account and client_order_id; valid_until_ms. Reply: the order and its
+-- remaining_quantity.
+-- Rejects: UNKNOWN_ORDER, DUPLICATE_CLIENT_ORDER_ID, TOO_LATE, and those of the
+-- fields' forms.
+function cancel_order.run(b, values)
+  local o, refusal, memo_record, again =
+    target_order.to_change(b, "cancel_order", values, cancel_order.schema)
+  if not o then
+    return again, refusal
+  end
+  refusal = values.rare and terms.lateness_refusal(b, values)
+  if refusal then
+    return nil, refusal
+  end
+  book.remove(b, o)
+  events.canceled(b, o, "requested")
+  return idempotency.remember_change(b, o, values, memo_record, replies.canceled(b, o))
+end
+
+return cancel_order

@@ -1,0 +1,163 @@
+-- Quotes: the orders of a market maker, replaced all at once.
+--
+-- A quote is a limit order like any other, marked as one. Which an account has stands in a set of
+-- its own, so that finding them costs nothing to an account with many other orders.
+
+local book = require("book/book")
+local events = require("market_data/events")
+local order_entry = require("matching/order_entry")
+local terms = require("matching/terms")
+local trading_status = require("matching/trading_status")
+local instrument_record = require("records/instrument_record")
+local idempotency = require("transaction/idempotency")
+local fields = require("values/fields")
+local reject = require("values/reject")
+
+local mass_quote = { name = "mass_quote" }
+
+local quotes_max = 100
+local text_length_max = 65536
+
+mass_quote.schema = fields.schema({
+  "account",
+  "quotes",
+  "post_only",
+  "self_trade_prevention",
+  "stp_group",
+  "session",
+  "valid_until_ms",
+}, { "account", "quotes" }, 3)
+
+local quote_fields = { side = true, price = true, quantity = true, client_order_id = true }
+
+local function malformed()
+  local message = "quotes must be a list of at most 100 objects with side, price, quantity"
+  return nil, reject.new("INVALID_VALUE", message)
+end
+
+-- How many fields a quote has, or nil where it is none.
+local function quote_length(quote)
+  if type(quote) ~= "table" or not quote.side or not quote.price or not quote.quantity then
+    return nil
+  end
+  local count = 0
+  for name, value in pairs(quote) do
+    if not quote_fields[name] or not fields.fits(name, value) then
+      return nil
+    end
+    count = count + 1
+  end
+  return count
+end
+
+-- The quotes of a text, or nil and why not. A decoder takes a zero byte for the text's end, an
+-- object for an empty list, and of equal names the last.
+local function decoded(text)
+  if #text > text_length_max or text:find("\0", 1, true) or not text:find("^%s*%[") then
+    return malformed()
+  end
+  local is_json, quotes = pcall(cjson.decode, text)
+  if not is_json or type(quotes) ~= "table" or #quotes > quotes_max then
+    return malformed()
+  end
+  local count = 0
+  for i = 1, #quotes do
+    local length = quote_length(quotes[i])
+    if not length then
+      return malformed()
+    end
+    count = count + length
+  end
+  if count < fields.names_count(text) then
+    return malformed()
+  end
+  return quotes
+end
+
+-- Cancels the account's quotes. Returns their ids.
+local function withdraw(b, account)
+  local order_ids = book.quote_ids(b, account)
+  for _, order_id in ipairs(order_ids) do
+    local o = book.order(b, order_id)
+    book.remove(b, o)
+    events.canceled(b, o, "replaced")
+  end
+  return order_ids
+end
+
+-- Places one quote as the command's other fields say. Returns the reply, or nil and why not.
+local function place(b, values, quote)
+  local name = quote.client_order_id
+  if name and book.client_order(b, values.account, name) then
+    local message = "an open order has this client_order_id"
+    return reject.with("DUPLICATE_CLIENT_ORDER_ID", message)
+  end
+  quote.account, quote.order_type, quote.rare = values.account, "limit", values.rare
+  quote.post_only = values.post_only
+  quote.self_trade_prevention, quote.stp_group = values.self_trade_prevention, values.stp_group
+  quote.session = values.session
+  local o, fills = order_entry.check_terms(b, quote)
+  if not o then
+    return nil, fills
+  end
+  o.extras = o.extras or {}
+  o.extras.quote = true
+  if name then
+    idempotency.name_passes(b, values.account, name)
+  end
+  return order_entry.take_on(b, o, fills)
+end
+
+-- Places the quotes one after the other; their replies. Whether orders are taken now is asked
+-- before the first: what the trades of one trigger comes after all of them. But where one trips the
+-- breaker the next finds the new status, and where one is paused the next must wait for it.
+local function place_all(b, values, quotes)
+  local closed, placed = order_entry.closed_refusal(b), {}
+  for i = 1, #quotes do
+    local quote = quotes[i]
+    local reply, refusal
+    if not closed then
+      reply, refusal = place(b, values, quote)
+    end
+    if reply and b.breaker then
+      trading_status.settle(b)
+      closed = instrument_record.status_refusal(b.instrument)
+    end
+    closed = closed or order_entry.paused_refusal(b)
+    placed[i] = reply or reject.json(closed or refusal, quote.client_order_id)
+  end
+  return placed
+end
+
+-- mass_quote: replaces all quotes of an account by new ones, in every status of the instrument as
+-- far as the old ones go. A quote that is refused does not stop the others. What is sent again is
+-- done again, which leaves the same quotes: no reply is remembered.
+-- Fields: account quotes (JSON: a list of 0 to 100 objects of side price quantity client_order_id);
+-- post_only self_trade_prevention stp_group session valid_until_ms.
+-- Reply: account canceled_order_ids placed (each as place_order, or its refusal) sequence
+-- timestamp_ms.
+-- Rejects: INVALID_VALUE, TOO_LATE, BATCH_TOO_LARGE, OUT_OF_MEMORY, and those of the fields' forms.
+function mass_quote.run(b, values)
+  local quotes, refusal = decoded(values.quotes)
+  refusal = refusal or (values.rare and terms.lateness_refusal(b, values))
+  refusal = refusal or (quotes[1] and terms.memory_refusal(b))
+  if refusal then
+    return nil, refusal
+  end
+  if #quotes > b.quotes_left then
+    return reject.with("BATCH_TOO_LARGE", "one execute places at most 2000 quotes")
+  end
+  b.quotes_left = b.quotes_left - #quotes
+  local order_ids = withdraw(b, values.account)
+  local placed = place_all(b, values, quotes)
+  return string.format(
+    '{"account":"%s","canceled_order_ids":[%s],"placed":[%s],"sequence":%.0f,"timestamp_ms":%s}',
+    values.account,
+    #order_ids > 0 and '"' .. table.concat(order_ids, '","') .. '"' or "",
+    table.concat(placed, ","),
+    book.current_sequence(b),
+    b.timestamp_ms
+  )
+end
+
+return mass_quote

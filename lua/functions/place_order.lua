@@ -1,0 +1,118 @@
+-- A new order, from its fields to its reply. What it may do is decided in order_entry.lua.
+
+local book = require("book/book")
+local order_entry = require("matching/order_entry")
+local terms = require("matching/terms")
+local instrument_record = require("records/instrument_record")
+local order_record = require("records/order_record")
+local idempotency = require("transaction/idempotency")
+local fields = require("values/fields")
+
+local place_order = { name = "place_order" }
+
+place_order.schema = fields.schema({
+  "account",
+  "client_order_id",
+  "side",
+  "order_type",
+  "time_in_force",
+  "price",
+  "quantity",
+  "post_only",
+  "expire_time_ms",
+  "display_quantity",
+  "quote_quantity",
+  "protection",
+  "self_trade_prevention",
+  "stp_group",
+  "stop_price",
+  "trailing_offset",
+  "session",
+  "validate_only",
+  "valid_until_ms",
+}, { "account", "side", "order_type" }, 8)
+
+-- How many lots a plan fills of what the book shows: of an iceberg no more than its slice, for a
+-- check costs nothing and must not tell what is hidden.
+local function shown_lots(fills)
+  local total, left = 0, {}
+  for i = 1, #fills do
+    local maker = fills[i].maker
+    local lots = math.min(left[maker] or order_record.shown(maker), fills[i].lots)
+    if not fills[i].prevented then
+      left[maker] = (left[maker] or order_record.shown(maker)) - lots
+      total = total + lots
+    end
+  end
+  return total
+end
+
+-- The answer to an order that is only to be checked.
+local function valid_reply(b, o, fills)
+  local lots = shown_lots(fills)
+  if o.time_in_force == "fok" and lots < o.quantity then
+    lots = 0
+  end
+  return string.format(
+    '{"status":"valid","fill_quantity":"%s","sequence":%.0f,"timestamp_ms":%s}',
+    instrument_record.quantity_text(b.instrument, lots),
+    book.current_sequence(b),
+    b.timestamp_ms
+  )
+end
+
+-- The same where neither the order nor the instrument has anything that few have: only its numbers
+-- and its fills are in question.
+local function check_plainly(b, values)
+  local o, invalid = order_entry.draft(b, values)
+  if not o then
+    return nil, invalid
+  end
+  local fills, refused = order_entry.plan(b, o)
+  if not fills then
+    return nil, refused
+  end
+  return o, fills
+end
+
+-- place_order: takes an order on, trades it, queues the rest.
+-- Fields: account side order_type; quantity or quote_quantity; price time_in_force post_only
+-- client_order_id expire_time_ms display_quantity protection self_trade_prevention stp_group
+-- stop_price trailing_offset session validate_only valid_until_ms.
+-- Reply: the order's terms, remaining_quantity status fills sequence timestamp_ms; with
+-- validate_only status fill_quantity sequence timestamp_ms.
+-- Rejects: FIELD_NOT_ALLOWED, DUPLICATE_CLIENT_ORDER_ID, TOO_LATE, INSTRUMENT_HALTED,
+-- INSTRUMENT_CANCEL_ONLY, INSTRUMENT_POST_ONLY, INSTRUMENT_AUCTION, UNCROSSING, EXPIRING,
+-- CANCELING, TRIGGERS_PENDING, WOULD_TRIGGER, NO_LAST_PRICE,
+-- TOO_MANY_TRAILING_STOPS, INVALID_NUMBER, PRICE_OFF_TICK, PRICE_NOT_POSITIVE,
+-- QUANTITY_OFF_LOT, QUANTITY_TOO_SMALL, QUANTITY_TOO_LARGE, INVALID_DISPLAY_QUANTITY,
+-- EXPIRE_TIME_PASSED, SESSION_NOT_ARMED, PRICE_OUT_OF_BAND, NOTIONAL_TOO_SMALL,
+-- TOO_MANY_OPEN_ORDERS, TOO_MANY_STORED_REPLIES, POST_ONLY_WOULD_CROSS,
+-- LEVEL_QUANTITY_TOO_LARGE, TOO_MANY_FILLS, and those of the fields' forms.
+function place_order.run(b, values)
+  local is_common, record = terms.is_common(values), b.instrument
+  local refusal = not is_common and terms.combination_refusal(values)
+  if refusal then
+    return nil, refusal
+  end
+  local memo_record, again
+  if values.client_order_id then
+    memo_record, again, refusal =
+      idempotency.recall_new(b, "place_order", values, place_order.schema)
+    if again or refusal then
+      return again, refusal
+    end
+  end
+  local is_plain = is_common and not record.extended and record.status == "trading"
+  local o, fills = (is_plain and check_plainly or order_entry.check)(b, values)
+  if not o then
+    return nil, fills
+  end
+  if values.validate_only == "true" then
+    return valid_reply(b, o, fills)
+  end
+  local reply = order_entry.take_on(b, o, fills)
+  return memo_record and idempotency.remember(b, memo_record, reply) or reply
+end
+
+return place_order

@@ -1,0 +1,181 @@
+-- An order in place of another: the old one is canceled and a new one placed, as one change.
+--
+-- The new order is checked as if the old one were gone, so the old one is lifted out of the working
+-- copy first. Where the new order is refused and either both are to happen or neither, it is put
+-- back in its old place (book.restore). The same goes for the orders of a list that end with the
+-- old one. Reports are made only when it is clear what happens.
+
+local book = require("book/book")
+local place_order = require("functions/place_order")
+local events = require("market_data/events")
+local replies = require("market_data/replies")
+local order_entry = require("matching/order_entry")
+local order_lists = require("matching/order_lists")
+local terms = require("matching/terms")
+local idempotency = require("transaction/idempotency")
+local target_order = require("transaction/target_order")
+local fields = require("values/fields")
+local reject = require("values/reject")
+
+local replace_order = { name = "replace_order" }
+
+local own_fields = {
+  "account",
+  "client_order_id",
+  "cancel_order_id",
+  "cancel_client_order_id",
+  "on_failure",
+}
+
+-- Its own fields and those of a new order, but for validate_only. The common ones come first.
+local function make_schema()
+  local placed, names, is_named = place_order.schema, {}, { validate_only = true }
+  for i = 1, #own_fields do
+    names[i] = own_fields[i]
+    is_named[own_fields[i]] = true
+  end
+  local common_count = #names
+  for i = 1, #placed.names do
+    local name = placed.names[i]
+    if not is_named[name] then
+      names[#names + 1] = name
+      common_count = common_count + (i <= placed.common_count and 1 or 0)
+    end
+  end
+  return fields.schema(names, placed.required, common_count)
+end
+
+replace_order.schema = make_schema()
+
+-- A refusal where the fields do not go together, else nil.
+local function combination_refusal(values)
+  local by_id, by_name = values.cancel_order_id, values.cancel_client_order_id
+  if by_id and by_name then
+    local message = "give cancel_order_id or cancel_client_order_id, not both"
+    return reject.new("FIELD_NOT_ALLOWED", message)
+  end
+  if not by_id and not by_name then
+    local message = "missing field cancel_order_id, or cancel_client_order_id"
+    return reject.new("MISSING_FIELD", message)
+  end
+  return terms.combination_refusal(values)
+end
+
+-- The order that is to go, or nil and why not.
+local function order_to_cancel(b, values)
+  return target_order.find_order(b, {
+    account = values.account,
+    order_id = values.cancel_order_id,
+    client_order_id = values.cancel_client_order_id,
+  })
+end
+
+-- A refusal where the new order cannot have its client_order_id, else nil: another open order has
+-- it, or it was used before. It may be that of the order that goes. `duplicate` is what the memory
+-- of commands says of it.
+local function name_refusal(b, values, old, duplicate)
+  local name = values.client_order_id
+  if not name or (old and old.client_order_id == name and old.account == values.account) then
+    return nil
+  end
+  if not duplicate and book.client_order(b, values.account, name) then
+    return reject.new("DUPLICATE_CLIENT_ORDER_ID", "an open order has this client_order_id")
+  end
+  return duplicate
+end
+
+-- The new order and its fills, after every check; nil and why not.
+local function checked_order(b, values, old, duplicate)
+  local refusal = name_refusal(b, values, old, duplicate)
+  if refusal then
+    return nil, refusal
+  end
+  return order_entry.check(b, values)
+end
+
+-- Carries out what can be: `old` is lifted out or nil, `o` is checked or nil. Returns the reply.
+local function carried_out(b, values, change)
+  local canceled, placed
+  if change.old then
+    events.canceled(b, change.old, "replaced")
+    order_lists.end_lifted(b, change.others)
+    canceled = replies.canceled(b, change.old)
+  else
+    canceled = reject.json(change.missing)
+  end
+  if change.o then
+    placed = order_entry.take_on(b, change.o, change.fills)
+  else
+    placed = reject.json(change.refusal, values.client_order_id)
+  end
+  return string.format(
+    '{"canceled":%s,"placed":%s,"sequence":%.0f,"timestamp_ms":%s}',
+    canceled,
+    placed,
+    book.current_sequence(b),
+    b.timestamp_ms
+  )
+end
+
+-- Cancels and places, or one of both where that is wanted. nil and why not.
+local function replaced(b, values, duplicate)
+  local goes_on = values.on_failure == "continue"
+  local change = {}
+  change.old, change.missing = order_to_cancel(b, values)
+  if not change.old and not goes_on then
+    return nil, change.missing
+  end
+  change.others = change.old and order_lists.lift_others(b, change.old)
+  local way_back = change.old and book.lift(b, change.old)
+  local o, fills = checked_order(b, values, change.old, duplicate)
+  if o then
+    change.o, change.fills = o, fills
+  elseif goes_on then
+    change.refusal = fills
+  else
+    book.restore(b, way_back)
+    order_lists.put_back(b, change.others)
+    return nil, fills
+  end
+  return carried_out(b, values, change), nil, change
+end
+
+-- replace_order: cancels an open order and places a new one, as one change.
+-- Fields: account; cancel_order_id or cancel_client_order_id; on_failure (stop: both happen or
+-- neither; continue: each is tried); those of place_order but validate_only.
+-- Reply: canceled (as cancel_order, or its refusal) placed (as place_order, or its refusal)
+-- sequence timestamp_ms.
+-- Rejects: as place_order, and UNKNOWN_ORDER; with continue only those of the
+-- fields' forms and TOO_LATE.
+function replace_order.run(b, values)
+  local refusal = combination_refusal(values)
+  if refusal then
+    return nil, refusal
+  end
+  local memo_record, again, duplicate
+  if values.client_order_id then
+    memo_record = idempotency.memo("replace_order", values, replace_order.schema)
+    again, duplicate = idempotency.answer_again(b, memo_record)
+    if again then
+      return again
+    end
+    refusal = idempotency.full_refusal(b, memo_record)
+  end
+  refusal = refusal or (values.rare and terms.lateness_refusal(b, values))
+  if refusal then
+    return nil, refusal
+  end
+  local reply, refused, change = replaced(b, values, duplicate)
+  if not reply then
+    return nil, refused
+  end
+  if not change.o or not memo_record then
+    return reply
+  end
+  if change.old and change.old.client_order_id == values.client_order_id then
+    idempotency.name_passes(b, values.account, values.client_order_id)
+  end
+  return idempotency.remember(b, memo_record, reply)
+end
+
+return replace_order

@@ -1,0 +1,271 @@
+-- The call auction: orders are collected without trading, and then all that can trade does, at one
+-- price.
+--
+-- The price is that at which most would trade; among equals where least would be left over on the
+-- side that has more; among these market pressure decides: where buyers are left over the highest,
+-- where sellers are the lowest; then the nearest to the last trade price; then the lower one. Only
+-- prices of orders in the book come into question. Icebergs count, and trade, with all they have.
+--
+-- Orders trade in price-time priority on both sides. An uncross that is too large for one call is
+-- gone on with by the next call or tick, at the same price (`uncrossing`), before anything else;
+-- meanwhile nobody can place. Should cancels between two parts have left a crossed book behind, it
+-- is uncrossed at a price found anew: trading never begins with a crossed book.
+
+local book = require("book/book")
+local candles = require("market_data/candles")
+local events = require("market_data/events")
+local last_price = require("matching/last_price")
+local instrument_record = require("records/instrument_record")
+local order_record = require("records/order_record")
+local decimal = require("values/decimal")
+local keys = require("values/keys")
+local numbers = require("values/numbers")
+
+local auction = {}
+
+-- Whether two orders in the book could trade with each other.
+function auction.is_crossed(b)
+  local bid, ask = book.best_price(b, "buy"), book.best_price(b, "sell")
+  return bid and ask and bid >= ask or false
+end
+
+-- ---- the price
+
+-- price -> lots of a side, what this call has changed included, as far as it could trade.
+local function levels_within(b, side_name, best_of_other)
+  local side, levels = b[side_name], {}
+  local stored = redis.call("HGETALL", keys.levels(side.key))
+  for i = 1, #stored, 2 do
+    levels[stored[i] + 0] = stored[i + 1] + 0
+  end
+  for price, difference in pairs(side.differences) do
+    levels[price] = (levels[price] or 0) + difference
+  end
+  for price, lots in pairs(levels) do
+    if lots == 0 or (price - best_of_other) * side.sign > 0 then
+      levels[price] = nil
+    end
+  end
+  return levels
+end
+
+-- Adds what icebergs hide.
+local function add_hidden(b, side_name, levels)
+  for o in book.queue(b, side_name) do
+    if not levels[o.price] then
+      return
+    end
+    levels[o.price] = decimal.add(levels[o.price], o.remaining - order_record.shown(o))
+  end
+end
+
+-- For each of the prices, given in the order in which a side's orders agree to more and more, how
+-- much of it would trade there: naturals (decimal.lua), for many orders are more than one may be.
+local function cumulated(levels, prices)
+  local sum, sums = 0, {}
+  for _, price in ipairs(prices) do
+    sum = decimal.add(sum, levels[price] or 0)
+    sums[price] = sum
+  end
+  return sums
+end
+
+-- Below zero where the left outcome trades more, or as much and leaves less over; zero where the
+-- two are equal in this.
+local function compare_outcomes(left, right)
+  local more = decimal.compare(right.volume, left.volume)
+  return more ~= 0 and more or decimal.compare(left.imbalance, right.imbalance)
+end
+
+-- What market pressure leaves of outcomes that are equal but for their prices, given with these
+-- rising: what is left over of buyers falls as the price rises, and what of sellers rises. Where
+-- both sides are left over somewhere, these are the two prices between which it turns.
+local function under_pressure(tied)
+  local left = {}
+  for i, outcome in ipairs(tied) do
+    local above, below = tied[i + 1], tied[i - 1]
+    local is_last_of_buyers = outcome.side == "buy" and not (above and above.side == "buy")
+    local is_first_of_sellers = outcome.side == "sell" and not (below and below.side == "sell")
+    if not outcome.side or is_last_of_buyers or is_first_of_sellers then
+      left[#left + 1] = outcome
+    end
+  end
+  return left
+end
+
+-- The outcome nearest to the last trade price, of two as near the lower one; without such a price
+-- the lowest.
+local function nearest(record, outcomes)
+  local last = record.last_price and last_price.measured(record, record.last_price)
+  local best, least
+  for _, outcome in ipairs(outcomes) do
+    local distance = last and last_price.distance(last, outcome.price) or 0
+    if not best or decimal.compare(distance, least) < 0 then
+      best, least = outcome, distance
+    end
+  end
+  return best
+end
+
+local function sorted_prices(bids, asks)
+  local prices, seen = {}, {}
+  for _, levels in ipairs({ bids, asks }) do
+    for price in pairs(levels) do
+      if not seen[price] then
+        seen[price] = true
+        prices[#prices + 1] = price
+      end
+    end
+  end
+  table.sort(prices)
+  return prices
+end
+
+local function reversed(list)
+  local other = {}
+  for i = #list, 1, -1 do
+    other[#other + 1] = list[i]
+  end
+  return other
+end
+
+-- What an uncross at a price would come to, by what buyers want there and what sellers give.
+local function outcome_at(price, demand, supply)
+  local more = decimal.compare(demand, supply)
+  if more > 0 then
+    local imbalance = decimal.subtract(demand, supply)
+    return { price = price, volume = supply, imbalance = imbalance, side = "buy" }
+  end
+  local imbalance = decimal.subtract(supply, demand)
+  return { price = price, volume = demand, imbalance = imbalance, side = more < 0 and "sell" }
+end
+
+-- What an uncross would come to: { price, volume, imbalance, side } (`side` is the one of which
+-- something is left over, else false), or nil where nothing would trade.
+function auction.outcome(b)
+  if not auction.is_crossed(b) then
+    return nil
+  end
+  local bids = levels_within(b, "buy", book.best_price(b, "sell"))
+  local asks = levels_within(b, "sell", book.best_price(b, "buy"))
+  if b.has_icebergs then
+    add_hidden(b, "buy", bids)
+    add_hidden(b, "sell", asks)
+  end
+  local prices = sorted_prices(bids, asks)
+  local demand, supply = cumulated(bids, reversed(prices)), cumulated(asks, prices)
+  local tied = {}
+  for _, price in ipairs(prices) do
+    local outcome = outcome_at(price, demand[price], supply[price])
+    local order_of_two = tied[1] and compare_outcomes(outcome, tied[1]) or 0
+    if order_of_two < 0 then
+      tied = { outcome }
+    elseif order_of_two == 0 then
+      tied[#tied + 1] = outcome
+    end
+  end
+  return nearest(b.instrument, under_pressure(tied))
+end
+
+-- The outcome as JSON members, each with a comma before it; empty where nothing would trade.
+function auction.outcome_json(b)
+  local outcome, record = auction.outcome(b), b.instrument
+  if not outcome then
+    return ""
+  end
+  local text = ',"indicative_price":"'
+    .. instrument_record.price_text(record, outcome.price)
+    .. '","indicative_quantity":"'
+    .. numbers.text(outcome.volume, record.quantity_step)
+    .. '"'
+  if not outcome.side then
+    return text
+  end
+  local imbalance = numbers.text(outcome.imbalance, record.quantity_step)
+  return text
+    .. ',"imbalance_side":"'
+    .. outcome.side
+    .. '","imbalance_quantity":"'
+    .. imbalance
+    .. '"'
+end
+
+-- ---- uncrossing
+
+-- An order that traded shows its next slice, or is gone.
+local function reduce(b, o, lots)
+  if book.reduce(b, o, lots) then
+    return o
+  end
+  return nil
+end
+
+-- The heads of both queues trade, an iceberg with all it has: what it hides has no turn of its own
+-- in an auction. Nobody is the aggressor; the younger order is called the taker.
+local function trade(b, bid, ask, price)
+  local record = b.instrument
+  local taker, maker = bid, ask
+  if tonumber(ask.order_id) > tonumber(bid.order_id) then
+    taker, maker = ask, bid
+  end
+  local lots = math.min(bid.remaining, ask.remaining)
+  record.last_trade_id = record.last_trade_id + 1
+  local quantity = instrument_record.quantity_text(record, lots)
+  candles.count(b, price, lots)
+  local refreshed = { reduce(b, taker, lots) }
+  refreshed[#refreshed + 1] = reduce(b, maker, lots)
+  events.auction_trade(b, taker, maker, {
+    trade_id = numbers.integer_text(record.last_trade_id),
+    terms = '","price":"'
+      .. instrument_record.price_text(record, price)
+      .. '","quantity":"'
+      .. quantity,
+  })
+  for _, o in ipairs(refreshed) do
+    book.refresh(b, o)
+  end
+  b.fills_left = b.fills_left - 1
+end
+
+local function may_go_on(b)
+  return b.fills_left > 0 and #b.events.accounts < book.accounts_per_call_max
+end
+
+-- Trades at the price what can, as far as one call may. Whether that was all.
+local function trade_all(b, price)
+  local price_text = instrument_record.price_text(b.instrument, price)
+  local traded = false
+  while may_go_on(b) do
+    local bid, ask = book.best_price(b, "buy"), book.best_price(b, "sell")
+    if not bid or not ask or bid < price or ask > price then
+      return true, traded
+    end
+    trade(b, book.queue(b, "buy")(), book.queue(b, "sell")(), price)
+    b.instrument.last_price, traded = price_text, true
+  end
+  return false, traded
+end
+
+-- Goes on uncrossing until nothing crosses, as far as one call may. The book's status is trading
+-- when it is done.
+function auction.uncross(b)
+  local extended = b.instrument.extended
+  while auction.is_crossed(b) do
+    local price = tonumber(extended.uncrossing) or auction.outcome(b).price
+    extended.uncrossing = numbers.integer_text(price)
+    local is_done, traded = trade_all(b, price)
+    if traded and b.agenda then
+      b.agenda[#b.agenda + 1] = price
+    end
+    if not is_done then
+      b.changed = true
+      return
+    end
+    extended.uncrossing = "begun"
+  end
+  extended.uncrossing = ""
+  b.instrument.status = "trading"
+  book.change_rules(b)
+end
+
+return auction

@@ -1,0 +1,497 @@
+-- Price-time priority: a taker against the other side gives a plan of fills, and the plan, once
+-- it is accepted, is carried out on the working copy.
+--
+-- The plan comes first because the outcome decides what becomes of the order: fill-or-kill trades
+-- all or nothing, a post-only order must not trade at all, and a rest that cannot queue refuses
+-- the whole command. A fill is always at the maker's price.
+
+local book = require("book/book")
+local stp_groups = require("book/stp_groups")
+local candles = require("market_data/candles")
+local events = require("market_data/events")
+local trading_status = require("matching/trading_status")
+local instrument_record = require("records/instrument_record")
+local order_record = require("records/order_record")
+local decimal = require("values/decimal")
+local numbers = require("values/numbers")
+local reject = require("values/reject")
+
+local matching = {}
+
+matching.opposite = { buy = "sell", sell = "buy" }
+
+-- Whether a taker { side, price (nil for market), protection_price } would trade with an order at
+-- this price.
+-- A market order may have a protection_price.
+local function crosses(taker, price)
+  local limit = taker.price or taker.protection_price
+  if not limit then
+    return true
+  end
+  if taker.side == "buy" then
+    return price <= limit
+  end
+  return price >= limit
+end
+
+-- Whether a taker would trade at once. In an auction nobody does.
+function matching.would_trade(b, taker)
+  if b.instrument.status == "auction" then
+    return false
+  end
+  local best = book.best_price(b, matching.opposite[taker.side])
+  return best and crosses(taker, best)
+end
+
+local function too_many_fills()
+  return reject.with("TOO_MANY_FILLS", "one call can fill at most 10000 makers of 3500 accounts")
+end
+
+local function drop_from(list, first)
+  for i = #list, first, -1 do
+    list[i] = nil
+  end
+end
+
+-- Cuts fills off for whose accounts one stream entry has no room beside those of the call before,
+-- and the taker's.
+local function cut_to_accounts(b, fills)
+  local count, seen = #b.events.accounts + 1, {}
+  for i = 1, #fills do
+    local account = fills[i].maker.account
+    if not seen[account] and not b.events.reports[account] then
+      seen[account] = true
+      count = count + 1
+    end
+    if count > book.accounts_per_call_max then
+      fills.is_cut = true
+      return drop_from(fills, i)
+    end
+  end
+end
+
+-- The plan of an order that meets nobody.
+matching.no_fills = {}
+
+-- ---- the careful plan: icebergs, self-trade prevention, quote quantities, protection
+
+-- How a taker keeps from trading with its own trader, or nil.
+local function prevention_of(b, taker)
+  local extended = b.instrument.extended
+  local mode = taker.extras and taker.extras.self_trade_prevention
+    or (extended and extended.self_trade_prevention)
+  return mode and mode ~= "none" and mode or nil
+end
+
+-- Whether maker and taker belong to one trader: an account, or a group.
+local function are_one_trader(b, taker, maker)
+  return maker.account == taker.account or stp_groups.are_together(b, taker, maker)
+end
+
+-- How many lots the taker still wants at a price; of a quote quantity, as many as it can pay. More
+-- lots than are exact are more than any order has.
+local function wanted_at(walk, price)
+  if not walk.quote_left then
+    return walk.left
+  end
+  local lots =
+    decimal.quotient(walk.quote_left, instrument_record.lot_cost(walk.b.instrument, price))
+  return type(lots) == "number" and lots or numbers.exact_max
+end
+
+-- The taker wants so many lots less.
+local function count_step(walk, maker, lots)
+  if walk.quote_left then
+    local cost = decimal.multiply(instrument_record.lot_cost(walk.b.instrument, maker.price), lots)
+    walk.quote_left = decimal.subtract(walk.quote_left, cost)
+  else
+    walk.left = walk.left - lots
+  end
+end
+
+-- One step of the plan: lots that are traded, of those wanted, or what self-trade prevention does
+-- with the maker.
+local function add_step(walk, maker, lots, wanted, prevented)
+  if #walk.fills == walk.b.fills_left then
+    walk.done, walk.fills.is_cut = true, true
+    return
+  end
+  walk.fills[#walk.fills + 1] = {
+    maker = maker,
+    lots = lots,
+    wanted = wanted,
+    prevented = prevented,
+  }
+  count_step(walk, maker, lots)
+end
+
+local function finish_taker(walk, reason)
+  walk.done, walk.fills.ended = true, reason
+end
+
+-- The taker meets an order of its own trader.
+local function prevent(walk, maker, wanted)
+  if walk.prevention == "decrement" then
+    local lots = math.min(wanted, maker.remaining)
+    add_step(walk, maker, lots, wanted, "decrement")
+    -- A fok order that must pass over one of its own cannot be filled whole.
+    if lots == wanted or walk.taker.time_in_force == "fok" then
+      finish_taker(walk, "self_trade")
+    end
+    return
+  end
+  if walk.prevention ~= "cancel_taker" then
+    add_step(walk, maker, 0, wanted, "cancel")
+  end
+  if walk.prevention ~= "cancel_maker" then
+    finish_taker(walk, "self_trade")
+  end
+end
+
+local function meet(walk, maker, wanted)
+  if walk.prevention and are_one_trader(walk.b, walk.taker, maker) then
+    return prevent(walk, maker, wanted)
+  end
+  local shown = order_record.shown(maker)
+  add_step(walk, maker, math.min(wanted, shown), wanted)
+  if walk.quote_left and wanted < shown then
+    walk.done, walk.fills.is_spent = true, true
+  end
+  if wanted >= shown and maker.remaining > shown then
+    walk.refreshed[#walk.refreshed + 1] = { maker = maker, rest = maker.remaining - shown }
+  end
+end
+
+-- How many lots icebergs trade in so many rounds, in each of which each shows one slice.
+local function lots_of_rounds(icebergs, rounds)
+  local total = 0
+  for i = 1, #icebergs do
+    local rest, slice = icebergs[i].rest, icebergs[i].maker.extras.display_quantity
+    total = total + math.min(rest, rounds * slice)
+  end
+  return total
+end
+
+-- How many whole rounds so many wanted lots are enough for. Fewer lots than a round needs, or
+-- none, are left then.
+local function whole_rounds(icebergs, wanted)
+  local rounds, too_many = 0, 1
+  for i = 1, #icebergs do
+    local slice = icebergs[i].maker.extras.display_quantity
+    too_many = math.max(too_many, math.ceil(icebergs[i].rest / slice) + 1)
+  end
+  while too_many - rounds > 1 do
+    local middle = math.floor((rounds + too_many) / 2)
+    if lots_of_rounds(icebergs, middle) <= wanted then
+      rounds = middle
+    else
+      too_many = middle
+    end
+  end
+  return rounds
+end
+
+-- What each of these icebergs trades of so many wanted lots, slice by slice in turn, as one fill
+-- each: { maker, lots }. They come in the order of their last whole slices, which is that in which
+-- they stand in the queue afterwards.
+local function joined_slices(icebergs, wanted)
+  local rounds, joined = whole_rounds(icebergs, wanted), {}
+  local left = wanted - lots_of_rounds(icebergs, rounds)
+  for i = 1, #icebergs do
+    local maker, rest = icebergs[i].maker, icebergs[i].rest
+    local slice = maker.extras.display_quantity
+    local lots = math.min(rest, rounds * slice)
+    local round = math.min(rounds, math.ceil(rest / slice))
+    local next_slice = math.min(slice, rest - lots)
+    local more = math.min(left, next_slice)
+    if more > 0 and more == next_slice then
+      round = rounds + 1
+    end
+    left = left - more
+    if lots + more > 0 then
+      joined[#joined + 1] = { maker = maker, lots = lots + more, round = round, index = i }
+    end
+  end
+  table.sort(joined, function(one, other)
+    if one.round ~= other.round then
+      return one.round < other.round
+    end
+    return one.index < other.index
+  end)
+  return joined
+end
+
+-- The icebergs of a level whose slice was taken stand behind its other orders with the next one,
+-- and so round by round. However many slices an iceberg trades so, they are one fill: else an order
+-- that shows little of much could use up what a call may do. One that is met alone is one fill
+-- together with the slice that it showed first.
+local function meet_refreshed(walk)
+  local icebergs = walk.refreshed
+  if not icebergs[1] then
+    return
+  end
+  walk.refreshed = {}
+  local wanted, taken = wanted_at(walk, icebergs[1].maker.price), 0
+  local last = walk.fills[#walk.fills]
+  for _, step in ipairs(joined_slices(icebergs, wanted)) do
+    taken = taken + step.lots
+    if not icebergs[2] and last.maker == step.maker then
+      count_step(walk, step.maker, step.lots)
+      last.lots = last.lots + step.lots
+    else
+      add_step(walk, step.maker, step.lots, wanted)
+    end
+  end
+  if walk.quote_left and lots_of_rounds(icebergs, math.huge) > wanted then
+    -- The orders behind, at worse prices, are not for this taker, be they worth a lot.
+    walk.done, walk.fills.is_spent = true, true
+  end
+end
+
+-- The taker goes through the queue of the other side, level by level.
+local function walk_queue(walk)
+  local taker, level = walk.taker, nil
+  for maker in book.queue(walk.b, matching.opposite[taker.side]) do
+    if maker.price ~= level then
+      meet_refreshed(walk)
+      level = maker.price
+    end
+    if walk.done then
+      break
+    end
+    local wanted = wanted_at(walk, maker.price)
+    walk.fills.is_spent = wanted == 0
+    if wanted == 0 then
+      break
+    end
+    if not crosses(taker, maker.price) then
+      walk.fills.ended = not taker.price and "protection" or nil
+      break
+    end
+    meet(walk, maker, wanted)
+    if walk.done then
+      break
+    end
+  end
+  if not walk.done then
+    meet_refreshed(walk)
+  end
+end
+
+-- How much a taker by quote_quantity buys, and whether it cannot pay one lot more; or nil and a
+-- refusal where that is more than an order may have.
+local function settle_quote(walk)
+  local fills, bought = walk.fills, 0
+  for i = 1, #fills do
+    bought = bought + (fills[i].prevented and 0 or fills[i].lots)
+  end
+  if bought > walk.b.instrument.lots_max then
+    return reject.with("QUANTITY_TOO_LARGE", "quote_quantity buys more than the engine can hold")
+  end
+  fills.bought = bought
+  local last = fills[#fills]
+  local is_short = fills.is_spent or (last and wanted_at(walk, last.maker.price) == 0)
+  fills.is_spent = bought > 0 and is_short and not fills.ended
+  return fills
+end
+
+local function plan_with_care(b, taker)
+  local walk = {
+    b = b,
+    taker = taker,
+    fills = {},
+    left = taker.remaining,
+    quote_left = taker.extras and taker.extras.quote_units,
+    prevention = prevention_of(b, taker),
+    refreshed = {},
+  }
+  walk_queue(walk)
+  if walk.fills.is_cut then
+    return walk.fills, walk.left
+  end
+  if walk.quote_left then
+    local settled, refusal = settle_quote(walk)
+    if not settled then
+      return nil, refusal
+    end
+  end
+  if walk.fills.ended and taker.time_in_force == "fok" then
+    return matching.no_fills, taker.remaining
+  end
+  return walk.fills, walk.left
+end
+
+-- ---- the plan
+
+-- The fills of an order without rare terms; nil where it meets an order that has some.
+local function plan_plainly(b, taker)
+  local fills, left = {}, taker.remaining
+  for maker in book.queue(b, matching.opposite[taker.side]) do
+    if left == 0 or not crosses(taker, maker.price) then
+      break
+    end
+    if maker.extras and maker.extras.slice then
+      return nil
+    end
+    if #fills == b.fills_left then
+      fills.is_cut = true
+      break
+    end
+    local lots = math.min(left, maker.remaining)
+    fills[#fills + 1] = { maker = maker, lots = lots }
+    left = left - lots
+  end
+  return fills, left
+end
+
+-- Whether an order on an instrument with rare rules, or with rare terms, has any that matter here.
+local function needs_care(b, taker)
+  local by_quote = taker.extras and taker.extras.quote_units
+  return by_quote or taker.protection_price or prevention_of(b, taker)
+end
+
+-- Whether a taker cannot be done in parts: all of it trades or nothing, or what it buys in all must
+-- be known first.
+local function is_decided_whole(taker)
+  return taker.time_in_force == "fok" or (taker.extras and taker.extras.quote_units)
+end
+
+-- The fills of a taker { side, price (nil for market), remaining, account, time_in_force, extras }:
+-- a list of { maker, lots, prevented }, and the lots left over. `prevented` tells what self-trade
+-- prevention does in place of a trade (cancel, decrement); `ended` in the list why the taker ends
+-- before its time. Changes nothing. Where there would be more than a call may do the list is cut to
+-- as many as it may (`is_cut`); of a taker that has to be decided whole, nil and a refusal.
+function matching.plan(b, taker)
+  local best = book.best_price(b, matching.opposite[taker.side])
+  if not best or not crosses(taker, best) or b.instrument.status == "auction" then
+    return matching.no_fills, taker.remaining
+  end
+  local fills, left
+  local is_plain = not taker.extras and not b.instrument.extended
+  if is_plain or not needs_care(b, taker) then
+    fills, left = plan_plainly(b, taker)
+  end
+  if not fills and not left then
+    fills, left = plan_with_care(b, taker)
+  end
+  if not fills then
+    return nil, left
+  end
+  if #fills + #b.events.accounts >= book.accounts_per_call_max then
+    cut_to_accounts(b, fills)
+  end
+  if fills.is_cut and is_decided_whole(taker) then
+    return too_many_fills()
+  end
+  return fills, left
+end
+
+-- ---- carrying it out
+
+local function fill_json(trade, maker)
+  return '{"trade_id":"'
+    .. trade.trade_id
+    .. trade.terms
+    .. '","maker_order_id":"'
+    .. (maker.extras and order_record.displayed_id(maker) or maker.order_id)
+    .. '"}'
+end
+
+local function note_price(agenda, price)
+  if agenda[#agenda] ~= price or agenda.first > #agenda then
+    agenda[#agenda + 1] = price
+  end
+end
+
+-- Notes the prices of a taker's trades for those who wait for one. They go one way only, so whoever
+-- is due at one between is due at the first or at the last of them.
+local function note_prices(b, fills)
+  local first, last
+  for i = 1, #fills do
+    if not fills[i].prevented then
+      last = fills[i].maker.price
+      first = first or last
+    end
+  end
+  if first then
+    note_price(b.agenda, first)
+    note_price(b.agenda, last)
+  end
+end
+
+local function trade_with(b, taker, maker, lots)
+  local record = b.instrument
+  record.last_trade_id = record.last_trade_id + 1
+  local price = instrument_record.price_text(record, maker.price)
+  local quantity = instrument_record.quantity_text(record, lots)
+  local trade = {
+    trade_id = numbers.integer_text(record.last_trade_id),
+    terms = '","price":"' .. price .. '","quantity":"' .. quantity,
+  }
+  taker.remaining = taker.remaining - lots
+  candles.count(b, maker.price, lots)
+  if b.breaker then
+    trading_status.show_trade(b, maker.price)
+  end
+  if taker.extras and taker.extras.order_list_id then
+    book.note(b, taker, "traded")
+  end
+  local text = fill_json(trade, maker)
+  local is_refreshed = book.reduce(b, maker, lots)
+  events.trade(b, taker, maker, trade)
+  record.last_price = price
+  if is_refreshed then
+    book.refresh(b, maker)
+  end
+  return text
+end
+
+local function decrement(b, o, lots)
+  o.quantity, o.terms = o.quantity - lots, false
+  if o.extras and o.extras.order_list_id then
+    book.note(b, o, "decremented", lots)
+  end
+end
+
+-- What self-trade prevention does in place of a trade.
+local function carry_out_prevention(b, taker, fill)
+  local maker, lots = fill.maker, fill.lots
+  if fill.prevented == "cancel" or lots == maker.remaining then
+    book.remove(b, maker)
+    events.canceled(b, maker, "self_trade")
+  else
+    book.shrink(b, maker, lots)
+    decrement(b, maker, lots)
+    events.decremented(b, maker)
+  end
+  if fill.prevented ~= "decrement" or lots == fill.wanted then
+    return
+  end
+  -- What a taker by quote_quantity buys is planned without it.
+  if not (taker.extras and taker.extras.quote_units) then
+    taker.remaining = taker.remaining - lots
+    decrement(b, taker, lots)
+  end
+  events.decremented(b, taker)
+end
+
+-- Carries out a plan with fills: reduces both orders, reports each trade. Returns the fills as
+-- JSON.
+function matching.trade(b, taker, fills)
+  local texts = {}
+  for i = 1, #fills do
+    local fill = fills[i]
+    if fill.prevented then
+      carry_out_prevention(b, taker, fill)
+    else
+      texts[#texts + 1] = trade_with(b, taker, fill.maker, fill.lots)
+    end
+  end
+  b.fills_left = b.fills_left - #fills
+  if b.agenda and b.instrument.extended.waiting_orders > 0 then
+    note_prices(b, fills)
+  end
+  return "[" .. table.concat(texts, ",") .. "]"
+end
+
+return matching

@@ -1,0 +1,144 @@
+-- The trading states of an instrument, and what changes them.
+--
+--   trading      everything
+--   post_only    limit orders that do not trade at once
+--   auction      limit orders are collected without trading, until trading is set (auction.lua)
+--   cancel_only  cancels only
+--   halted       cancels only
+--
+-- An operator sets the status with define_instrument. The *circuit breaker* sets it by itself when
+-- the price moves too far too fast: a window begins with the last price as reference, lasts
+-- `window_ms`, and the next begins with the first trade after it. A trade more than `limit_percent`
+-- away from the reference trips the breaker: its order is carried out as far as its call goes, and
+-- everything behind it, also in the same batch, finds the new status.
+
+local book = require("book/book")
+local auction = require("matching/auction")
+local last_price = require("matching/last_price")
+local instrument_record = require("records/instrument_record")
+local numbers = require("values/numbers")
+local reject = require("values/reject")
+
+local trading_status = {}
+
+-- ---- the circuit breaker
+
+-- Sets up the breaker of a call, where the instrument has one.
+function trading_status.watch(b)
+  local extended = b.instrument.extended
+  local parts = numbers.percent(extended.limit_percent)
+  if parts > 0 then
+    b.breaker = { parts = parts, window_ms = extended.window_ms + 0, is_tripped = false }
+  end
+end
+
+-- Shows a trade to the breaker, before it becomes the last one.
+function trading_status.show_trade(b, price)
+  local record, breaker = b.instrument, b.breaker
+  local extended = record.extended
+  local is_over = b.now_ms - extended.window_start_ms > breaker.window_ms
+  if extended.breaker_reference == "" or is_over then
+    extended.breaker_reference = record.last_price or instrument_record.price_text(record, price)
+    extended.window_start_ms = b.timestamp_ms
+    breaker.reference = nil
+  end
+  breaker.reference = breaker.reference or last_price.measured(record, extended.breaker_reference)
+  if not last_price.is_within(breaker.reference, price, breaker.parts) then
+    breaker.is_tripped = true
+  end
+end
+
+local function begin_window_anew(extended)
+  extended.breaker_reference, extended.window_start_ms = "", "0"
+end
+
+-- Where the breaker has tripped, the status changes.
+function trading_status.settle(b)
+  local record = b.instrument
+  local extended = record.extended
+  if not b.breaker.is_tripped or record.status ~= "trading" then
+    return
+  end
+  b.breaker.is_tripped = false
+  record.status = extended.breaker_status
+  local duration_ms = extended.breaker_duration_ms + 0
+  local reopens = duration_ms > 0 and b.now_ms + duration_ms or 0
+  extended.reopen_time_ms = numbers.integer_text(reopens)
+  begin_window_anew(extended)
+  book.change_rules(b)
+end
+
+-- ---- what is due
+
+-- Whether an auction is still being uncrossed.
+function trading_status.is_uncrossing(b)
+  local extended = b.instrument.extended
+  return extended and extended.uncrossing ~= "" or false
+end
+
+-- Reopens what a breaker has closed for a while, and goes on with an uncross; not before all is
+-- gone that is to expire or to be canceled by now.
+function trading_status.carry_on(b)
+  if b.expiring or b.canceling then
+    return
+  end
+  local record, extended = b.instrument, b.instrument.extended
+  local reopen_time_ms = extended.reopen_time_ms + 0
+  if reopen_time_ms > 0 and b.now_ms >= reopen_time_ms then
+    extended.reopen_time_ms = "0"
+    if record.status == "auction" then
+      extended.uncrossing = "begun"
+    else
+      record.status = "trading"
+      book.change_rules(b)
+    end
+  end
+  if extended.uncrossing ~= "" then
+    auction.uncross(b)
+  end
+end
+
+-- A refusal where an operator cannot set the status now that `known` rules become the book's, else
+-- nil; what the new one brings with it.
+function trading_status.set(b, known)
+  local record, before = b.instrument, known.status
+  local status = record.status
+  if before == status then
+    return nil
+  end
+  if trading_status.is_uncrossing(b) then
+    return reject.new("UNCROSSING", "the auction is being uncrossed")
+  end
+  if record.extended then
+    begin_window_anew(record.extended)
+  end
+  if before ~= "auction" then
+    return nil
+  end
+  if status ~= "trading" and auction.is_crossed(b) then
+    return reject.new("AUCTION_CROSSED", "orders cross: end the auction by trading first")
+  end
+  if status == "trading" then
+    record.status = "auction"
+    instrument_record.extend(record).uncrossing = "begun"
+  end
+  return nil
+end
+
+-- ---- who may place
+
+-- A refusal of an order that the status does not take, else nil.
+function trading_status.order_refusal(b, values)
+  local status, force = b.instrument.status, values.time_in_force or "gtc"
+  local rests = values.order_type == "limit" and (force == "gtc" or force == "gtd")
+  local waits = values.stop_price or values.trailing_offset
+  if status == "post_only" and not rests then
+    return reject.new("INSTRUMENT_POST_ONLY", "the instrument takes limit orders that rest only")
+  end
+  if status == "auction" and not waits and (not rests or values.post_only == "true") then
+    return reject.new("INSTRUMENT_AUCTION", "an auction takes limit orders that rest only")
+  end
+  return nil
+end
+
+return trading_status

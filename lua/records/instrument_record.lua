@@ -1,0 +1,647 @@
+-- The instrument: what a book's own hash says of it, and whether a price or quantity fits.
+--
+-- The hash `orderbook:{SEGMENT}:SYMBOL` has the rules as they were defined (decimal text) and the
+-- counters of the book, each as one line of text:
+--
+--   rules   tick_size=0.01 lot_size=0.001 status=trading events_length_max=100000 … epoch=188…
+--   state   sequence last_order_id last_trade_id last_priority open_orders largest_order_lots
+--           last_price (`-` where there was no trade yet)
+--
+-- `state` is written last of all by every call that changes the book: its sequence is the mark of a
+-- call carried out whole. Rules rarely change, so what a line of them says is remembered.
+
+local decimal = require("values/decimal")
+local hints = require("values/hints")
+local keys = require("values/keys")
+local numbers = require("values/numbers")
+local reject = require("values/reject")
+
+local instrument_record = {}
+
+local stream_length_max = 10000000
+local iceberg_parts_most = 10000
+
+-- The rules that every instrument has, in the field `rules`, and what names its history.
+local rule_names = {
+  "tick_size",
+  "lot_size",
+  "min_quantity",
+  "max_quantity",
+  "status",
+  "events_length_max",
+  "trades_length_max",
+  "book_length_max",
+  "epoch",
+  "run_id",
+  "server_run_id",
+}
+-- The counters of the book, in the field `state`.
+local state_names = {
+  "sequence",
+  "last_order_id",
+  "last_trade_id",
+  "last_priority",
+  "open_orders",
+  "largest_order_lots",
+  "last_price",
+}
+local state_pattern = "^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S+)$"
+
+-- What few instruments use, read only where one of them was ever set (`extended` is 1): rules; then
+-- where the circuit breaker and an auction that is being uncrossed stand (trading_status.lua,
+-- auction.lua); how many open orders expire, are icebergs, wait for a trade price or are paused,
+-- trail one, are not armed yet; how many order lists there are and timers are running; what trades
+-- have led to that is still to be carried out; which internal error halted the book, and how many
+-- there were (isolation.lua).
+local extended_fields = {
+  "self_trade_prevention",
+  "protection",
+  "price_band",
+  "min_notional",
+  "open_orders_max",
+  "iceberg_parts_max",
+  "limit_percent",
+  "window_ms",
+  "breaker_status",
+  "breaker_duration_ms",
+  "reopen_time_ms",
+  "breaker_reference",
+  "window_start_ms",
+  "uncrossing",
+  "halt_reason",
+  "internal_errors",
+  "gtd_orders",
+  "iceberg_orders",
+  "waiting_orders",
+  "trailing_orders",
+  "dormant_orders",
+  "order_lists",
+  "timers",
+  "agenda",
+}
+
+local extended_counters = {
+  "internal_errors",
+  "gtd_orders",
+  "iceberg_orders",
+  "waiting_orders",
+  "trailing_orders",
+  "dormant_orders",
+  "order_lists",
+  "timers",
+}
+
+-- The rules of an instrument that uses none of them.
+local function extended_defaults()
+  return {
+    self_trade_prevention = "none",
+    protection = "0",
+    price_band = "0",
+    min_notional = "0",
+    open_orders_max = "0",
+    iceberg_parts_max = "1000",
+    limit_percent = "0",
+    window_ms = "60000",
+    breaker_status = "halted",
+    breaker_duration_ms = "0",
+    reopen_time_ms = "0",
+    breaker_reference = "",
+    window_start_ms = "0",
+    uncrossing = "",
+    halt_reason = "",
+    internal_errors = 0,
+    gtd_orders = 0,
+    iceberg_orders = 0,
+    waiting_orders = 0,
+    trailing_orders = 0,
+    dormant_orders = 0,
+    order_lists = 0,
+    timers = 0,
+    agenda = "",
+  }
+end
+
+local function load_extended(book_key)
+  local values = redis.call("HMGET", book_key, unpack(extended_fields))
+  local extended = extended_defaults()
+  for i, name in ipairs(extended_fields) do
+    extended[name] = values[i] or extended[name]
+  end
+  for _, name in ipairs(extended_counters) do
+    extended[name] = extended[name] + 0
+  end
+  return extended
+end
+
+-- The rules and counters that few instruments use, made where an instrument begins to.
+function instrument_record.extend(record)
+  record.extended = record.extended or extended_defaults()
+  return record.extended
+end
+
+-- A notional is price times quantity, a natural (decimal.lua) in units of the last of the decimals
+-- that both steps have together. From text: nil where it is no strict decimal text, or finer.
+function instrument_record.notional(record, text)
+  return decimal.parse(text, record.price_step.decimals + record.quantity_step.decimals)
+end
+
+-- Why a text is no notional of the instrument.
+function instrument_record.notional_refusal(record, name, text)
+  if not decimal.split(text) then
+    return reject.new("INVALID_NUMBER", hints.number(name, text))
+  end
+  local decimals = record.price_step.decimals + record.quantity_step.decimals
+  local rule = name .. " must have at most " .. decimals .. " decimals"
+  return reject.new("INVALID_NUMBER", rule .. ", those of tick_size and lot_size together")
+end
+
+-- A notional as the shortest decimal text.
+function instrument_record.notional_text(record, notional)
+  return decimal.text(notional, record.price_step.decimals + record.quantity_step.decimals)
+end
+
+-- What one lot costs at a price.
+function instrument_record.lot_cost(record, ticks)
+  return decimal.multiply(ticks * record.price_step.size, record.quantity_step.size)
+end
+
+local function with_steps(record)
+  record.price_step = numbers.step(record.tick_size)
+  record.quantity_step = numbers.step(record.lot_size)
+  record.lots_max = numbers.steps_max(record.quantity_step)
+  local least, most = record.min_quantity, record.max_quantity
+  record.quantity_min = least and numbers.parse(least, record.quantity_step) or 1
+  record.quantity_max = most and numbers.parse(most, record.quantity_step) or record.lots_max
+  record.ticks_texts, record.lots_texts = {}, {}
+  record.price_texts = record.price_step.is_unit and record.ticks_texts or {}
+  record.quantity_texts = record.quantity_step.is_unit and record.lots_texts or {}
+  return record
+end
+
+-- Ticks as digits: the name of a level. A call meets the same prices again and again, so it
+-- remembers this and the texts below.
+function instrument_record.ticks_text(record, ticks)
+  local text = record.ticks_texts[ticks]
+  if not text then
+    text = numbers.integer_text(ticks)
+    record.ticks_texts[ticks] = text
+  end
+  return text
+end
+
+-- Lots as digits.
+function instrument_record.lots_text(record, lots)
+  local text = record.lots_texts[lots]
+  if not text then
+    text = numbers.integer_text(lots)
+    record.lots_texts[lots] = text
+  end
+  return text
+end
+
+-- Ticks as decimal text.
+function instrument_record.price_text(record, ticks)
+  local text = record.price_texts[ticks]
+  if not text then
+    text = numbers.text(ticks, record.price_step)
+    record.price_texts[ticks] = text
+  end
+  return text
+end
+
+-- Lots as decimal text.
+function instrument_record.quantity_text(record, lots)
+  local text = record.quantity_texts[lots]
+  if not text then
+    text = numbers.text(lots, record.quantity_step)
+    record.quantity_texts[lots] = text
+  end
+  return text
+end
+
+-- Rules that were read before, by their text. A text always says the same, so this is no state; it
+-- is forgotten before it is much.
+local rules_max = 1000
+local rules_of, rules_count = {}, 0
+
+-- What the field `rules` says, as the metatable of records. Nobody changes it: calls share it.
+local function read_rules(text)
+  local rules = {}
+  for name, value in text:gmatch("(%S+)=(%S+)") do
+    rules[name] = value
+  end
+  return { __index = with_steps(rules) }
+end
+
+local function rules_from(text)
+  local rules = rules_of[text]
+  if rules then
+    return rules
+  end
+  if rules_count == rules_max then
+    rules_of, rules_count = {}, 0
+  end
+  rules = read_rules(text)
+  rules_of[text], rules_count = rules, rules_count + 1
+  return rules
+end
+
+-- The field `rules` of a record.
+function instrument_record.rules_text(record)
+  local words = {}
+  for _, name in ipairs(rule_names) do
+    words[#words + 1] = record[name] and name .. "=" .. record[name]
+  end
+  return table.concat(words, " ")
+end
+
+-- The field `state` of a record, whose book has this sequence.
+function instrument_record.state_text(record, sequence_text)
+  return ("%s %d %d %d %d %d %s"):format(
+    sequence_text,
+    record.last_order_id,
+    record.last_trade_id,
+    record.last_priority,
+    record.open_orders,
+    record.largest_order_lots,
+    record.last_price or "-"
+  )
+end
+
+-- A record is written out because every call makes one, and a table that is made at its size costs
+-- half of one that grows.
+local function new_record(book_key, rules, state, is_extended)
+  local names = keys.names(book_key)
+  local sequence, last_order_id, last_trade_id, last_priority, open_orders, largest, last_price =
+    state:match(state_pattern)
+  if not sequence then
+    local problem = "DAMAGED the counters of " .. book_key .. " cannot be read: repair the book"
+    return error(redis.error_reply(problem), 0)
+  end
+  local ticks_texts, lots_texts, steps = {}, {}, rules.__index
+  return setmetatable({
+    key = book_key,
+    segment = names.segment,
+    symbol = names.symbol,
+    sequence = sequence + 0,
+    last_order_id = last_order_id + 0,
+    last_trade_id = last_trade_id + 0,
+    last_priority = last_priority + 0,
+    last_price = last_price ~= "-" and last_price or nil,
+    open_orders = open_orders + 0,
+    largest_order_lots = largest + 0,
+    extended = is_extended and load_extended(book_key),
+    -- The rules that every command asks for.
+    status = steps.status,
+    price_step = steps.price_step,
+    quantity_step = steps.quantity_step,
+    quantity_min = steps.quantity_min,
+    quantity_max = steps.quantity_max,
+    ticks_texts = ticks_texts,
+    lots_texts = lots_texts,
+    price_texts = steps.price_step.is_unit and ticks_texts or {},
+    quantity_texts = steps.quantity_step.is_unit and lots_texts or {},
+  }, rules)
+end
+
+-- A book as earlier libraries stored it: every rule and every counter in a field of its own. The
+-- next call that changes the book writes it as today's, and takes those fields away.
+local function load_old_layout(book_key)
+  local values, given = {}, redis.call("HMGET", book_key, unpack(rule_names))
+  if not given[1] then
+    return nil
+  end
+  for i, name in ipairs(rule_names) do
+    values[name] = given[i] or nil
+  end
+  values.server_run_id = values.server_run_id or values.run_id
+  local counters = redis.call("HMGET", book_key, unpack(state_names))
+  for i = 1, #state_names do
+    counters[i] = counters[i] or "-"
+  end
+  local is_extended = redis.call("HGET", book_key, "extended") == "1"
+  local rules = rules_from(instrument_record.rules_text(values))
+  local record = new_record(book_key, rules, table.concat(counters, " "), is_extended)
+  record.has_old_layout = true
+  return record
+end
+
+-- The instrument and the state of its book, or nil where it is not defined.
+function instrument_record.load(book_key)
+  local values = redis.call("HMGET", book_key, "rules", "state", "extended")
+  if not values[1] then
+    return load_old_layout(book_key)
+  end
+  return new_record(book_key, rules_from(values[1]), values[2] or "", values[3] == "1")
+end
+
+-- The fields of the old layout, which a record that has it no longer needs.
+function instrument_record.old_fields()
+  local names = { "remembered_replies", unpack(rule_names) }
+  for i = 1, #state_names do
+    names[#names + 1] = state_names[i]
+  end
+  return names
+end
+
+-- Price text in ticks, or nil and why not.
+function instrument_record.price(record, text)
+  local ticks, problem, canonical = numbers.parse(text, record.price_step)
+  if problem == "off_step" then
+    return reject.with(
+      "PRICE_OFF_TICK",
+      "price is not a multiple of tick_size " .. record.price_step.text
+    )
+  end
+  if not ticks then
+    return reject.with("INVALID_NUMBER", hints.number("price", text))
+  end
+  if ticks == 0 then
+    return reject.with("PRICE_NOT_POSITIVE", "price must be above zero")
+  end
+  if canonical then
+    record.price_texts[ticks] = text
+  end
+  return ticks
+end
+
+-- Quantity text in lots, unbounded but for exactness, or nil and why not; name is the field's.
+function instrument_record.lots(record, text, name)
+  local lots, problem, canonical = numbers.parse(text, record.quantity_step)
+  if problem == "off_step" then
+    return reject.with(
+      "QUANTITY_OFF_LOT",
+      name .. " is not a multiple of lot_size " .. record.quantity_step.text
+    )
+  end
+  if not lots then
+    return reject.with("INVALID_NUMBER", hints.number(name, text))
+  end
+  if canonical then
+    record.quantity_texts[lots] = text
+  end
+  return lots
+end
+
+-- A refusal where an order's total is outside the instrument's limits (of which the least is
+-- above zero), else nil.
+function instrument_record.quantity_refusal(record, lots)
+  if lots < record.quantity_min then
+    local least = numbers.text(record.quantity_min, record.quantity_step)
+    return reject.new("QUANTITY_TOO_SMALL", "quantity is below min_quantity " .. least)
+  end
+  if lots > record.quantity_max then
+    local most = numbers.text(record.quantity_max, record.quantity_step)
+    return reject.new("QUANTITY_TOO_LARGE", "quantity is above max_quantity " .. most)
+  end
+  return nil
+end
+
+-- A refusal where an iceberg of so many lots would show too little of them at a time, else nil: who
+-- takes it meets one part after the other.
+function instrument_record.display_refusal(record, lots, display_lots)
+  local parts_max = (record.extended or extended_defaults()).iceberg_parts_max
+  if display_lots < record.quantity_min then
+    local least = numbers.text(record.quantity_min, record.quantity_step)
+    local message = "display_quantity is below min_quantity " .. least
+    return reject.new("INVALID_DISPLAY_QUANTITY", message)
+  end
+  if decimal.compare(lots, decimal.multiply(display_lots, parts_max + 0)) > 0 then
+    local message = "quantity is more than " .. parts_max .. " times display_quantity"
+    return reject.new("INVALID_DISPLAY_QUANTITY", message .. " (iceberg_parts_max)")
+  end
+  return nil
+end
+
+-- A refusal where the instrument takes no new orders or amends at all now, else nil. Cancels are
+-- always allowed: risk can be taken off in every status.
+function instrument_record.status_refusal(record)
+  if record.status == "halted" then
+    return reject.new("INSTRUMENT_HALTED", "the instrument is halted")
+  end
+  if record.status == "cancel_only" then
+    return reject.new("INSTRUMENT_CANCEL_ONLY", "the instrument takes cancels only")
+  end
+  if record.extended and record.extended.uncrossing ~= "" then
+    return reject.new("UNCROSSING", "an auction is being uncrossed: try again")
+  end
+  return nil
+end
+
+-- The instrument as JSON, sequence being the book's after the call that asks.
+function instrument_record.json(record, sequence)
+  local last_price = record.last_price and ',"last_price":"' .. record.last_price .. '"' or ""
+  local extended = record.extended or extended_defaults()
+  local reopens = extended.reopen_time_ms ~= "0"
+  local is_halted = extended.halt_reason ~= ""
+  local rules = string.format(
+    ',"self_trade_prevention":"%s","protection":"%s","price_band":"%s","min_notional":"%s",'
+      .. '"open_orders_max":%s,"iceberg_parts_max":%s,"limit_percent":"%s","window_ms":%s,'
+      .. '"breaker_status":"%s","breaker_duration_ms":%s',
+    extended.self_trade_prevention,
+    extended.protection,
+    extended.price_band,
+    extended.min_notional,
+    extended.open_orders_max,
+    extended.iceberg_parts_max,
+    extended.limit_percent,
+    extended.window_ms,
+    extended.breaker_status,
+    extended.breaker_duration_ms
+  )
+  return string.format(
+    '{"symbol":"%s","segment":"%s","tick_size":"%s","lot_size":"%s","min_quantity":"%s",'
+      .. '"max_quantity":"%s","status":"%s"%s,"events_length_max":%s,"trades_length_max":%s,'
+      .. '"book_length_max":%s%s,"open_orders":%.0f%s,"sequence":%.0f,"epoch":%s}',
+    record.symbol,
+    record.segment,
+    record.price_step.text,
+    record.quantity_step.text,
+    numbers.text(record.quantity_min, record.quantity_step),
+    numbers.text(record.quantity_max, record.quantity_step),
+    record.status,
+    (reopens and ',"reopen_time_ms":' .. extended.reopen_time_ms or "")
+      .. (is_halted and ',"halt_reason":"' .. extended.halt_reason .. '"' or ""),
+    record.events_length_max,
+    record.trades_length_max,
+    record.book_length_max,
+    rules,
+    record.open_orders,
+    last_price,
+    sequence,
+    record.epoch
+  )
+end
+
+-- What a book starts with when define_instrument names nothing else.
+local function fresh(book_key)
+  local segment, symbol = keys.parse(book_key)
+  return {
+    key = book_key,
+    segment = segment,
+    symbol = symbol,
+    status = "trading",
+    sequence = 0,
+    epoch = "0",
+    last_order_id = 0,
+    last_trade_id = 0,
+    last_priority = 0,
+    open_orders = 0,
+    largest_order_lots = 0,
+    events_length_max = "100000",
+    trades_length_max = "100000",
+    book_length_max = "1000",
+    extended = false,
+  }
+end
+
+local function apply_step(record, values, name)
+  if values[name] == nil then
+    return true
+  end
+  local step = numbers.step(values[name])
+  if not step then
+    local rule = name .. " must be decimal text above zero, with at most 15 decimals"
+    return reject.with(
+      "INVALID_NUMBER",
+      hints.with_nearest(rule, hints.nearest_number(values[name]))
+    )
+  end
+  if record[name] ~= nil and record[name] ~= step.text and record.open_orders > 0 then
+    return reject.with("INSTRUMENT_IN_USE", name .. " cannot change while orders are open")
+  end
+  record[name] = step.text
+  return true
+end
+
+local function apply_quantity_limit(record, values, name)
+  local text = values[name] or record[name]
+  if not text then
+    return true
+  end
+  local lots, refusal = instrument_record.lots(record, text, name)
+  if not lots then
+    return nil, refusal
+  end
+  if lots == 0 then
+    return reject.with("QUANTITY_TOO_SMALL", name .. " must be above zero")
+  end
+  record[name] = numbers.text(lots, record.quantity_step)
+  return true
+end
+
+local extended_rules = {
+  "self_trade_prevention",
+  "protection",
+  "price_band",
+  "min_notional",
+  "open_orders_max",
+  "iceberg_parts_max",
+  "limit_percent",
+  "window_ms",
+  "breaker_status",
+  "breaker_duration_ms",
+}
+
+-- Applies the rules that few instruments use. min_notional must be exact in the instrument's steps,
+-- also in new ones.
+local function apply_extended(record, values)
+  for _, name in ipairs(extended_rules) do
+    if values[name] then
+      instrument_record.extend(record)[name] = values[name]
+    end
+  end
+  local extended = record.extended
+  if not extended then
+    return true
+  end
+  if tonumber(extended.open_orders_max) > stream_length_max then
+    return reject.with("INVALID_VALUE", "open_orders_max must be at most 10000000")
+  end
+  if tonumber(extended.iceberg_parts_max) > iceberg_parts_most then
+    return reject.with("INVALID_VALUE", "iceberg_parts_max must be from 1 to 10000")
+  end
+  local least = instrument_record.notional(record, extended.min_notional)
+  if not least then
+    return nil, instrument_record.notional_refusal(record, "min_notional", extended.min_notional)
+  end
+  extended.min_notional = instrument_record.notional_text(record, least)
+  extended.protection = numbers.percent_text(extended.protection)
+  extended.price_band = numbers.percent_text(extended.price_band)
+  extended.limit_percent = numbers.percent_text(extended.limit_percent)
+  return true
+end
+
+local function apply_rest(record, values)
+  for _, name in ipairs({ "events_length_max", "trades_length_max", "book_length_max" }) do
+    local text = values[name]
+    if text and tonumber(text) > stream_length_max then
+      return reject.with("INVALID_VALUE", name .. " must be at most 10000000")
+    end
+    record[name] = text or record[name]
+  end
+  record.status = values.status or record.status
+  if values.status and record.extended then
+    -- The status that an operator sets stays until the operator changes it.
+    record.extended.reopen_time_ms = "0"
+    record.extended.halt_reason = ""
+  end
+  return true
+end
+
+-- The instrument as it would be with these fields applied, or nil and why not. Writes nothing.
+function instrument_record.defined(book_key, values)
+  local record = instrument_record.load(book_key) or fresh(book_key)
+  for _, name in ipairs({ "tick_size", "lot_size" }) do
+    if not record[name] and not values[name] then
+      return reject.with("MISSING_FIELD", "missing field " .. name)
+    end
+    local applied, refusal = apply_step(record, values, name)
+    if not applied then
+      return nil, refusal
+    end
+  end
+  record.quantity_step, record.quantity_texts = numbers.step(record.lot_size), {}
+  for _, name in ipairs({ "min_quantity", "max_quantity" }) do
+    local applied, refusal = apply_quantity_limit(record, values, name)
+    if not applied then
+      return nil, refusal
+    end
+  end
+  local applied, refusal = apply_rest(record, values)
+  if not applied then
+    return nil, refusal
+  end
+  with_steps(record)
+  applied, refusal = apply_extended(record, values)
+  if not applied then
+    return nil, refusal
+  end
+  if record.quantity_min > record.quantity_max then
+    return reject.with("INVALID_VALUE", "min_quantity is above max_quantity")
+  end
+  return record
+end
+
+local function add_fields(list, names, from)
+  for _, name in ipairs(names) do
+    local value = from[name]
+    if value then
+      list[#list + 1] = name
+      list[#list + 1] = type(value) == "number" and numbers.integer_text(value) or value
+    end
+  end
+end
+
+-- The rules as field, value, … for HSET.
+function instrument_record.rule_pairs(record)
+  local list = { "symbol", record.symbol, "rules", instrument_record.rules_text(record) }
+  if record.extended then
+    list[#list + 1] = "extended"
+    list[#list + 1] = "1"
+    add_fields(list, extended_fields, record.extended)
+  end
+  return list
+end
+
+return instrument_record

@@ -1,0 +1,149 @@
+-- The way of every call: which book it is about, what is due before its commands, and the one
+-- writing at its end.
+
+local book = require("book/book")
+local stop_orders = require("matching/stop_orders")
+local trading_status = require("matching/trading_status")
+local triggers = require("matching/triggers")
+local instrument_record = require("records/instrument_record")
+local commit = require("transaction/commit")
+local epoch = require("transaction/epoch")
+local isolation = require("transaction/isolation")
+local scheduled_work = require("transaction/scheduled_work")
+local fields = require("values/fields")
+local hints = require("values/hints")
+local keys = require("values/keys")
+local reject = require("values/reject")
+
+local transaction = {}
+
+local function invalid_key(call_keys)
+  return reject.new("INVALID_BOOK_KEY", hints.book_key(#call_keys == 1 and call_keys[1]))
+end
+
+-- The book's key, or nil and why not.
+function transaction.book_key(call_keys)
+  if #call_keys ~= 1 or not keys.parse(call_keys[1]) then
+    return nil, invalid_key(call_keys)
+  end
+  return call_keys[1]
+end
+
+-- What `open` (book.open or instrument_record.load) gives for the call's key, or nil and why not.
+function transaction.open_with(open, call_keys)
+  local key, refusal = transaction.book_key(call_keys)
+  if not key then
+    return nil, refusal
+  end
+  local opened = open(key)
+  if not opened then
+    return reject.with("UNKNOWN_SYMBOL", "there is no such instrument")
+  end
+  return opened
+end
+
+-- What a call does before its commands: the time is set, a new epoch begins where the server is
+-- another one, and what is due is done. Of several books one clock reading is given.
+function transaction.begin(b, now_ms)
+  book.stamp(b, now_ms)
+  epoch.follow_server(b)
+  if not isolation.is_halted(b) then
+    scheduled_work.run(b)
+  end
+end
+
+-- Carries out what a command has led to. An error in it comes from what is stored.
+function transaction.follow_up(b)
+  b.command_index = false
+  if b.breaker then
+    trading_status.settle(b)
+  end
+  if b.agenda or b.notes then
+    triggers.run(b)
+  end
+end
+
+-- Runs commands one after the other, and what the trades of each trigger; false in the list is one
+-- that was refused before. Adds the replies by their places.
+local function run(b, list, replies)
+  for i = 1, #list do
+    local values = list[i]
+    if values then
+      b.command_index = i
+      local reply, refusal = values.method.run(b, values)
+      if b.agenda or b.notes or b.breaker then
+        transaction.follow_up(b)
+      end
+      replies[i] = reply or reject.json(refusal, values.client_order_id)
+    end
+  end
+  b.command_index = false
+end
+
+-- The plan of everything that a call has changed. Tells first what is told once a call, as it
+-- stands at its end. Returns as commit.plan.
+function transaction.plan(b)
+  if b.trailing_touched then
+    stop_orders.tell_trailed(b)
+  end
+  return commit.plan(b)
+end
+
+-- Writes what a call has changed, after the time of the call was set. Returns nil, or an error
+-- reply: nothing was written then.
+function transaction.commit(b)
+  local plan, problem = transaction.plan(b)
+  return problem or (plan and commit.carry_out(b, plan)) or nil
+end
+
+-- Runs a batch on a working copy, up to the plan of its writes. Returns as commit.plan.
+local function prepare(b, batch, now_ms)
+  isolation.apply(batch, b)
+  transaction.begin(b, now_ms)
+  if batch.prefetch then
+    batch.prefetch(b, batch.list)
+  end
+  run(b, batch.list, batch.replies)
+  return transaction.plan(b)
+end
+
+-- Runs a batch { list, replies, prefetch } as one change of the book: does what is due, runs the
+-- commands of the list, and writes. Returns the working copy as it was written, or nil and an error
+-- reply. A command that raises an error is refused, and the others run: see isolation.lua.
+function transaction.transact(b, batch)
+  local now_ms
+  while true do
+    local refused = book.missing_key_error(b)
+    if refused then
+      return nil, refused
+    end
+    local plan
+    local is_prepared, problem, redis_error = isolation.attempt(function()
+      plan, refused = prepare(b, batch, now_ms)
+    end)
+    if is_prepared then
+      refused = refused or (plan and commit.carry_out(b, plan))
+      return not refused and b or nil, refused
+    end
+    refused = redis_error or isolation.note(batch, b, problem)
+    if refused then
+      return nil, refused
+    end
+    b, now_ms = book.open(b.key), b.now_ms
+  end
+end
+
+-- The instrument and the fields of a call that only reads, or nil and why not.
+function transaction.open_query(call_keys, arguments, schema)
+  local record, refusal = transaction.open_with(instrument_record.load, call_keys)
+  if not record then
+    return nil, refusal
+  end
+  local values, malformed = fields.from_arguments(arguments, schema)
+  if not values then
+    return nil, malformed
+  end
+  return record, values
+end
+
+return transaction
