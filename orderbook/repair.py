@@ -42,6 +42,7 @@ _KEPT = {
 } | {f"candles:{interval}": "zset" for interval in ("1m", "5m", "15m", "1h", "1d")}
 # The stored replies of each account: two hashes.
 _REPLIES = "stored_replies:"
+_GENERATION_START = "generation start_ms"
 # Keys that there are for each account or session.
 _PER_ACCOUNT = ("orders:", "quotes:", "sessions:")
 _ONE_EACH = (
@@ -557,16 +558,20 @@ class _Bench:
         """Marks the client_order_ids that a half-written call has used: its replies were not
         stored, and a retry must not trade again."""
         marks: list[tuple[str | bytes | int, ...]] = []
+        now_ms = time.time_ns() // 1_000_000
         for _, topics in self._tail:
             for topic, message in topics.items():
                 if topic.startswith(b"orders:"):
                     told = _decode_orders(message)
-                    marks += [
-                        ("HSETNX", replies_name, report.client_order_id, "repaired\n{}")
+                    replies = self._name(f"{_REPLIES}{told.account}")
+                    named = [
+                        report.client_order_id
                         for report in told.orders
                         if report.event == "accepted" and report.client_order_id
-                        for replies_name in (self._name(f"{_REPLIES}{told.account}"),)
                     ]
+                    marks += [("HSETNX", replies, name, "repaired\n{}") for name in named]
+                    # A generation without a beginning would end at once, and the previous one go.
+                    marks += [("HSETNX", replies, _GENERATION_START, now_ms) for _ in named[:1]]
         return marks
 
     def _tell_what_may_lack(self, done: Repair) -> None:

@@ -1819,11 +1819,9 @@ class ReferenceBook:
             mode = taker.self_trade_prevention or self.instrument["self_trade_prevention"]
             is_own = mode != "none" and self._is_one_trader(maker, taker)
             steps = [(maker, wanted)] if is_own else meetings(queue, wanted, refreshed)
-            for one, quantity in steps:
-                if is_part and self._is_full(call, one, taker):
-                    return outcome
-                if is_own:
-                    continue
+            if is_part and self._lacks_room(call, steps, taker):
+                return outcome
+            for one, quantity in [] if is_own else steps:
                 outcome.fills.append(self._trade(call, one, taker, quantity))
                 outcome.filled += quantity
             if is_own and not self._prevent(call, maker, taker, mode):
@@ -1831,9 +1829,10 @@ class ReferenceBook:
                 return outcome
 
     @staticmethod
-    def _is_full(call: Call, maker: Order, taker: Order) -> bool:
-        accounts = {*call.reports, maker.account, taker.account}
-        return call.fills >= FILLS_MAX or len(accounts) > MAKER_ACCOUNTS_MAX
+    def _lacks_room(call: Call, steps: list[tuple[Order, Decimal]], taker: Order) -> bool:
+        """Whether a call may not do all of these steps: icebergs in turn trade all or not at all."""
+        accounts = {*call.reports, taker.account, *(maker.account for maker, _ in steps)}
+        return call.fills + len(steps) > FILLS_MAX or len(accounts) > MAKER_ACCOUNTS_MAX
 
     def _is_one_trader(self, maker: Order, taker: Order) -> bool:
         """Of one account, or both of a group to which both accounts belong now."""

@@ -156,6 +156,16 @@ def test_taker_of_more_accounts_than_one_call_has_room_for_goes_on(fast_book: Bo
     book.assert_is_what_its_stream_tells()
 
 
+def test_taker_whose_account_is_reported_to_already_counts_once(fast_book: Book) -> None:
+    book, limit = fast_book, accounts_max()
+    for start in range(0, limit - 1, BATCH):
+        numbers = range(start, min(start + BATCH, limit - 1))
+        book.execute(*[place(f"maker-{number}", "sell", 1, "100") for number in numbers])
+    whole = place("bob", "buy", limit - 1, "100", time_in_force="fok")
+    replies = book.execute(place("bob", "buy", 1, "1"), whole)
+    assert [reply["status"] for reply in replies] == ["open", "filled"]
+
+
 def test_trailing_stops_of_too_many_accounts_follow_in_later_calls(fast_book: Book) -> None:
     book, makers_count, stops_count = fast_book, accounts_max() - 200, 1000
     book.limit("zoe", "sell", "1", "100")

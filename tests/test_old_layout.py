@@ -1,5 +1,9 @@
 """A book that an earlier library stored: each rule and each counter in a field of its own."""
 
+import pytest
+from redis import Redis
+from redis.exceptions import ResponseError
+
 from books import Book, overwrite, stored_fields
 
 
@@ -66,6 +70,23 @@ def test_a_retry_finds_a_reply_in_a_previous_generation_of_an_earlier_library(bo
     command = {"method": "place_order", "account": "dave", "side": "buy", "order_type": "limit"}
     terms = {"quantity": "1", "price": "90", "client_order_id": "d1"}
     assert book.execute({**command, **terms}) == [first]
+
+
+def test_a_user_who_may_not_take_the_old_fields_away_changes_nothing(book: Book) -> None:
+    if "fakeredis" in str(type(book.client)):
+        pytest.skip("fakeredis has no users")
+    furnish(book)
+    age(book)
+    rights = ("reset", "on", ">p", "~*", "&*", "+@all", "-hdel")
+    book.client.execute_command("ACL", "SETUSER", "migrant", *rights)
+    options = book.client.connection_pool.connection_kwargs
+    user = {"username": "migrant", "password": "p", "protocol": 2}
+    limited = Redis(host=options["host"], port=options["port"], db=options.get("db", 0), **user)
+    before = stored_fields(book.client, book.key)
+    with pytest.raises(ResponseError, match="HDEL"):
+        Book(limited, book.symbol).limit("dave", "buy", "1", "90")
+    limited.close()
+    assert stored_fields(book.client, book.key) == before
 
 
 def test_timers_alone_leave_the_old_layout_as_it_is(book: Book) -> None:

@@ -267,6 +267,26 @@ def test_a_paused_taker_goes_on_after_a_repair(real_book: NewBook) -> None:
     assert (closed["reason"], closed["remaining_quantity"]) == ("protection", "3")
 
 
+def test_a_call_broken_off_while_stored_replies_change_generation_forgets_none(
+    real_book: NewBook,
+) -> None:
+    book = real_book()
+    populate(book)
+    first = book.limit("erin", "buy", "1", "50", client_order_id="x")
+    replies = f"{book.key}:stored_replies:erin"
+    full = {f"old{n}": "content\n{}" for n in range(10_000)}
+    book.client.hset(replies, mapping={**full, "generation start_ms": "1700000000000"})
+    before = book.client.dump(book.key)
+    book.limit("erin", "buy", "1", "50", client_order_id="y")
+    assert book.client.hget(f"{replies}:previous", "x")
+    # Neither the new generation nor the counters were written.
+    book.client.delete(replies)
+    book.client.restore(book.key, 0, before, replace=True)
+    (done,) = repaired(book)
+    assert_in_order(book, done)
+    assert book.limit("erin", "buy", "1", "50", client_order_id="x") == first
+
+
 class Watcher:
     """A subscriber to level2, with a checker."""
 

@@ -147,6 +147,20 @@ class Both:
         self.book.assert_is_what_its_stream_tells()
 
 
+def test_icebergs_share_a_taker_that_is_paused_as_one_that_is_not(small: Any) -> None:
+    """One that came first gets no more than its slices in turn."""
+    both = Both(small)
+    both.place("zoe", "sell", 1, price="100")
+    for account in ("alice", "bob"):
+        both.place(account, "sell", 40, price="100", display_quantity="1")
+    both.place("erin", "buy", 41, price="100")
+    both.ask("tick")
+    for account in ("alice", "bob"):
+        (left,) = both.ask("get_open_orders", account=account)["orders"]
+        assert left["remaining_quantity"] == "20"
+    both.assert_equal()
+
+
 @settings(
     max_examples=100,
     deadline=None,

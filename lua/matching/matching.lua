@@ -55,8 +55,9 @@ end
 
 -- Cuts fills off for whose accounts one stream entry has no room beside those of the call before,
 -- and the taker's.
-local function cut_to_accounts(b, fills)
-  local count, seen = #b.events.accounts + 1, {}
+local function cut_to_accounts(b, taker, fills)
+  local seen = { [taker.account] = true }
+  local count = #b.events.accounts + (b.events.reports[taker.account] and 0 or 1)
   for i = 1, #fills do
     local account = fills[i].maker.account
     if not seen[account] and not b.events.reports[account] then
@@ -224,7 +225,8 @@ end
 -- The icebergs of a level whose slice was taken stand behind its other orders with the next one,
 -- and so round by round. However many slices an iceberg trades so, they are one fill: else an order
 -- that shows little of much could use up what a call may do. One that is met alone is one fill
--- together with the slice that it showed first.
+-- together with the slice that it showed first. Where the call has not enough fills left for all of
+-- them none trades: one that came first would get the lots of all its rounds out of turn.
 local function meet_refreshed(walk)
   local icebergs = walk.refreshed
   if not icebergs[1] then
@@ -232,10 +234,15 @@ local function meet_refreshed(walk)
   end
   walk.refreshed = {}
   local wanted, taken = wanted_at(walk, icebergs[1].maker.price), 0
-  local last = walk.fills[#walk.fills]
-  for _, step in ipairs(joined_slices(icebergs, wanted)) do
+  local last, steps = walk.fills[#walk.fills], joined_slices(icebergs, wanted)
+  local is_lone = not icebergs[2] and last.maker == icebergs[1].maker
+  if not is_lone and #walk.fills + #steps > walk.b.fills_left then
+    walk.done, walk.fills.is_cut = true, true
+    return
+  end
+  for _, step in ipairs(steps) do
     taken = taken + step.lots
-    if not icebergs[2] and last.maker == step.maker then
+    if is_lone then
       count_step(walk, step.maker, step.lots)
       last.lots = last.lots + step.lots
     else
@@ -378,7 +385,7 @@ function matching.plan(b, taker)
     return nil, left
   end
   if #fills + #b.events.accounts >= book.accounts_per_call_max then
-    cut_to_accounts(b, fills)
+    cut_to_accounts(b, taker, fills)
   end
   if fills.is_cut and is_decided_whole(taker) then
     return too_many_fills()

@@ -45,7 +45,7 @@ local function of_account(b, account)
   b.memory = b.memory or {}
   local own = b.memory[account]
   if not own then
-    own = { replies = {}, names = {}, forgotten = {}, has_previous = false }
+    own = { replies = {}, names = {}, forgotten = {}, has_previous = true }
     own.key = keys.stored_replies(b.key, account)
     own.previous_key = keys.stored_replies_previous(b.key, account)
     b.memory[account] = own
@@ -58,8 +58,8 @@ local function target_name(client_order_id)
   return client_order_id .. " last"
 end
 
--- Notes what the current generation says of its beginning. Where there is none there is no previous
--- one either: that was filled before, and so expires before.
+-- Notes what the current generation says of its beginning. Only one that is the first for certain
+-- spares the look into a previous one.
 local function note_start(b, own, text)
   b.checked_keys[own.key] = true
   if text then
@@ -242,6 +242,7 @@ local function plan_generation(b, own)
   current_count(own)
   own.ends = own.count > 0 and has_ended(b, own)
   own.begins = own.count == 0 or own.ends
+  own.is_first = own.begins and not own.ends and redis.call("EXISTS", own.previous_key) == 0
 end
 
 -- The fields to be stored. A name is stored as it stands at the end of the call.
@@ -256,7 +257,7 @@ local function stored_pairs(b, own)
   end
   if own.begins then
     pairs_to_store[#pairs_to_store + 1] = start_field
-    pairs_to_store[#pairs_to_store + 1] = b.timestamp_ms .. (own.ends and "" or " first")
+    pairs_to_store[#pairs_to_store + 1] = b.timestamp_ms .. (own.is_first and " first" or "")
   end
   return pairs_to_store
 end
