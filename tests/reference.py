@@ -1830,7 +1830,7 @@ class ReferenceBook:
 
     @staticmethod
     def _lacks_room(call: Call, steps: list[tuple[Order, Decimal]], taker: Order) -> bool:
-        """Whether a call may not do all of these steps: icebergs in turn trade all or not at all."""
+        """Whether a call may not do all of these steps: icebergs in turn trade all or none."""
         accounts = {*call.reports, taker.account, *(maker.account for maker, _ in steps)}
         return call.fills + len(steps) > FILLS_MAX or len(accounts) > MAKER_ACCOUNTS_MAX
 
