@@ -80,8 +80,8 @@ def test_a_user_who_may_not_take_the_old_fields_away_changes_nothing(book: Book)
     rights = ("reset", "on", ">p", "~*", "&*", "+@all", "-hdel")
     book.client.execute_command("ACL", "SETUSER", "migrant", *rights)
     options = book.client.connection_pool.connection_kwargs
-    user = {"username": "migrant", "password": "p", "protocol": 2}
-    limited = Redis(host=options["host"], port=options["port"], db=options.get("db", 0), **user)
+    address = f"{options['host']}:{options['port']}/{options.get('db', 0)}"
+    limited = Redis.from_url(f"redis://migrant:p@{address}", protocol=2)
     before = stored_fields(book.client, book.key)
     with pytest.raises(ResponseError, match="HDEL"):
         Book(limited, book.symbol).limit("dave", "buy", "1", "90")
