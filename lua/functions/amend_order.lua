@@ -2,6 +2,7 @@
 -- others of its level.
 
 local book = require("book/book")
+local levels = require("book/levels")
 local events = require("market_data/events")
 local replies = require("market_data/replies")
 local matching = require("matching/matching")
@@ -132,7 +133,7 @@ local function plan_requeue(b, o, new)
   end
   local stays_in_level = new.ticks == o.price and order_record.shown(o) or 0
   local rests = left > 0 and not fills.ended and not fills.is_cut
-  if rests and book.level_overflows(b, o.side, new.ticks, left - stays_in_level) then
+  if rests and levels.overflows(b, o.side, new.ticks, left - stays_in_level) then
     return nil, order_entry.level_refusal()
   end
   return fills
@@ -239,7 +240,7 @@ local function resize_refusal(b, leg, total)
   if refusal or lots <= 0 or leg.extras.waits then
     return refusal
   end
-  return book.level_overflows(b, leg.side, leg.price, lots) and order_entry.level_refusal() or nil
+  return levels.overflows(b, leg.side, leg.price, lots) and order_entry.level_refusal() or nil
 end
 
 -- A refusal of an amend by the rules of server and instrument, else nil. None keeps an order from

@@ -9,9 +9,9 @@
 -- A timer of a session cancels only the orders placed with that session. Hosts give each websocket
 -- that asks for cancel_on_disconnect a session of its own.
 
-local book = require("book/book")
 local timers = require("book/timers")
 local terms = require("matching/terms")
+local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
 local numbers = require("values/numbers")
 local reject = require("values/reject")
@@ -64,7 +64,7 @@ function cancel_all_after.run(b, values)
     session,
     values.timeout_ms,
     time,
-    book.current_sequence(b),
+    working_copy.current_sequence(b),
     b.timestamp_ms
   )
 end

@@ -1,8 +1,8 @@
 -- The cancel of all of an account in one book. several_books.lua does it in many at once.
 
-local book = require("book/book")
 local mass_cancel = require("matching/mass_cancel")
 local terms = require("matching/terms")
+local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
 
 local cancel_all_orders = { name = "cancel_all_orders" }
@@ -34,7 +34,7 @@ function cancel_all_orders.run(b, values)
     ids_json,
     count,
     remaining_count,
-    book.current_sequence(b),
+    working_copy.current_sequence(b),
     b.timestamp_ms
   )
   return reply, nil, { canceled = count, remaining = remaining_count }

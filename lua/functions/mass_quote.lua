@@ -4,12 +4,14 @@
 -- its own, so that finding them costs nothing to an account with many other orders.
 
 local book = require("book/book")
+local orders = require("book/orders")
 local events = require("market_data/events")
 local order_entry = require("matching/order_entry")
 local terms = require("matching/terms")
 local trading_status = require("matching/trading_status")
 local instrument_record = require("records/instrument_record")
 local idempotency = require("transaction/idempotency")
+local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
 local reject = require("values/reject")
 
@@ -76,9 +78,9 @@ end
 
 -- Cancels the account's quotes. Returns their ids.
 local function withdraw(b, account)
-  local order_ids = book.quote_ids(b, account)
+  local order_ids = orders.quote_ids(b, account)
   for _, order_id in ipairs(order_ids) do
-    local o = book.order(b, order_id)
+    local o = orders.find(b, order_id)
     book.remove(b, o)
     events.canceled(b, o, "replaced")
   end
@@ -88,7 +90,7 @@ end
 -- Places one quote as the command's other fields say. Returns the reply, or nil and why not.
 local function place(b, values, quote)
   local name = quote.client_order_id
-  if name and book.client_order(b, values.account, name) then
+  if name and orders.find_client_order(b, values.account, name) then
     local message = "an open order has this client_order_id"
     return reject.with("DUPLICATE_CLIENT_ORDER_ID", message)
   end
@@ -155,7 +157,7 @@ function mass_quote.run(b, values)
     values.account,
     #order_ids > 0 and '"' .. table.concat(order_ids, '","') .. '"' or "",
     table.concat(placed, ","),
-    book.current_sequence(b),
+    working_copy.current_sequence(b),
     b.timestamp_ms
   )
 end

@@ -1,11 +1,11 @@
 -- A new order, from its fields to its reply. What it may do is decided in order_entry.lua.
 
-local book = require("book/book")
 local order_entry = require("matching/order_entry")
 local terms = require("matching/terms")
 local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
 local idempotency = require("transaction/idempotency")
+local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
 
 local place_order = { name = "place_order" }
@@ -56,7 +56,7 @@ local function valid_reply(b, o, fills)
   return string.format(
     '{"status":"valid","fill_quantity":"%s","sequence":%.0f,"timestamp_ms":%s}',
     instrument_record.quantity_text(b.instrument, lots),
-    book.current_sequence(b),
+    working_copy.current_sequence(b),
     b.timestamp_ms
   )
 end

@@ -2,6 +2,7 @@
 -- none.
 
 local book = require("book/book")
+local orders = require("book/orders")
 local events = require("market_data/events")
 local replies = require("market_data/replies")
 local matching = require("matching/matching")
@@ -151,7 +152,7 @@ local function name_refusal(b, values, members)
     end
     local account = values.account
     local taken = name
-      and (idempotency.is_taken(b, account, name) or book.client_order(b, account, name))
+      and (idempotency.is_taken(b, account, name) or orders.find_client_order(b, account, name))
     if taken then
       return reject.new("DUPLICATE_CLIENT_ORDER_ID", "client_order_id was used before")
     end
@@ -236,7 +237,7 @@ local function open_count(members)
 end
 
 local function check_orders(b, values, members)
-  local orders, plans = {}, {}
+  local listed, plans = {}, {}
   for i, member in ipairs(members) do
     local acts = i == 1 or values.list_type == "oco"
     local o, outcome
@@ -248,12 +249,12 @@ local function check_orders(b, values, members)
     if not o then
       return nil, outcome
     end
-    orders[i], plans[i] = o, outcome
+    listed[i], plans[i] = o, outcome
   end
-  if values.list_type == "oco" and orders[1].quantity ~= orders[2].quantity then
+  if values.list_type == "oco" and listed[1].quantity ~= listed[2].quantity then
     return invalid_list("the orders of an oco have one quantity")
   end
-  return orders, plans
+  return listed, plans
 end
 
 -- ---- place_order_list
@@ -265,10 +266,10 @@ local function take_on_dormant(b, o)
   return replies.order(b, o, "open", "[]")
 end
 
-local function take_on(b, values, orders, plans)
+local function take_on(b, values, listed, plans)
   local list = { kind = values.list_type, ids = {}, armed = 0 }
   local texts = {}
-  for i, o in ipairs(orders) do
+  for i, o in ipairs(listed) do
     o.order_id = book.new_order_id(b)
     list.ids[i] = o.order_id
     list.id = list.ids[1]
@@ -276,7 +277,7 @@ local function take_on(b, values, orders, plans)
     o.extras.order_list_id = list.id + 0
   end
   order_lists.keep(b, list)
-  for i, o in ipairs(orders) do
+  for i, o in ipairs(listed) do
     texts[i] = plans[i] and order_entry.take_on(b, o, plans[i]) or take_on_dormant(b, o)
   end
   return '{"order_list_id":"'
@@ -318,11 +319,11 @@ function place_order_list.run(b, values)
   if refusal then
     return nil, refusal
   end
-  local orders, plans = check_orders(b, values, members)
-  if not orders then
+  local listed, plans = check_orders(b, values, members)
+  if not listed then
     return nil, plans
   end
-  return idempotency.remember(b, memo_record, take_on(b, values, orders, plans))
+  return idempotency.remember(b, memo_record, take_on(b, values, listed, plans))
 end
 
 return place_order_list

@@ -1,7 +1,7 @@
 -- The entry points that only read. Queries show what is stored: what is due but not yet done, like
 -- an expiry, they do not do.
 
-local book = require("book/book")
+local orders = require("book/orders")
 local verify_book = require("functions/verify_book")
 local candles = require("market_data/candles")
 local depth = require("market_data/depth")
@@ -10,6 +10,7 @@ local auction = require("matching/auction")
 local instrument_record = require("records/instrument_record")
 local target_order = require("transaction/target_order")
 local transaction = require("transaction/transaction")
+local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
 local keys = require("values/keys")
 local numbers = require("values/numbers")
@@ -67,7 +68,7 @@ local order_schema = fields.schema({ "account", "client_order_id", "order_id" },
 -- get_order: one open order.
 -- Fields: order_id, or account and client_order_id. Reply: the order. Rejects: UNKNOWN_ORDER.
 function queries.get_order(call_keys, arguments)
-  local b, refusal = transaction.open_with(book.open, call_keys)
+  local b, refusal = transaction.open_with(working_copy.open, call_keys)
   local values, o
   if b then
     values, refusal = fields.from_arguments(arguments, order_schema)
@@ -104,7 +105,7 @@ end
 -- Fields: account; after limit. Reply: account symbol sequence epoch orders more. Rejects:
 -- INVALID_VALUE.
 function queries.get_open_orders(call_keys, arguments)
-  local b, refusal = transaction.open_with(book.open, call_keys)
+  local b, refusal = transaction.open_with(working_copy.open, call_keys)
   local values
   if b then
     values, refusal = fields.from_arguments(arguments, open_orders_schema)
@@ -121,9 +122,9 @@ function queries.get_open_orders(call_keys, arguments)
   for i = 1, math.min(#ids, limit) do
     page[i] = ids[i]
   end
-  book.prefetch_orders(b, page)
+  orders.prefetch(b, page)
   for _, order_id in ipairs(page) do
-    local o = book.order(b, order_id)
+    local o = orders.find(b, order_id)
     rows[#rows + 1] = o and replies.open_order(b, o) .. "}"
   end
   return string.format(
@@ -224,7 +225,7 @@ function queries.get_auction(call_keys, arguments)
   return string.format(
     '{"symbol":"%s","status":"auction"%s,"sequence":%.0f,"epoch":%s}',
     record.symbol,
-    auction.outcome_json(book.from(record)),
+    auction.outcome_json(working_copy.from(record)),
     record.sequence,
     record.epoch
   )
@@ -271,7 +272,7 @@ end
 
 -- What a ticker tells, as JSON members, each with a comma before it.
 function queries.ticker_members(record)
-  local now_ms = book.clock_ms()
+  local now_ms = working_copy.clock_ms()
   local last = record.last_price and ',"last_price":"' .. record.last_price .. '"' or ""
   return depth.best_members(record)
     .. last

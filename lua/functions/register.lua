@@ -26,6 +26,7 @@ local depth = require("market_data/depth")
 local events = require("market_data/events")
 local auction = require("matching/auction")
 local trading_status = require("matching/trading_status")
+local trigger_queue = require("matching/trigger_queue")
 local instrument_record = require("records/instrument_record")
 local acceptance = require("server/acceptance")
 local access = require("server/access")
@@ -33,8 +34,10 @@ local server = require("server/server")
 local batch = require("transaction/batch")
 local epoch = require("transaction/epoch")
 local transaction = require("transaction/transaction")
+local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
 local keys = require("values/keys")
+local limits = require("values/limits")
 local numbers = require("values/numbers")
 local reject = require("values/reject")
 
@@ -55,7 +58,7 @@ local methods = {
 
 local function single(method)
   return function(call_keys, arguments)
-    local b, refusal = transaction.open_with(book.open, call_keys)
+    local b, refusal = transaction.open_with(working_copy.open, call_keys)
     if not b then
       return reject.json(refusal)
     end
@@ -87,7 +90,7 @@ end
 -- Rejects (as one reply): BATCH_TOO_LARGE, MALFORMED_COMMAND (no command), UNKNOWN_SYMBOL,
 -- INVALID_BOOK_KEY.
 local function execute(call_keys, arguments)
-  local b, refusal = transaction.open_with(book.open, call_keys)
+  local b, refusal = transaction.open_with(working_copy.open, call_keys)
   if b and #arguments > batch_length_max then
     refusal = reject.new("BATCH_TOO_LARGE", "one execute takes at most 256 commands")
   elseif b and #arguments == 0 then
@@ -149,8 +152,8 @@ local function define(key, values)
   if known and same_rules(known, record) then
     return instrument_record.json(record, record.sequence)
   end
-  local b = book.from(record)
-  local refused = book.missing_key_error(b)
+  local b = working_copy.from(record)
+  local refused = working_copy.missing_key_error(b)
   if refused then
     return refused
   end
@@ -158,7 +161,7 @@ local function define(key, values)
   if refusal then
     return reject.json(refusal)
   end
-  book.stamp(b)
+  working_copy.stamp(b)
   if known then
     epoch.follow_server(b)
   else
@@ -202,7 +205,7 @@ local epoch_schema = fields.schema({ "run_id" }, { "run_id" })
 -- begin_epoch: starts a new epoch when the server is not the one the book last saw.
 -- Fields: run_id. Reply: epoch sequence. Rejects: those of the fields' forms.
 local function begin_epoch(call_keys, arguments)
-  local b, refusal = transaction.open_with(book.open, call_keys)
+  local b, refusal = transaction.open_with(working_copy.open, call_keys)
   local values
   if b then
     values, refusal = fields.from_arguments(arguments, epoch_schema)
@@ -212,10 +215,10 @@ local function begin_epoch(call_keys, arguments)
   end
   local record = b.instrument
   if record.run_id ~= values.run_id then
-    book.stamp(b)
+    working_copy.stamp(b)
     epoch.begin(b, values.run_id)
     record.sequence = b.call_sequence
-    local refused = book.missing_key_error(b) or transaction.commit(b)
+    local refused = working_copy.missing_key_error(b) or transaction.commit(b)
     if refused then
       return refused
     end
@@ -272,7 +275,7 @@ end
 local function is_behind(b)
   local is_trading = b.instrument.status == "trading"
   local is_limited = b.expiring or b.canceling or trading_status.is_uncrossing(b)
-  return is_limited or (is_trading and book.has_agenda(b))
+  return is_limited or (is_trading and trigger_queue.has_items(b))
 end
 
 -- tick: does what is due and nothing else. Hosts call it at each publish interval.
@@ -285,10 +288,11 @@ local function tick(call_keys, arguments)
   end
   local done = '{"expired_count":%.0f,"canceled_count":%.0f,"triggered_count":%.0f,"pending":%s,'
     .. '"sequence":%.0f}'
-  local b = book.from(record)
+  local b = working_copy.from(record)
   -- An instrument without features never has anything due, and many hosts ask twice a second.
   local is_idle = not record.extended and not epoch.is_due(record)
-  local damaged = (is_idle and book.missing_key_error(b)) or book.missing_stream_error(b)
+  local damaged = (is_idle and working_copy.missing_key_error(b))
+    or working_copy.missing_stream_error(b)
   if damaged then
     return damaged
   end
@@ -300,8 +304,8 @@ local function tick(call_keys, arguments)
     return refused
   end
   b = written
-  local triggered_count = book.triggers_per_call_max - b.triggers_left
-  local pending, sequence = tostring(is_behind(b)), book.current_sequence(b)
+  local triggered_count = limits.triggers_per_call_max - b.triggers_left
+  local pending, sequence = tostring(is_behind(b)), working_copy.current_sequence(b)
   return done:format(b.expired_count, b.timer_cancel_count, triggered_count, pending, sequence)
 end
 
@@ -310,7 +314,7 @@ local function auction_member(record)
   if record.status ~= "auction" then
     return ""
   end
-  return ',"auction":{' .. auction.outcome_json(book.from(record)):sub(2) .. "}"
+  return ',"auction":{' .. auction.outcome_json(working_copy.from(record)):sub(2) .. "}"
 end
 
 local function published_message(record, now_ms)
@@ -359,7 +363,7 @@ local function publish_book(call_keys, arguments)
   if not record then
     return reject.json(refusal)
   end
-  local now_ms = book.clock_ms()
+  local now_ms = working_copy.clock_ms()
   local last = redis.call("HMGET", record.key, "published_sequence", "published_timestamp_ms")
   local since_ms = now_ms - tonumber(last[2] or 0)
   local due = since_ms >= publish_interval_ms or since_ms < 0

@@ -6,6 +6,7 @@
 -- old one. Reports are made only when it is clear what happens.
 
 local book = require("book/book")
+local orders = require("book/orders")
 local place_order = require("functions/place_order")
 local events = require("market_data/events")
 local replies = require("market_data/replies")
@@ -14,6 +15,7 @@ local order_lists = require("matching/order_lists")
 local terms = require("matching/terms")
 local idempotency = require("transaction/idempotency")
 local target_order = require("transaction/target_order")
+local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
 local reject = require("values/reject")
 
@@ -78,7 +80,7 @@ local function name_refusal(b, values, old, duplicate)
   if not name or (old and old.client_order_id == name and old.account == values.account) then
     return nil
   end
-  if not duplicate and book.client_order(b, values.account, name) then
+  if not duplicate and orders.find_client_order(b, values.account, name) then
     return reject.new("DUPLICATE_CLIENT_ORDER_ID", "an open order has this client_order_id")
   end
   return duplicate
@@ -112,7 +114,7 @@ local function carried_out(b, values, change)
     '{"canceled":%s,"placed":%s,"sequence":%.0f,"timestamp_ms":%s}',
     canceled,
     placed,
-    book.current_sequence(b),
+    working_copy.current_sequence(b),
     b.timestamp_ms
   )
 end

@@ -5,12 +5,12 @@
 -- fail is looked at for every book before the first is written, the streams' ids too. All books
 -- together do no more than a call of one book may.
 
-local book = require("book/book")
 local cancel_all_orders = require("functions/cancel_all_orders")
 local events = require("market_data/events")
 local commit = require("transaction/commit")
 local isolation = require("transaction/isolation")
 local transaction = require("transaction/transaction")
+local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
 local keys = require("values/keys")
 local reject = require("values/reject")
@@ -43,16 +43,16 @@ local function open_all(change, call_keys)
   end
   local books = change.books
   for i, key in ipairs(call_keys) do
-    books[i] = book.open(key)
+    books[i] = working_copy.open(key)
     if not books[i] then
       return reject.new("UNKNOWN_SYMBOL", "there is no such instrument")
     end
   end
-  local now_ms = book.clock_ms()
+  local now_ms = working_copy.clock_ms()
   for i, b in ipairs(books) do
-    change.current, change.refused = b, change.refused or book.missing_key_error(b)
+    change.current, change.refused = b, change.refused or working_copy.missing_key_error(b)
     if i > 1 then
-      book.share_limits(books[i - 1], b)
+      working_copy.share_limits(books[i - 1], b)
     end
     transaction.begin(b, now_ms)
   end
@@ -67,7 +67,7 @@ local function cancel_in(change, values)
   local before = books[#books]
   for i, b in ipairs(books) do
     change.current = b
-    book.share_limits(before, b)
+    working_copy.share_limits(before, b)
     before = b
     local reply, refusal, counts = cancel_all_orders.run(b, values)
     if not reply then
@@ -121,7 +121,7 @@ local function halt_current(change, problem)
   local refused = isolation.note(batch, change.current, problem)
   local halted
   if not refused then
-    halted, refused = transaction.transact(book.open(change.current.key), batch)
+    halted, refused = transaction.transact(working_copy.open(change.current.key), batch)
   end
   return halted and reject.json(isolation.refusal()) or refused
 end

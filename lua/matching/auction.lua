@@ -12,6 +12,7 @@
 -- is uncrossed at a price found anew: trading never begins with a crossed book.
 
 local book = require("book/book")
+local queue = require("book/queue")
 local candles = require("market_data/candles")
 local events = require("market_data/events")
 local last_price = require("matching/last_price")
@@ -19,13 +20,14 @@ local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
 local decimal = require("values/decimal")
 local keys = require("values/keys")
+local limits = require("values/limits")
 local numbers = require("values/numbers")
 
 local auction = {}
 
 -- Whether two orders in the book could trade with each other.
 function auction.is_crossed(b)
-  local bid, ask = book.best_price(b, "buy"), book.best_price(b, "sell")
+  local bid, ask = queue.best_price(b, "buy"), queue.best_price(b, "sell")
   return bid and ask and bid >= ask or false
 end
 
@@ -51,7 +53,7 @@ end
 
 -- Adds what icebergs hide.
 local function add_hidden(b, side_name, levels)
-  for o in book.queue(b, side_name) do
+  for o in queue.orders(b, side_name) do
     if not levels[o.price] then
       return
     end
@@ -146,8 +148,8 @@ function auction.outcome(b)
   if not auction.is_crossed(b) then
     return nil
   end
-  local bids = levels_within(b, "buy", book.best_price(b, "sell"))
-  local asks = levels_within(b, "sell", book.best_price(b, "buy"))
+  local bids = levels_within(b, "buy", queue.best_price(b, "sell"))
+  local asks = levels_within(b, "sell", queue.best_price(b, "buy"))
   if b.has_icebergs then
     add_hidden(b, "buy", bids)
     add_hidden(b, "sell", asks)
@@ -228,7 +230,7 @@ local function trade(b, bid, ask, price)
 end
 
 local function may_go_on(b)
-  return b.fills_left > 0 and #b.events.accounts < book.accounts_per_call_max
+  return b.fills_left > 0 and #b.events.accounts < limits.accounts_per_call_max
 end
 
 -- Trades at the price what can, as far as one call may. Whether that was all.
@@ -236,11 +238,11 @@ local function trade_all(b, price)
   local price_text = instrument_record.price_text(b.instrument, price)
   local traded = false
   while may_go_on(b) do
-    local bid, ask = book.best_price(b, "buy"), book.best_price(b, "sell")
+    local bid, ask = queue.best_price(b, "buy"), queue.best_price(b, "sell")
     if not bid or not ask or bid < price or ask > price then
       return true, traded
     end
-    trade(b, book.queue(b, "buy")(), book.queue(b, "sell")(), price)
+    trade(b, queue.orders(b, "buy")(), queue.orders(b, "sell")(), price)
     b.instrument.last_price, traded = price_text, true
   end
   return false, traded

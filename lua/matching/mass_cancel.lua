@@ -1,6 +1,7 @@
 -- The cancel of many orders at once: those of an account or of one of its sessions, oldest first.
 
 local book = require("book/book")
+local orders = require("book/orders")
 local events = require("market_data/events")
 
 local mass_cancel = {}
@@ -8,14 +9,14 @@ local mass_cancel = {}
 -- The open orders of an account, or of one session of it, by id, oldest first; of one side where
 -- that is asked for.
 local function ids_to_cancel(b, whose)
-  local ids = book.account_order_ids(b, whose.account, whose.session)
+  local ids = orders.ids_of_account(b, whose.account, whose.session)
   if not whose.side then
     return ids
   end
-  book.prefetch_orders(b, ids)
+  orders.prefetch(b, ids)
   local found = {}
   for _, order_id in ipairs(ids) do
-    if book.side_of(b, order_id) == whose.side then
+    if orders.side_of(b, order_id) == whose.side then
       found[#found + 1] = order_id
     end
   end
@@ -23,16 +24,16 @@ local function ids_to_cancel(b, whose)
 end
 
 -- Cancels the oldest open orders of { account, session, side }, at most `limit`. Returns their ids
--- and how many are left, as far as book.account_order_ids counts.
+-- and how many are left, as far as orders.ids_of_account counts.
 function mass_cancel.cancel_open(b, whose, limit, reason)
   local ids = ids_to_cancel(b, whose)
   local wanted, canceled = {}, {}
   for i = 1, math.min(#ids, limit) do
     wanted[i] = ids[i]
   end
-  book.prefetch_orders(b, wanted)
+  orders.prefetch(b, wanted)
   for _, order_id in ipairs(wanted) do
-    local o = book.order(b, order_id)
+    local o = orders.find(b, order_id)
     if o then
       book.remove(b, o)
       events.canceled(b, o, reason)

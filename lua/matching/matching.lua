@@ -6,6 +6,7 @@
 -- the whole command. A fill is always at the maker's price.
 
 local book = require("book/book")
+local queue = require("book/queue")
 local stp_groups = require("book/stp_groups")
 local candles = require("market_data/candles")
 local events = require("market_data/events")
@@ -13,6 +14,7 @@ local trading_status = require("matching/trading_status")
 local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
 local decimal = require("values/decimal")
+local limits = require("values/limits")
 local numbers = require("values/numbers")
 local reject = require("values/reject")
 
@@ -39,7 +41,7 @@ function matching.would_trade(b, taker)
   if b.instrument.status == "auction" then
     return false
   end
-  local best = book.best_price(b, matching.opposite[taker.side])
+  local best = queue.best_price(b, matching.opposite[taker.side])
   return best and crosses(taker, best)
 end
 
@@ -64,7 +66,7 @@ local function cut_to_accounts(b, taker, fills)
       seen[account] = true
       count = count + 1
     end
-    if count > book.accounts_per_call_max then
+    if count > limits.accounts_per_call_max then
       fills.is_cut = true
       return drop_from(fills, i)
     end
@@ -258,7 +260,7 @@ end
 -- The taker goes through the queue of the other side, level by level.
 local function walk_queue(walk)
   local taker, level = walk.taker, nil
-  for maker in book.queue(walk.b, matching.opposite[taker.side]) do
+  for maker in queue.orders(walk.b, matching.opposite[taker.side]) do
     if maker.price ~= level then
       meet_refreshed(walk)
       level = maker.price
@@ -333,7 +335,7 @@ end
 -- The fills of an order without rare terms; nil where it meets an order that has some.
 local function plan_plainly(b, taker)
   local fills, left = {}, taker.remaining
-  for maker in book.queue(b, matching.opposite[taker.side]) do
+  for maker in queue.orders(b, matching.opposite[taker.side]) do
     if left == 0 or not crosses(taker, maker.price) then
       break
     end
@@ -369,7 +371,7 @@ end
 -- before its time. Changes nothing. Where there would be more than a call may do the list is cut to
 -- as many as it may (`is_cut`); of a taker that has to be decided whole, nil and a refusal.
 function matching.plan(b, taker)
-  local best = book.best_price(b, matching.opposite[taker.side])
+  local best = queue.best_price(b, matching.opposite[taker.side])
   if not best or not crosses(taker, best) or b.instrument.status == "auction" then
     return matching.no_fills, taker.remaining
   end
@@ -384,7 +386,7 @@ function matching.plan(b, taker)
   if not fills then
     return nil, left
   end
-  if #fills + #b.events.accounts >= book.accounts_per_call_max then
+  if #fills + #b.events.accounts >= limits.accounts_per_call_max then
     cut_to_accounts(b, taker, fills)
   end
   if fills.is_cut and is_decided_whole(taker) then

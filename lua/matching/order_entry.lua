@@ -9,14 +9,17 @@
 -- nobody else can trade: an order that came later would take what this one is to get.
 
 local book = require("book/book")
+local levels = require("book/levels")
 local events = require("market_data/events")
 local replies = require("market_data/replies")
 local matching = require("matching/matching")
 local stop_orders = require("matching/stop_orders")
 local terms = require("matching/terms")
 local trading_status = require("matching/trading_status")
+local trigger_queue = require("matching/trigger_queue")
 local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
+local limits = require("values/limits")
 local reject = require("values/reject")
 
 local order_entry = {}
@@ -137,7 +140,7 @@ local function rest_refusal(b, o, left)
   end
   local slice = o.extras and o.extras.display_quantity
   local is_giant = slice and math.max(slice, b.instrument.largest_order_lots) > b.lots_safe
-  if is_giant or book.level_overflows(b, o.side, o.price, left) then
+  if is_giant or levels.overflows(b, o.side, o.price, left) then
     return order_entry.level_refusal()
   end
   return nil
@@ -183,7 +186,7 @@ end
 -- paused order is to get, and an order that waits would be shown trades from before its time. Else
 -- nil.
 local function agenda_refusal(b)
-  if book.has_agenda(b) then
+  if trigger_queue.has_items(b) then
     local message = "what earlier orders have led to is being carried out: try again"
     return reject.new("TRIGGERS_PENDING", message)
   end
@@ -192,7 +195,7 @@ end
 
 -- A refusal while an order of this book is paused, else nil.
 function order_entry.paused_refusal(b)
-  local item = book.has_agenda(b) and b.agenda[b.agenda.first]
+  local item = trigger_queue.has_items(b) and b.agenda[b.agenda.first]
   return type(item) == "table" and item.paused_id and agenda_refusal(b) or nil
 end
 
@@ -275,7 +278,7 @@ end
 
 -- Whether the call has used up a part of what it may do.
 local function has_begun(b)
-  return b.fills_left < book.fills_per_call_max or #b.events.accounts > 0
+  return b.fills_left < limits.fills_per_call_max or #b.events.accounts > 0
 end
 
 -- Whether a plan was refused because of what this call has done before it.

@@ -19,14 +19,36 @@
 -- protects all of what is filled.
 
 local book = require("book/book")
+local levels = require("book/levels")
+local orders = require("book/orders")
 local events = require("market_data/events")
 local matching = require("matching/matching")
 local order_entry = require("matching/order_entry")
 local stop_orders = require("matching/stop_orders")
+local instrument_record = require("records/instrument_record")
+local keys = require("values/keys")
 local numbers = require("values/numbers")
 local reject = require("values/reject")
 
 local order_lists = {}
+
+-- The order list of this id, or false.
+local function stored_list(b, id)
+  b.order_lists = b.order_lists or { known = {}, changed = {} }
+  local text = b.order_lists.known[id]
+  if text == nil then
+    text = redis.call("HGET", keys.order_lists(b.key), id)
+    b.order_lists.known[id] = text
+  end
+  return text
+end
+
+-- Keeps an order list, or with false drops it.
+local function keep_text(b, id, text)
+  local extended, known = instrument_record.extend(b.instrument), stored_list(b, id)
+  extended.order_lists = extended.order_lists + (text and 1 or 0) - (known and 1 or 0)
+  b.order_lists.known[id], b.order_lists.changed[id] = text, text
+end
 
 local function parse(id, text)
   local kind, ids, armed = text:match("^(%w+) (%S+) (%d+)$")
@@ -40,7 +62,7 @@ end
 -- Keeps a list { id, kind, ids, armed }.
 function order_lists.keep(b, list)
   local ids, armed = table.concat(list.ids, ","), numbers.integer_text(list.armed)
-  book.keep_order_list(b, list.id, list.kind .. " " .. ids .. " " .. armed)
+  keep_text(b, list.id, list.kind .. " " .. ids .. " " .. armed)
 end
 
 local function is_entry(list, o)
@@ -55,7 +77,7 @@ function order_lists.is_armed_by_entry(b, o)
   if not id or id == o.order_id then
     return false
   end
-  local text = book.order_list(b, id)
+  local text = stored_list(b, id)
   return not text or parse(id, text).kind ~= "oco"
 end
 
@@ -63,7 +85,7 @@ end
 local function list_of_leg(b, o)
   local id = o.extras and o.extras.order_list_id
   id = id and numbers.integer_text(id)
-  local text = id and book.order_list(b, id)
+  local text = id and stored_list(b, id)
   local list = text and parse(id, text)
   return list and not is_entry(list, o) and list or nil
 end
@@ -77,7 +99,7 @@ end
 local function open_legs(b, list)
   local legs = {}
   for i = list.kind == "oco" and 1 or 2, #list.ids do
-    legs[#legs + 1] = book.order(b, list.ids[i])
+    legs[#legs + 1] = orders.find(b, list.ids[i])
   end
   return legs
 end
@@ -98,7 +120,7 @@ local function grow(b, o, lots)
   if waits then
     return
   end
-  if book.level_overflows(b, o.side, o.price, o.remaining) then
+  if levels.overflows(b, o.side, o.price, o.remaining) then
     book.close(b, o)
     return events.canceled(b, o, "too_large")
   end
@@ -181,9 +203,9 @@ end
 -- before anybody is shown the prices of the trades.
 local function follow_entry(b, list, entry)
   local filled = entry.quantity - entry.remaining
-  local has_ended = not book.order(b, entry.order_id)
+  local has_ended = not orders.find(b, entry.order_id)
   if has_ended and filled == 0 then
-    book.keep_order_list(b, list.id, false)
+    keep_text(b, list.id, false)
     for _, leg in ipairs(open_legs(b, list)) do
       cancel(b, leg)
     end
@@ -204,7 +226,7 @@ local function go_on_without(b, list, o)
   end
   local is_over = list.kind == "oco" or #others == 1
   if is_over then
-    return book.keep_order_list(b, list.id, false)
+    return keep_text(b, list.id, false)
   end
   list.ids = others
   order_lists.keep(b, list)
@@ -223,7 +245,7 @@ end
 local function others_of(b, list, o)
   local others = {}
   for _, order_id in ipairs(list.ids) do
-    local other = book.order(b, order_id)
+    local other = orders.find(b, order_id)
     if other and other ~= o then
       others[#others + 1] = other
     end
@@ -243,7 +265,7 @@ local function follow_leg(b, list, note)
   if not has_leg(list, note.order) then
     return
   end
-  book.keep_order_list(b, list.id, false)
+  keep_text(b, list.id, false)
   for _, other in ipairs(others_of(b, list, note.order)) do
     cancel(b, other)
   end
@@ -269,7 +291,7 @@ end
 function order_lists.end_lifted(b, ways_back)
   for _, way_back in ipairs(ways_back) do
     local o = way_back.order
-    book.keep_order_list(b, numbers.integer_text(o.extras.order_list_id), false)
+    keep_text(b, numbers.integer_text(o.extras.order_list_id), false)
     events.canceled(b, o, "order_list")
   end
 end
@@ -277,7 +299,7 @@ end
 local function follow(b, note)
   local o = note.order
   local id = numbers.integer_text(o.extras.order_list_id)
-  local text = book.order_list(b, id)
+  local text = stored_list(b, id)
   if not text then
     return
   end
@@ -321,12 +343,12 @@ end
 -- The entry of an order's list where the order could meet it, else nil.
 local function entry_in_book(b, o)
   local id = o.extras and o.extras.order_list_id
-  local text = id and book.order_list(b, numbers.integer_text(id))
+  local text = id and stored_list(b, numbers.integer_text(id))
   local list = text and parse(numbers.integer_text(id), text)
   if not list or list.kind == "oco" or list.ids[1] == o.order_id then
     return nil
   end
-  local entry = book.order(b, list.ids[1])
+  local entry = orders.find(b, list.ids[1])
   local is_in_book = entry and not (entry.extras and entry.extras.waits)
   return is_in_book and entry or nil
 end
@@ -394,7 +416,7 @@ end
 -- Arms the legs of a list { list_id, filled } that stood on the agenda. A leg that trades at once
 -- ends the other. Returns whether it could be done in this call: else nothing has changed.
 function order_lists.arm(b, item)
-  local text = book.order_list(b, item.list_id)
+  local text = stored_list(b, item.list_id)
   local list = text and parse(item.list_id, text)
   if not list or list.armed > 0 then
     return true
@@ -405,7 +427,7 @@ function order_lists.arm(b, item)
   end
   list.armed = item.filled
   if list.kind == "oto" then
-    book.keep_order_list(b, list.id, false)
+    keep_text(b, list.id, false)
   else
     order_lists.keep(b, list)
   end

@@ -14,10 +14,13 @@
 -- see triggers.lua.
 
 local book = require("book/book")
+local queue = require("book/queue")
 local events = require("market_data/events")
 local last_price = require("matching/last_price")
+local trailing_stops = require("matching/trailing_stops")
 local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
+local limits = require("values/limits")
 local numbers = require("values/numbers")
 local reject = require("values/reject")
 
@@ -141,7 +144,7 @@ function stop_orders.count_refusal(b, o)
   if count >= trailing_orders_max then
     return reject.new("TOO_MANY_TRAILING_STOPS", "1000 trailing stops wait in this book")
   end
-  if book.trailing_stops_of(b, o.account) >= trailing_orders_per_account_max then
+  if trailing_stops.count_of(b, o.account) >= trailing_orders_per_account_max then
     local message = "100 trailing stops of the account wait in this book"
     return reject.new("TOO_MANY_TRAILING_STOPS", message)
   end
@@ -150,13 +153,13 @@ end
 
 -- Whether the call may move no more trailing stops: each of them will be reported.
 local function are_trails_used_up(b)
-  return b.trails_left == 0 or #b.events.accounts >= book.accounts_per_call_max
+  return b.trails_left == 0 or #b.events.accounts >= limits.accounts_per_call_max
 end
 
 -- Shows a trade price to the trailing stops of both sides. Whether the call could move all of them.
 local function show_to_trailing(b, price)
   for _, side in ipairs(sides) do
-    for _, o in ipairs(book.trailing_stops_behind(b, side, price)) do
+    for _, o in ipairs(trailing_stops.behind(b, side, price)) do
       if are_trails_used_up(b) then
         return false
       end
@@ -192,9 +195,9 @@ end
 -- The next order that a trade price triggers, or nil; rising ones come first.
 function stop_orders.next_due(b, price)
   for _, waits in ipairs(directions) do
-    local stop_price = book.best_price(b, waits)
+    local stop_price = queue.best_price(b, waits)
     if stop_price and stop_orders.is_due(waits, stop_price, price) then
-      return book.queue(b, waits)()
+      return queue.orders(b, waits)()
     end
   end
   return nil

@@ -4,7 +4,8 @@
 -- Nothing here is looked at for an order without rare fields on an instrument without such rules:
 -- what few use costs nobody else.
 
-local book = require("book/book")
+local orders = require("book/orders")
+local queue = require("book/queue")
 local stp_groups = require("book/stp_groups")
 local timers = require("book/timers")
 local last_price = require("matching/last_price")
@@ -245,7 +246,7 @@ function terms.notional_refusal(b, o)
   local quote_units = o.extras and o.extras.quote_units
   local price = o.price or (o.extras and o.extras.stop_price)
   if o.order_type == "market" then
-    price = book.best_price(b, matching.opposite[o.side])
+    price = queue.best_price(b, matching.opposite[o.side])
   end
   if o.order_type == "trailing_stop" or (not quote_units and not price) then
     return nil
@@ -264,7 +265,7 @@ function terms.open_orders_refusal(b, account, count)
   if most + 0 == 0 then
     return nil
   end
-  if book.open_orders_of(b, account) + count > most + 0 then
+  if orders.count_open(b, account) + count > most + 0 then
     return reject.new("TOO_MANY_OPEN_ORDERS", "the account has open_orders_max open orders")
   end
   return nil
@@ -302,7 +303,7 @@ function terms.protect(b, o)
   local extended = b.instrument.extended
   local text = o.extras and o.extras.protection or (extended and extended.protection)
   local parts = text and numbers.percent(text) or 0
-  local best = parts > 0 and book.best_price(b, matching.opposite[o.side])
+  local best = parts > 0 and queue.best_price(b, matching.opposite[o.side])
   if not best then
     return
   end

@@ -12,11 +12,14 @@
 -- canceled by now are still there to be met.
 
 local book = require("book/book")
+local orders = require("book/orders")
 local events = require("market_data/events")
 local order_entry = require("matching/order_entry")
 local order_lists = require("matching/order_lists")
 local stop_orders = require("matching/stop_orders")
 local trading_status = require("matching/trading_status")
+local trigger_queue = require("matching/trigger_queue")
+local limits = require("values/limits")
 
 local triggers = {}
 
@@ -43,7 +46,7 @@ local function may_go_on(b)
   return b.triggers_left > 0
     and not b.is_spent
     and b.fills_left > 0
-    and #b.events.accounts < book.accounts_per_call_max
+    and #b.events.accounts < limits.accounts_per_call_max
     and b.instrument.status == "trading"
     and not b.expiring
     and not b.canceling
@@ -65,7 +68,7 @@ end
 -- Goes on with an order that was paused, if it is still there.
 local function resume(b, item)
   b.agenda.first = b.agenda.first + 1
-  local o = book.order(b, item.paused_id)
+  local o = orders.find(b, item.paused_id)
   if not o then
     return
   end
@@ -98,7 +101,7 @@ end
 -- Carries out what the command before has led to, as far as one call may.
 function triggers.run(b)
   order_lists.settle(b)
-  while book.has_agenda(b) and may_go_on(b) do
+  while trigger_queue.has_items(b) and may_go_on(b) do
     carry_out(b)
     order_lists.settle(b)
     if b.breaker then

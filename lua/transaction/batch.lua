@@ -3,7 +3,7 @@
 -- Nearly all commands are plain, and a batch of plain ones is decoded in one go; any other batch
 -- one by one, so that a refusal is of one command alone.
 
-local book = require("book/book")
+local orders = require("book/orders")
 local idempotency = require("transaction/idempotency")
 local fields = require("values/fields")
 local reject = require("values/reject")
@@ -82,15 +82,15 @@ function batch.prefetch(b, list)
       order_ids[#order_ids + 1] = values.order_id or values.cancel_order_id
       local client_order_id, account = values.client_order_id, values.account
       if client_order_id and account then
-        client_names[#client_names + 1] = book.client_name(account, client_order_id)
+        client_names[#client_names + 1] = orders.client_name(account, client_order_id)
       end
     end
   end
   if client_names[1] then
-    book.prefetch_client_orders(b, client_names, order_ids)
+    orders.prefetch_client_orders(b, client_names, order_ids)
     idempotency.prefetch(b, list)
   end
-  book.prefetch_orders(b, order_ids)
+  orders.prefetch(b, order_ids)
 end
 
 return batch

@@ -7,10 +7,13 @@
 -- leaves the stream ahead of the book, and the book stands still until it is repaired. Only the
 -- fields of the old layout are removed after it.
 
-local book = require("book/book")
+local levels = require("book/levels")
+local orders = require("book/orders")
+local queue = require("book/queue")
 local timers = require("book/timers")
 local candles = require("market_data/candles")
 local events = require("market_data/events")
+local trigger_queue = require("matching/trigger_queue")
 local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
 local acceptance = require("server/acceptance")
@@ -44,7 +47,7 @@ local function changed_levels(b, side)
   for i = 1, #changed do
     changed[i] = changed[i] * sign
   end
-  book.read_totals(b, side, changed)
+  levels.read_totals(b, side, changed)
   b.checked_keys[side.levels_key] = true
   for i = 1, #changed do
     local price = changed[i]
@@ -121,12 +124,12 @@ local function plan_stop_write(b, plan, o)
   local extras = o.extras
   local trailing_key = extras.trailing_offset and keys.trailing_stops(b.key, o.side)
   if o.stored_priority then
-    local left = book.queue_side(b, extras.stored_waits or o.side)
+    local left = queue.of(b, extras.stored_waits or o.side)
     local removed = arguments_for(plan, "ZREM", left.key)
     removed[#removed + 1] = order_record.member(o.stored_priority, o.order_id)
   end
   if o.queued then
-    local joined = book.queue_side(b, order_record.queue_name(o))
+    local joined = queue.of(b, order_record.queue_name(o))
     local added = arguments_for(plan, "ZADD", joined.key)
     added[#added + 1] = numbers.integer_text(order_record.queue_price(o) * joined.sign)
     added[#added + 1] = order_record.member(o.priority, o.order_id)
@@ -183,7 +186,7 @@ local function plan_index_write(b, plan, o)
   end
   local clients_key = b.names.client_orders
   local names = arguments_for(plan, o.queued and "HSET" or "HDEL", clients_key)
-  names[#names + 1] = book.client_name(o.account, o.client_order_id)
+  names[#names + 1] = orders.client_name(o.account, o.client_order_id)
   if o.queued then
     names[#names + 1] = o.order_id
   end
@@ -266,22 +269,6 @@ local order_counters = {
   "order_lists",
 }
 
--- The agenda as it is stored.
-local function agenda_text(b)
-  local agenda, texts = b.agenda, {}
-  for i = agenda and agenda.first or 1, agenda and #agenda or 0 do
-    local item = agenda[i]
-    if type(item) == "table" and item.paused_id then
-      texts[#texts + 1] = "@" .. item.paused_id
-    elseif type(item) == "table" then
-      texts[#texts + 1] = item.list_id .. ":" .. numbers.integer_text(item.filled)
-    else
-      texts[#texts + 1] = numbers.integer_text(item)
-    end
-  end
-  return table.concat(texts, " ")
-end
-
 -- What changed in the book's own hash, as field, value, …; the counters last.
 local function state_pairs(b)
   local record, texts = b.instrument, {}
@@ -313,7 +300,7 @@ local function state_pairs(b)
       texts[#texts + 1] = extended.uncrossing
     end
     texts[#texts + 1] = "agenda"
-    texts[#texts + 1] = agenda_text(b)
+    texts[#texts + 1] = trigger_queue.text(b)
   end
   texts[#texts + 1] = "state"
   texts[#texts + 1] = instrument_record.state_text(record, b.sequence_text)

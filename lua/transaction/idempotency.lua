@@ -17,7 +17,7 @@
 --     own expiry. As a generation is filled for `filling_age_max_ms` at most, each reply is kept
 --     for the difference of the two at least.
 
-local book = require("book/book")
+local orders = require("book/orders")
 local fields = require("values/fields")
 local keys = require("values/keys")
 local numbers = require("values/numbers")
@@ -201,7 +201,7 @@ function idempotency.recall_new(b, method_name, values, schema)
   if again or refusal then
     return memo_record, again, refusal
   end
-  if book.client_order(b, values.account, values.client_order_id) then
+  if orders.find_client_order(b, values.account, values.client_order_id) then
     refusal = reject.new("DUPLICATE_CLIENT_ORDER_ID", "an open order has this client_order_id")
   end
   return memo_record, nil, refusal or idempotency.full_refusal(b, memo_record)

@@ -1,6 +1,6 @@
 -- The order that a command is about, and whether its sender may name it.
 
-local book = require("book/book")
+local orders = require("book/orders")
 local idempotency = require("transaction/idempotency")
 local reject = require("values/reject")
 
@@ -17,9 +17,9 @@ function target_order.find_order(b, values)
     if not values.account or not values.client_order_id then
       return reject.with("MISSING_FIELD", "missing field order_id, or account and client_order_id")
     end
-    order_id = book.client_order(b, values.account, values.client_order_id)
+    order_id = orders.find_client_order(b, values.account, values.client_order_id)
   end
-  local o = order_id and book.order(b, order_id)
+  local o = order_id and orders.find(b, order_id)
   if not o then
     return nil, unknown_order()
   end
@@ -43,7 +43,7 @@ local function recall_change(b, method_name, values, schema)
     return nil, duplicate
   end
   local named = again and not memo_record.owned
-  local order_id = named and book.client_order(b, values.account, values.client_order_id)
+  local order_id = named and orders.find_client_order(b, values.account, values.client_order_id)
   if again and (not order_id or string.find(again, '"order_id":"' .. order_id .. '"', 1, true)) then
     return nil, nil, nil, again
   end

@@ -1,7 +1,6 @@
 -- The way of every call: which book it is about, what is due before its commands, and the one
 -- writing at its end.
 
-local book = require("book/book")
 local stop_orders = require("matching/stop_orders")
 local trading_status = require("matching/trading_status")
 local triggers = require("matching/triggers")
@@ -10,6 +9,7 @@ local commit = require("transaction/commit")
 local epoch = require("transaction/epoch")
 local isolation = require("transaction/isolation")
 local scheduled_work = require("transaction/scheduled_work")
+local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
 local hints = require("values/hints")
 local keys = require("values/keys")
@@ -29,7 +29,8 @@ function transaction.book_key(call_keys)
   return call_keys[1]
 end
 
--- What `open` (book.open or instrument_record.load) gives for the call's key, or nil and why not.
+-- What `open` (working_copy.open, instrument_record.load) gives for the call's key, or nil and why
+-- not.
 function transaction.open_with(open, call_keys)
   local key, refusal = transaction.book_key(call_keys)
   if not key then
@@ -45,7 +46,7 @@ end
 -- What a call does before its commands: the time is set, a new epoch begins where the server is
 -- another one, and what is due is done. Of several books one clock reading is given.
 function transaction.begin(b, now_ms)
-  book.stamp(b, now_ms)
+  working_copy.stamp(b, now_ms)
   epoch.follow_server(b)
   if not isolation.is_halted(b) then
     scheduled_work.run(b)
@@ -113,7 +114,7 @@ end
 function transaction.transact(b, batch)
   local now_ms
   while true do
-    local refused = book.missing_key_error(b)
+    local refused = working_copy.missing_key_error(b)
     if refused then
       return nil, refused
     end
@@ -129,7 +130,7 @@ function transaction.transact(b, batch)
     if refused then
       return nil, refused
     end
-    b, now_ms = book.open(b.key), b.now_ms
+    b, now_ms = working_copy.open(b.key), b.now_ms
   end
 end
 

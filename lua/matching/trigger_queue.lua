@@ -1,0 +1,54 @@
+-- The trigger queue: what trades have led to and is still to be carried out. triggers.lua goes on
+-- with it.
+
+local numbers = require("values/numbers")
+
+local trigger_queue = {}
+
+-- What trades have led to and is still to be carried out, in order, from index `first` on: prices
+-- in ticks to be shown to those who wait for one, { paused_id } of an order that is to go on, and
+-- { list_id, filled } of order lists to be armed. false where there is nobody who waits. As text:
+-- `@17 10025 17:30000 10030`.
+function trigger_queue.read(extended)
+  if extended.waiting_orders == 0 and extended.order_lists == 0 then
+    return false
+  end
+  local agenda = { first = 1 }
+  for item in extended.agenda:gmatch("%S+") do
+    local list_id, filled = item:match("^(%d+):(%d+)$")
+    local paused_id = item:match("^@(%d+)$")
+    if list_id then
+      agenda[#agenda + 1] = { list_id = list_id, filled = filled + 0 }
+    elseif paused_id then
+      agenda[#agenda + 1] = { paused_id = paused_id }
+    else
+      -- Of an item of earlier libraries, `price@order_id@bound`, the price counts.
+      agenda[#agenda + 1] = item:match("^%d+") + 0
+    end
+  end
+  return agenda
+end
+
+-- Whether trades have led to more than was carried out.
+function trigger_queue.has_items(b)
+  local agenda = b.agenda
+  return agenda and agenda[agenda.first] ~= nil
+end
+
+-- The trigger queue as text, as it is stored.
+function trigger_queue.text(b)
+  local agenda, texts = b.agenda, {}
+  for i = agenda and agenda.first or 1, agenda and #agenda or 0 do
+    local item = agenda[i]
+    if type(item) == "table" and item.paused_id then
+      texts[#texts + 1] = "@" .. item.paused_id
+    elseif type(item) == "table" then
+      texts[#texts + 1] = item.list_id .. ":" .. numbers.integer_text(item.filled)
+    else
+      texts[#texts + 1] = numbers.integer_text(item)
+    end
+  end
+  return table.concat(texts, " ")
+end
+
+return trigger_queue
