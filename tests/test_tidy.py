@@ -161,7 +161,7 @@ def test_every_key_is_documented() -> None:
 def test_streams_are_written_in_events_alone(path: Path) -> None:
     code = without_comments(path.read_text("utf-8"))
     # access.lua only names the right.
-    assert ('"XADD"' in code) == (path.name in {"events.lua", "access.lua"})
+    assert ('"XADD"' in code) == (path.name in {"event_stream.lua", "access.lua"})
 
 
 @every_lua

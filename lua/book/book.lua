@@ -14,7 +14,8 @@
 
 local orders = require("book/orders")
 local queue = require("book/queue")
-local events = require("market_data/events")
+local event_stream = require("market_data/event_stream")
+local order_reports = require("market_data/order_reports")
 local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
 
@@ -23,7 +24,7 @@ local book = {}
 -- The instrument's rules or status are others: they are written, and told.
 function book.change_rules(b)
   b.changed, b.rules_changed = true, true
-  events.instrument_changed(b)
+  event_stream.instrument_changed(b)
 end
 
 -- The order is not as it was stored. For orders that are not `touched` yet.
@@ -71,7 +72,7 @@ function book.refresh(b, o)
   o.extras.displayed_order_id, o.terms = book.new_order_id(b), false
   book.prioritize(b, o)
   book.enqueue(b, o, o.extras.slice)
-  events.refreshed(b, o)
+  order_reports.refreshed(b, o)
 end
 
 -- The next order_id that no order has.

@@ -3,13 +3,14 @@
 
 local book = require("book/book")
 local levels = require("book/levels")
-local events = require("market_data/events")
+local order_reports = require("market_data/order_reports")
 local replies = require("market_data/replies")
-local matching = require("matching/matching")
+local fill_plan = require("matching/fill_plan")
 local order_entry = require("matching/order_entry")
 local order_lists = require("matching/order_lists")
 local stop_orders = require("matching/stop_orders")
 local terms = require("matching/terms")
+local trades = require("matching/trades")
 local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
 local idempotency = require("transaction/idempotency")
@@ -95,7 +96,7 @@ end
 -- Ends an order of which nothing is to remain, as cancel_order does.
 local function finish(b, o)
   book.remove(b, o)
-  events.canceled(b, o, "requested")
+  order_reports.canceled(b, o, "requested")
   return replies.order(b, o, "canceled", "[]")
 end
 
@@ -103,7 +104,7 @@ end
 local function shrink(b, o, new)
   book.shrink(b, o, o.remaining - new.remaining)
   o.quantity, o.terms = new.total, false
-  events.amended(b, o)
+  order_reports.amended(b, o)
   return replies.order(b, o, order_record.status(o), "[]")
 end
 
@@ -127,7 +128,7 @@ local function plan_requeue(b, o, new)
   if refusal then
     return nil, refusal
   end
-  local fills, left = matching.plan(b, taker)
+  local fills, left = fill_plan.make(b, taker)
   if not fills then
     return nil, left
   end
@@ -142,7 +143,7 @@ end
 -- Lifts out whom an order would end by trading at its new price: the others of its list.
 local function lift_others(b, o, new)
   local is_listed = o.extras and o.extras.order_list_id
-  if not is_listed or not matching.would_trade(b, { side = o.side, price = new.ticks }) then
+  if not is_listed or not fill_plan.would_trade(b, { side = o.side, price = new.ticks }) then
     return {}
   end
   return order_lists.lift_others(b, o)
@@ -161,8 +162,8 @@ local function requeue(b, o, new)
   book.dequeue(b, o)
   o.price, o.quantity, o.remaining, o.terms = new.ticks, new.total, new.remaining, false
   book.prioritize(b, o)
-  events.amended(b, o)
-  local fills_json = fills[1] and matching.trade(b, o, fills) or "[]"
+  order_reports.amended(b, o)
+  local fills_json = fills[1] and trades.execute(b, o, fills) or "[]"
   local status = order_entry.settle(b, o, fills)
   return replies.order(b, o, status, fills_json)
 end
@@ -183,7 +184,7 @@ local function amend_waiting(b, o, new)
   else
     book.change_waiting(b, o)
   end
-  events.amended(b, o)
+  order_reports.amended(b, o)
   return replies.order(b, o, "open", "[]")
 end
 

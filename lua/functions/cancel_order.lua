@@ -1,7 +1,7 @@
 -- The cancel of one open order at its owner's wish.
 
 local book = require("book/book")
-local events = require("market_data/events")
+local order_reports = require("market_data/order_reports")
 local replies = require("market_data/replies")
 local terms = require("matching/terms")
 local idempotency = require("transaction/idempotency")
@@ -32,7 +32,7 @@ function cancel_order.run(b, values)
     return nil, refusal
   end
   book.remove(b, o)
-  events.canceled(b, o, "requested")
+  order_reports.canceled(b, o, "requested")
   return idempotency.remember_change(b, o, values, memo_record, replies.canceled(b, o))
 end
 

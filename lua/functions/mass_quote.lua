@@ -5,11 +5,10 @@
 
 local book = require("book/book")
 local orders = require("book/orders")
-local events = require("market_data/events")
+local order_reports = require("market_data/order_reports")
 local order_entry = require("matching/order_entry")
 local terms = require("matching/terms")
 local trading_status = require("matching/trading_status")
-local instrument_record = require("records/instrument_record")
 local idempotency = require("transaction/idempotency")
 local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
@@ -82,7 +81,7 @@ local function withdraw(b, account)
   for _, order_id in ipairs(order_ids) do
     local o = orders.find(b, order_id)
     book.remove(b, o)
-    events.canceled(b, o, "replaced")
+    order_reports.canceled(b, o, "replaced")
   end
   return order_ids
 end
@@ -123,7 +122,7 @@ local function place_all(b, values, quotes)
     end
     if reply and b.breaker then
       trading_status.settle(b)
-      closed = instrument_record.status_refusal(b.instrument)
+      closed = trading_status.closed_refusal(b.instrument)
     end
     closed = closed or order_entry.paused_refusal(b)
     placed[i] = reply or reject.json(closed or refusal, quote.client_order_id)

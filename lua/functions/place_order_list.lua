@@ -3,9 +3,9 @@
 
 local book = require("book/book")
 local orders = require("book/orders")
-local events = require("market_data/events")
+local order_reports = require("market_data/order_reports")
 local replies = require("market_data/replies")
-local matching = require("matching/matching")
+local fill_plan = require("matching/fill_plan")
 local order_entry = require("matching/order_entry")
 local order_lists = require("matching/order_lists")
 local stop_orders = require("matching/stop_orders")
@@ -204,7 +204,7 @@ end
 local function check_acting(b, values, member)
   local o, fills = order_entry.check(b, member)
   local rests = o and values.list_type == "oco" and not (o.extras and o.extras.waits)
-  if rests and matching.would_trade(b, o) then
+  if rests and fill_plan.would_trade(b, o) then
     return reject.with("POST_ONLY_WOULD_CROSS", "an order of the pair would trade at once")
   end
   return o, fills
@@ -261,7 +261,7 @@ end
 
 local function take_on_dormant(b, o)
   book.admit(b, o)
-  events.accepted(b, o)
+  order_reports.accepted(b, o)
   book.wait(b, o)
   return replies.order(b, o, "open", "[]")
 end

@@ -5,9 +5,9 @@ local orders = require("book/orders")
 local verify_book = require("functions/verify_book")
 local candles = require("market_data/candles")
 local depth = require("market_data/depth")
+local instrument_json = require("market_data/instrument_json")
 local replies = require("market_data/replies")
 local auction = require("matching/auction")
-local instrument_record = require("records/instrument_record")
 local target_order = require("transaction/target_order")
 local transaction = require("transaction/transaction")
 local working_copy = require("transaction/working_copy")
@@ -292,7 +292,7 @@ function queries.get_instrument(call_keys, arguments)
   if not record then
     return reject.json(refusal)
   end
-  return instrument_record.json(record, record.sequence)
+  return instrument_json.text(record, record.sequence)
 end
 
 -- verify_book: checks every invariant of the stored book.

@@ -8,7 +8,7 @@
 local book = require("book/book")
 local orders = require("book/orders")
 local place_order = require("functions/place_order")
-local events = require("market_data/events")
+local order_reports = require("market_data/order_reports")
 local replies = require("market_data/replies")
 local order_entry = require("matching/order_entry")
 local order_lists = require("matching/order_lists")
@@ -99,7 +99,7 @@ end
 local function carried_out(b, values, change)
   local canceled, placed
   if change.old then
-    events.canceled(b, change.old, "replaced")
+    order_reports.canceled(b, change.old, "replaced")
     order_lists.end_lifted(b, change.others)
     canceled = replies.canceled(b, change.old)
   else

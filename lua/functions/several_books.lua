@@ -6,7 +6,7 @@
 -- together do no more than a call of one book may.
 
 local cancel_all_orders = require("functions/cancel_all_orders")
-local events = require("market_data/events")
+local event_stream = require("market_data/event_stream")
 local commit = require("transaction/commit")
 local isolation = require("transaction/isolation")
 local transaction = require("transaction/transaction")
@@ -93,7 +93,7 @@ local function plan_all(change)
   for i, b in ipairs(change.books) do
     change.current = b
     local plan, refused = transaction.plan(b)
-    refused = refused or (plan and events.events_refusal(b))
+    refused = refused or (plan and event_stream.events_refusal(b))
     change.plans[i], change.refused = plan or false, change.refused or refused
   end
 end

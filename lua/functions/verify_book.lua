@@ -6,7 +6,7 @@
 -- made them.
 
 local candles = require("market_data/candles")
-local instrument_record = require("records/instrument_record")
+local instrument_json = require("market_data/instrument_json")
 local order_record = require("records/order_record")
 local keys = require("values/keys")
 local numbers = require("values/numbers")
@@ -409,7 +409,7 @@ end
 
 local function header(record)
   return table.concat({
-    instrument_record.json(record, record.sequence),
+    instrument_json.text(record, record.sequence),
     numbers.integer_text(record.last_order_id),
     numbers.integer_text(record.last_trade_id),
   }, "\n")

@@ -1,13 +1,13 @@
 -- What a command answers about an order, as JSON text.
 
-local events = require("market_data/events")
+local order_json = require("market_data/order_json")
 local order_record = require("records/order_record")
 
 local replies = {}
 
 -- The reply to place_order and amend_order.
 function replies.order(b, o, status, fills_json)
-  local standing, remaining = events.standing(b, o)
+  local standing, remaining = order_json.standing(b, o)
   return "{"
     .. standing
     .. ',"remaining_quantity":"'
@@ -15,14 +15,14 @@ function replies.order(b, o, status, fills_json)
     .. '","status":"'
     .. status
     .. '"'
-    .. (o.extras and events.waiting_terms(b, o) or "")
+    .. (o.extras and order_json.waiting_terms(b, o) or "")
     .. ',"fills":'
     .. fills_json
     .. b.stamp
 end
 
 function replies.canceled(b, o)
-  local standing, remaining = events.standing(b, o)
+  local standing, remaining = order_json.standing(b, o)
   return "{"
     .. standing
     .. ',"remaining_quantity":"'
@@ -35,15 +35,15 @@ end
 local function stop_state(b, o)
   local waits = o.extras.waits
   if not o.extras.stop_price and not o.extras.trailing_offset then
-    return events.waiting_terms(b, o)
+    return order_json.waiting_terms(b, o)
   end
   local triggered = tostring(not waits or waits == "paused")
-  return ',"triggered":' .. triggered .. events.waiting_terms(b, o)
+  return ',"triggered":' .. triggered .. order_json.waiting_terms(b, o)
 end
 
 -- An open order as get_order and get_open_orders show it, without the closing brace.
 function replies.open_order(b, o)
-  local standing, remaining = events.standing(b, o)
+  local standing, remaining = order_json.standing(b, o)
   return "{"
     .. standing
     .. ',"remaining_quantity":"'

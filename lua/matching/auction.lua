@@ -14,7 +14,7 @@
 local book = require("book/book")
 local queue = require("book/queue")
 local candles = require("market_data/candles")
-local events = require("market_data/events")
+local order_reports = require("market_data/order_reports")
 local last_price = require("matching/last_price")
 local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
@@ -216,7 +216,7 @@ local function trade(b, bid, ask, price)
   candles.count(b, price, lots)
   local refreshed = { reduce(b, taker, lots) }
   refreshed[#refreshed + 1] = reduce(b, maker, lots)
-  events.auction_trade(b, taker, maker, {
+  order_reports.auction_trade(b, taker, maker, {
     trade_id = numbers.integer_text(record.last_trade_id),
     terms = '","price":"'
       .. instrument_record.price_text(record, price)

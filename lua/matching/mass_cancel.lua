@@ -2,7 +2,7 @@
 
 local book = require("book/book")
 local orders = require("book/orders")
-local events = require("market_data/events")
+local order_reports = require("market_data/order_reports")
 
 local mass_cancel = {}
 
@@ -36,7 +36,7 @@ function mass_cancel.cancel_open(b, whose, limit, reason)
     local o = orders.find(b, order_id)
     if o then
       book.remove(b, o)
-      events.canceled(b, o, reason)
+      order_reports.canceled(b, o, reason)
       canceled[#canceled + 1] = order_id
     end
   end

@@ -10,11 +10,12 @@
 
 local book = require("book/book")
 local levels = require("book/levels")
-local events = require("market_data/events")
+local order_reports = require("market_data/order_reports")
 local replies = require("market_data/replies")
-local matching = require("matching/matching")
+local fill_plan = require("matching/fill_plan")
 local stop_orders = require("matching/stop_orders")
 local terms = require("matching/terms")
+local trades = require("matching/trades")
 local trading_status = require("matching/trading_status")
 local trigger_queue = require("matching/trigger_queue")
 local instrument_record = require("records/instrument_record")
@@ -86,7 +87,7 @@ function order_entry.level_refusal()
 end
 
 function order_entry.post_only_refusal(b, taker)
-  if matching.would_trade(b, taker) then
+  if fill_plan.would_trade(b, taker) then
     return reject.new("POST_ONLY_WOULD_CROSS", "the post_only order would trade at once")
   end
   return nil
@@ -108,7 +109,7 @@ local function pause(b, o)
   b.agenda.first = b.agenda.first - 1
   b.agenda[b.agenda.first] = { paused_id = o.order_id }
   b.is_spent = true
-  events.paused(b, o)
+  order_reports.paused(b, o)
   return order_record.status(o)
 end
 
@@ -128,7 +129,7 @@ function order_entry.settle(b, o, fills)
   if o.remaining == 0 and (not by_quote or fills.is_spent) then
     return "filled"
   end
-  events.canceled(b, o, ended or force)
+  order_reports.canceled(b, o, ended or force)
   return "canceled"
 end
 
@@ -158,7 +159,7 @@ function order_entry.plan(b, o)
   if not o.price then
     terms.protect(b, o)
   end
-  local fills, left = matching.plan(b, o)
+  local fills, left = fill_plan.make(b, o)
   if not fills then
     return nil, left
   end
@@ -171,7 +172,7 @@ function order_entry.plan(b, o)
     return fills
   end
   if o.time_in_force == "fok" then
-    return matching.no_fills
+    return fill_plan.no_fills
   end
   local is_small = left <= b.lots_safe and b.instrument.largest_order_lots <= b.lots_safe
   local is_sure_to_fit = fills.ended or (is_small and not extras)
@@ -202,7 +203,7 @@ end
 -- A refusal of every new order and amend now, else nil.
 function order_entry.closed_refusal(b)
   local is_trading = b.instrument.status == "trading"
-  local refusal = not is_trading and instrument_record.status_refusal(b.instrument)
+  local refusal = not is_trading and trading_status.closed_refusal(b.instrument)
   if refusal then
     return refusal
   end
@@ -241,7 +242,7 @@ function order_entry.check_terms(b, values)
     return nil, refusal
   end
   if o.extras and o.extras.waits then
-    return o, matching.no_fills
+    return o, fill_plan.no_fills
   end
   local fills, refused = order_entry.plan(b, o)
   if not fills then
@@ -267,12 +268,12 @@ end
 -- Takes on an order that was found good: it waits, or trades and queues with the rest. Its reply.
 function order_entry.take_on(b, o, fills)
   book.admit(b, o)
-  events.accepted(b, o)
+  order_reports.accepted(b, o)
   if o.extras and o.extras.waits then
     book.wait(b, o)
     return replies.order(b, o, "open", "[]")
   end
-  local fills_json = fills[1] and matching.trade(b, o, fills) or "[]"
+  local fills_json = fills[1] and trades.execute(b, o, fills) or "[]"
   return replies.order(b, o, order_entry.settle(b, o, fills), fills_json)
 end
 
@@ -294,10 +295,10 @@ function order_entry.enter(b, o, fills)
       book.note(b, o, "failed")
     end
     book.close(b, o)
-    return events.canceled(b, o, "too_large")
+    return order_reports.canceled(b, o, "too_large")
   end
   if fills[1] then
-    matching.trade(b, o, fills)
+    trades.execute(b, o, fills)
   end
   return order_entry.settle(b, o, fills)
 end

@@ -21,8 +21,8 @@
 local book = require("book/book")
 local levels = require("book/levels")
 local orders = require("book/orders")
-local events = require("market_data/events")
-local matching = require("matching/matching")
+local order_reports = require("market_data/order_reports")
+local fill_plan = require("matching/fill_plan")
 local order_entry = require("matching/order_entry")
 local stop_orders = require("matching/stop_orders")
 local instrument_record = require("records/instrument_record")
@@ -92,7 +92,7 @@ end
 
 local function cancel(b, o)
   book.remove(b, o)
-  events.canceled(b, o, "order_list")
+  order_reports.canceled(b, o, "order_list")
 end
 
 -- The open orders of a list but for its entry.
@@ -116,13 +116,13 @@ local function grow(b, o, lots)
     book.prioritize(b, o)
   end
   o.quantity, o.remaining, o.terms = o.quantity + lots, o.remaining + lots, false
-  events.amended(b, o)
+  order_reports.amended(b, o)
   if waits then
     return
   end
   if levels.overflows(b, o.side, o.price, o.remaining) then
     book.close(b, o)
-    return events.canceled(b, o, "too_large")
+    return order_reports.canceled(b, o, "too_large")
   end
   book.enqueue(b, o)
 end
@@ -156,7 +156,7 @@ function order_lists.resize(b, leg, total)
   end
   if lots < 0 then
     shrink(b, leg, -lots)
-    events.amended(b, leg)
+    order_reports.amended(b, leg)
   end
 end
 
@@ -165,7 +165,7 @@ local function decrement_others(b, list, note)
   for _, leg in ipairs(open_legs(b, list)) do
     if leg ~= note.order and note.lots < leg.remaining then
       shrink(b, leg, note.lots)
-      events.decremented(b, leg)
+      order_reports.decremented(b, leg)
     elseif leg ~= note.order then
       cancel(b, leg)
     end
@@ -292,7 +292,7 @@ function order_lists.end_lifted(b, ways_back)
   for _, way_back in ipairs(ways_back) do
     local o = way_back.order
     keep_text(b, numbers.integer_text(o.extras.order_list_id), false)
-    events.canceled(b, o, "order_list")
+    order_reports.canceled(b, o, "order_list")
   end
 end
 
@@ -397,7 +397,7 @@ local function arm(b, o, lots)
   if extras.trailing_offset then
     stop_orders.refer_to_last(b.instrument, o)
   end
-  events.armed(b, o)
+  order_reports.armed(b, o)
   if not is_due then
     return book.wait(b, o)
   end
@@ -405,9 +405,9 @@ local function arm(b, o, lots)
   extras.waits = nil
   local fills = order_lists.plan(b, o)
   if is_stop then
-    events.triggered(b, o)
+    order_reports.triggered(b, o)
   end
-  if fills and (is_stop or matching.would_trade(b, o)) then
+  if fills and (is_stop or fill_plan.would_trade(b, o)) then
     order_lists.end_others(b, o)
   end
   return order_entry.enter(b, o, fills)

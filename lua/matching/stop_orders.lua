@@ -15,7 +15,7 @@
 
 local book = require("book/book")
 local queue = require("book/queue")
-local events = require("market_data/events")
+local order_reports = require("market_data/order_reports")
 local last_price = require("matching/last_price")
 local trailing_stops = require("matching/trailing_stops")
 local instrument_record = require("records/instrument_record")
@@ -164,7 +164,7 @@ local function show_to_trailing(b, price)
         return false
       end
       b.trails_left = b.trails_left - 1
-      events.expect_report(b, o.account)
+      order_reports.expect_report(b, o.account)
       book.dequeue(b, o)
       stop_orders.refer(b.instrument, o, price)
       book.prioritize(b, o)
@@ -188,7 +188,7 @@ function stop_orders.tell_trailed(b)
     return tonumber(left.order_id) < tonumber(right.order_id)
   end)
   for _, o in ipairs(trailed) do
-    events.trailed(b, o)
+    order_reports.trailed(b, o)
   end
 end
 

@@ -9,13 +9,13 @@ local queue = require("book/queue")
 local stp_groups = require("book/stp_groups")
 local timers = require("book/timers")
 local last_price = require("matching/last_price")
-local matching = require("matching/matching")
 local stop_orders = require("matching/stop_orders")
 local instrument_record = require("records/instrument_record")
 local server = require("server/server")
 local decimal = require("values/decimal")
 local numbers = require("values/numbers")
 local reject = require("values/reject")
+local sides = require("values/sides")
 
 local terms = {}
 
@@ -246,7 +246,7 @@ function terms.notional_refusal(b, o)
   local quote_units = o.extras and o.extras.quote_units
   local price = o.price or (o.extras and o.extras.stop_price)
   if o.order_type == "market" then
-    price = queue.best_price(b, matching.opposite[o.side])
+    price = queue.best_price(b, sides.opposite[o.side])
   end
   if o.order_type == "trailing_stop" or (not quote_units and not price) then
     return nil
@@ -303,7 +303,7 @@ function terms.protect(b, o)
   local extended = b.instrument.extended
   local text = o.extras and o.extras.protection or (extended and extended.protection)
   local parts = text and numbers.percent(text) or 0
-  local best = parts > 0 and queue.best_price(b, matching.opposite[o.side])
+  local best = parts > 0 and queue.best_price(b, sides.opposite[o.side])
   if not best then
     return
   end

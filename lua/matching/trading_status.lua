@@ -141,4 +141,19 @@ function trading_status.order_refusal(b, values)
   return nil
 end
 
+-- A refusal where the instrument takes no new orders or amends at all now, else nil. Cancels are
+-- always allowed: risk can be taken off in every status.
+function trading_status.closed_refusal(record)
+  if record.status == "halted" then
+    return reject.new("INSTRUMENT_HALTED", "the instrument is halted")
+  end
+  if record.status == "cancel_only" then
+    return reject.new("INSTRUMENT_CANCEL_ONLY", "the instrument takes cancels only")
+  end
+  if record.extended and record.extended.uncrossing ~= "" then
+    return reject.new("UNCROSSING", "an auction is being uncrossed: try again")
+  end
+  return nil
+end
+
 return trading_status

@@ -13,7 +13,7 @@
 
 local book = require("book/book")
 local orders = require("book/orders")
-local events = require("market_data/events")
+local order_reports = require("market_data/order_reports")
 local order_entry = require("matching/order_entry")
 local order_lists = require("matching/order_lists")
 local stop_orders = require("matching/stop_orders")
@@ -38,7 +38,7 @@ local function trigger(b, o)
   book.dequeue(b, o)
   o.extras.waits = nil
   book.prioritize(b, o)
-  events.triggered(b, o)
+  order_reports.triggered(b, o)
   order_entry.enter(b, o, fills)
 end
 
@@ -76,7 +76,7 @@ local function resume(b, item)
   book.dequeue(b, o)
   o.extras.waits = nil
   book.prioritize(b, o)
-  events.resumed(b, o)
+  order_reports.resumed(b, o)
   order_entry.enter(b, o, fills)
 end
 

@@ -18,9 +18,6 @@ local reject = require("values/reject")
 
 local instrument_record = {}
 
-local stream_length_max = 10000000
-local iceberg_parts_most = 10000
-
 -- The rules that every instrument has, in the field `rules`, and what names its history.
 local rule_names = {
   "tick_size",
@@ -92,7 +89,7 @@ local extended_counters = {
 }
 
 -- The rules of an instrument that uses none of them.
-local function extended_defaults()
+function instrument_record.extended_defaults()
   return {
     self_trade_prevention = "none",
     protection = "0",
@@ -123,7 +120,7 @@ end
 
 local function load_extended(book_key)
   local values = redis.call("HMGET", book_key, unpack(extended_fields))
-  local extended = extended_defaults()
+  local extended = instrument_record.extended_defaults()
   for i, name in ipairs(extended_fields) do
     extended[name] = values[i] or extended[name]
   end
@@ -135,7 +132,7 @@ end
 
 -- The rules and counters that few instruments use, made where an instrument begins to.
 function instrument_record.extend(record)
-  record.extended = record.extended or extended_defaults()
+  record.extended = record.extended or instrument_record.extended_defaults()
   return record.extended
 end
 
@@ -165,7 +162,8 @@ function instrument_record.lot_cost(record, ticks)
   return decimal.multiply(ticks * record.price_step.size, record.quantity_step.size)
 end
 
-local function with_steps(record)
+-- Adds what follows from the rules: steps and limits in ticks and lots, and the texts of a call.
+function instrument_record.with_steps(record)
   record.price_step = numbers.step(record.tick_size)
   record.quantity_step = numbers.step(record.lot_size)
   record.lots_max = numbers.steps_max(record.quantity_step)
@@ -230,7 +228,7 @@ local function read_rules(text)
   for name, value in text:gmatch("(%S+)=(%S+)") do
     rules[name] = value
   end
-  return { __index = with_steps(rules) }
+  return { __index = instrument_record.with_steps(rules) }
 end
 
 local function rules_from(text)
@@ -400,7 +398,7 @@ end
 -- A refusal where an iceberg of so many lots would show too little of them at a time, else nil: who
 -- takes it meets one part after the other.
 function instrument_record.display_refusal(record, lots, display_lots)
-  local parts_max = (record.extended or extended_defaults()).iceberg_parts_max
+  local parts_max = (record.extended or instrument_record.extended_defaults()).iceberg_parts_max
   if display_lots < record.quantity_min then
     local least = numbers.text(record.quantity_min, record.quantity_step)
     local message = "display_quantity is below min_quantity " .. least
@@ -411,216 +409,6 @@ function instrument_record.display_refusal(record, lots, display_lots)
     return reject.new("INVALID_DISPLAY_QUANTITY", message .. " (iceberg_parts_max)")
   end
   return nil
-end
-
--- A refusal where the instrument takes no new orders or amends at all now, else nil. Cancels are
--- always allowed: risk can be taken off in every status.
-function instrument_record.status_refusal(record)
-  if record.status == "halted" then
-    return reject.new("INSTRUMENT_HALTED", "the instrument is halted")
-  end
-  if record.status == "cancel_only" then
-    return reject.new("INSTRUMENT_CANCEL_ONLY", "the instrument takes cancels only")
-  end
-  if record.extended and record.extended.uncrossing ~= "" then
-    return reject.new("UNCROSSING", "an auction is being uncrossed: try again")
-  end
-  return nil
-end
-
--- The instrument as JSON, sequence being the book's after the call that asks.
-function instrument_record.json(record, sequence)
-  local last_price = record.last_price and ',"last_price":"' .. record.last_price .. '"' or ""
-  local extended = record.extended or extended_defaults()
-  local reopens = extended.reopen_time_ms ~= "0"
-  local is_halted = extended.halt_reason ~= ""
-  local rules = string.format(
-    ',"self_trade_prevention":"%s","protection":"%s","price_band":"%s","min_notional":"%s",'
-      .. '"open_orders_max":%s,"iceberg_parts_max":%s,"limit_percent":"%s","window_ms":%s,'
-      .. '"breaker_status":"%s","breaker_duration_ms":%s',
-    extended.self_trade_prevention,
-    extended.protection,
-    extended.price_band,
-    extended.min_notional,
-    extended.open_orders_max,
-    extended.iceberg_parts_max,
-    extended.limit_percent,
-    extended.window_ms,
-    extended.breaker_status,
-    extended.breaker_duration_ms
-  )
-  return string.format(
-    '{"symbol":"%s","segment":"%s","tick_size":"%s","lot_size":"%s","min_quantity":"%s",'
-      .. '"max_quantity":"%s","status":"%s"%s,"events_length_max":%s,"trades_length_max":%s,'
-      .. '"book_length_max":%s%s,"open_orders":%.0f%s,"sequence":%.0f,"epoch":%s}',
-    record.symbol,
-    record.segment,
-    record.price_step.text,
-    record.quantity_step.text,
-    numbers.text(record.quantity_min, record.quantity_step),
-    numbers.text(record.quantity_max, record.quantity_step),
-    record.status,
-    (reopens and ',"reopen_time_ms":' .. extended.reopen_time_ms or "")
-      .. (is_halted and ',"halt_reason":"' .. extended.halt_reason .. '"' or ""),
-    record.events_length_max,
-    record.trades_length_max,
-    record.book_length_max,
-    rules,
-    record.open_orders,
-    last_price,
-    sequence,
-    record.epoch
-  )
-end
-
--- What a book starts with when define_instrument names nothing else.
-local function fresh(book_key)
-  local segment, symbol = keys.parse(book_key)
-  return {
-    key = book_key,
-    segment = segment,
-    symbol = symbol,
-    status = "trading",
-    sequence = 0,
-    epoch = "0",
-    last_order_id = 0,
-    last_trade_id = 0,
-    last_priority = 0,
-    open_orders = 0,
-    largest_order_lots = 0,
-    events_length_max = "100000",
-    trades_length_max = "100000",
-    book_length_max = "1000",
-    extended = false,
-  }
-end
-
-local function apply_step(record, values, name)
-  if values[name] == nil then
-    return true
-  end
-  local step = numbers.step(values[name])
-  if not step then
-    local rule = name .. " must be decimal text above zero, with at most 15 decimals"
-    return reject.with(
-      "INVALID_NUMBER",
-      hints.with_nearest(rule, hints.nearest_number(values[name]))
-    )
-  end
-  if record[name] ~= nil and record[name] ~= step.text and record.open_orders > 0 then
-    return reject.with("INSTRUMENT_IN_USE", name .. " cannot change while orders are open")
-  end
-  record[name] = step.text
-  return true
-end
-
-local function apply_quantity_limit(record, values, name)
-  local text = values[name] or record[name]
-  if not text then
-    return true
-  end
-  local lots, refusal = instrument_record.lots(record, text, name)
-  if not lots then
-    return nil, refusal
-  end
-  if lots == 0 then
-    return reject.with("QUANTITY_TOO_SMALL", name .. " must be above zero")
-  end
-  record[name] = numbers.text(lots, record.quantity_step)
-  return true
-end
-
-local extended_rules = {
-  "self_trade_prevention",
-  "protection",
-  "price_band",
-  "min_notional",
-  "open_orders_max",
-  "iceberg_parts_max",
-  "limit_percent",
-  "window_ms",
-  "breaker_status",
-  "breaker_duration_ms",
-}
-
--- Applies the rules that few instruments use. min_notional must be exact in the instrument's steps,
--- also in new ones.
-local function apply_extended(record, values)
-  for _, name in ipairs(extended_rules) do
-    if values[name] then
-      instrument_record.extend(record)[name] = values[name]
-    end
-  end
-  local extended = record.extended
-  if not extended then
-    return true
-  end
-  if tonumber(extended.open_orders_max) > stream_length_max then
-    return reject.with("INVALID_VALUE", "open_orders_max must be at most 10000000")
-  end
-  if tonumber(extended.iceberg_parts_max) > iceberg_parts_most then
-    return reject.with("INVALID_VALUE", "iceberg_parts_max must be from 1 to 10000")
-  end
-  local least = instrument_record.notional(record, extended.min_notional)
-  if not least then
-    return nil, instrument_record.notional_refusal(record, "min_notional", extended.min_notional)
-  end
-  extended.min_notional = instrument_record.notional_text(record, least)
-  extended.protection = numbers.percent_text(extended.protection)
-  extended.price_band = numbers.percent_text(extended.price_band)
-  extended.limit_percent = numbers.percent_text(extended.limit_percent)
-  return true
-end
-
-local function apply_rest(record, values)
-  for _, name in ipairs({ "events_length_max", "trades_length_max", "book_length_max" }) do
-    local text = values[name]
-    if text and tonumber(text) > stream_length_max then
-      return reject.with("INVALID_VALUE", name .. " must be at most 10000000")
-    end
-    record[name] = text or record[name]
-  end
-  record.status = values.status or record.status
-  if values.status and record.extended then
-    -- The status that an operator sets stays until the operator changes it.
-    record.extended.reopen_time_ms = "0"
-    record.extended.halt_reason = ""
-  end
-  return true
-end
-
--- The instrument as it would be with these fields applied, or nil and why not. Writes nothing.
-function instrument_record.defined(book_key, values)
-  local record = instrument_record.load(book_key) or fresh(book_key)
-  for _, name in ipairs({ "tick_size", "lot_size" }) do
-    if not record[name] and not values[name] then
-      return reject.with("MISSING_FIELD", "missing field " .. name)
-    end
-    local applied, refusal = apply_step(record, values, name)
-    if not applied then
-      return nil, refusal
-    end
-  end
-  record.quantity_step, record.quantity_texts = numbers.step(record.lot_size), {}
-  for _, name in ipairs({ "min_quantity", "max_quantity" }) do
-    local applied, refusal = apply_quantity_limit(record, values, name)
-    if not applied then
-      return nil, refusal
-    end
-  end
-  local applied, refusal = apply_rest(record, values)
-  if not applied then
-    return nil, refusal
-  end
-  with_steps(record)
-  applied, refusal = apply_extended(record, values)
-  if not applied then
-    return nil, refusal
-  end
-  if record.quantity_min > record.quantity_max then
-    return reject.with("INVALID_VALUE", "min_quantity is above max_quantity")
-  end
-  return record
 end
 
 local function add_fields(list, names, from)

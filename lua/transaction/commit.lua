@@ -12,7 +12,7 @@ local orders = require("book/orders")
 local queue = require("book/queue")
 local timers = require("book/timers")
 local candles = require("market_data/candles")
-local events = require("market_data/events")
+local event_stream = require("market_data/event_stream")
 local trigger_queue = require("matching/trigger_queue")
 local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
@@ -62,7 +62,7 @@ end
 -- The plan of a call's writes: for each of these commands the arguments by key, then what comes
 -- `later` in its order ({ command, key, arguments }). What takes away goes before what adds: a name
 -- that one order gives up another may take. `refused` is an error reply where Redis would refuse
--- one of them. `entry` is what events.entry gives, `state` the pairs of the book's own hash.
+-- one of them. `entry` is what event_stream.entry gives, `state` the pairs of the book's own hash.
 local write_commands = { "ZREM", "HDEL", "SREM", "ZADD", "HSET", "SADD" }
 
 local function new_plan(b)
@@ -311,7 +311,7 @@ end
 local function plan_later(b, plan)
   local later = planner_of_later(plan)
   if plan.entry then
-    events.plan_trades(b, plan.entry, later)
+    event_stream.plan_trades(b, plan.entry, later)
   end
   idempotency.plan_writes(b, later)
   if b.candle then
@@ -328,7 +328,7 @@ local function plan_timers_alone(b)
   if not b.timers or not timers.are_changed(b) then
     return nil
   end
-  local refused, plan = events.events_refusal(b), new_plan(b)
+  local refused, plan = event_stream.events_refusal(b), new_plan(b)
   plan_later(b, plan)
   refused = refused or plan.refused
   return not refused and plan or nil, refused
@@ -351,7 +351,7 @@ function commit.plan(b)
   if b.candle then
     plan_candle_writes(b, plan)
   end
-  plan.entry = events.entry(b, bid_prices, ask_prices)
+  plan.entry = event_stream.entry(b, bid_prices, ask_prices)
   if b.memory or b.candle or b.timers then
     plan_later(b, plan)
   end
@@ -360,7 +360,7 @@ function commit.plan(b)
   if b.instrument.has_old_layout then
     ask(plan, "HDEL", b.key)
   end
-  local refused = plan.refused or events.right_error(b) or events.trades_refusal(b)
+  local refused = plan.refused or event_stream.right_error(b) or event_stream.trades_refusal(b)
   if refused then
     return nil, refused
   end
@@ -380,7 +380,7 @@ end
 -- Writes as planned. Returns nil, or an error reply where the event stream refuses the entry: then
 -- nothing was written.
 function commit.carry_out(b, plan)
-  local refused = plan.entry and events.append(b, plan.entry)
+  local refused = plan.entry and event_stream.append(b, plan.entry)
   if refused then
     return refused
   end

@@ -9,7 +9,7 @@
 -- An order or trade that was lost with the end of a history was told to somebody. Its id is never
 -- given again: the counters skip more ids than one history can have lost.
 
-local events = require("market_data/events")
+local event_stream = require("market_data/event_stream")
 local server = require("server/server")
 local numbers = require("values/numbers")
 
@@ -46,7 +46,7 @@ function epoch.begin(b, run_id)
   record.last_trade_id = record.last_trade_id + ids_skipped
   record.last_priority = record.last_priority + ids_skipped
   b.changed, b.epoch_changed = true, true
-  events.epoch_begun(b)
+  event_stream.epoch_begun(b)
 end
 
 -- Whether the book was last changed by another server process.

@@ -4,7 +4,7 @@
 local book = require("book/book")
 local orders = require("book/orders")
 local timers = require("book/timers")
-local events = require("market_data/events")
+local order_reports = require("market_data/order_reports")
 local mass_cancel = require("matching/mass_cancel")
 local trading_status = require("matching/trading_status")
 local triggers = require("matching/triggers")
@@ -67,7 +67,7 @@ function scheduled_work.run(b)
   local extended = b.instrument.extended
   local expired = extended and expire(b) or {}
   for i = 1, #expired do
-    events.expired(b, expired[i])
+    order_reports.expired(b, expired[i])
   end
   b.expired_count = #expired
   if extended then

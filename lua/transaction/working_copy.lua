@@ -12,7 +12,7 @@
 --     then refused by the stream, and the book stands still until repaired.
 
 local queue = require("book/queue")
-local events = require("market_data/events")
+local event_stream = require("market_data/event_stream")
 local trigger_queue = require("matching/trigger_queue")
 local instrument_record = require("records/instrument_record")
 local keys = require("values/keys")
@@ -72,7 +72,7 @@ function working_copy.from(record)
     lots_safe = math.floor(record.lots_max / (record.open_orders + limits.orders_per_call_max)),
     buy = queue.new(names.bids, names.bid_levels, -1),
     sell = queue.new(names.asks, names.ask_levels, 1),
-    events = events.new(),
+    events = event_stream.new(),
     agenda = false,
     notes = false,
     breaker = false,

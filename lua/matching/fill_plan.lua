@@ -5,22 +5,17 @@
 -- all or nothing, a post-only order must not trade at all, and a rest that cannot queue refuses
 -- the whole command. A fill is always at the maker's price.
 
-local book = require("book/book")
 local queue = require("book/queue")
-local stp_groups = require("book/stp_groups")
-local candles = require("market_data/candles")
-local events = require("market_data/events")
-local trading_status = require("matching/trading_status")
+local self_trade_prevention = require("matching/self_trade_prevention")
 local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
 local decimal = require("values/decimal")
 local limits = require("values/limits")
 local numbers = require("values/numbers")
 local reject = require("values/reject")
+local sides = require("values/sides")
 
-local matching = {}
-
-matching.opposite = { buy = "sell", sell = "buy" }
+local fill_plan = {}
 
 -- Whether a taker { side, price (nil for market), protection_price } would trade with an order at
 -- this price.
@@ -37,11 +32,11 @@ local function crosses(taker, price)
 end
 
 -- Whether a taker would trade at once. In an auction nobody does.
-function matching.would_trade(b, taker)
+function fill_plan.would_trade(b, taker)
   if b.instrument.status == "auction" then
     return false
   end
-  local best = queue.best_price(b, matching.opposite[taker.side])
+  local best = queue.best_price(b, sides.opposite[taker.side])
   return best and crosses(taker, best)
 end
 
@@ -74,22 +69,9 @@ local function cut_to_accounts(b, taker, fills)
 end
 
 -- The plan of an order that meets nobody.
-matching.no_fills = {}
+fill_plan.no_fills = {}
 
--- ---- the careful plan: icebergs, self-trade prevention, quote quantities, protection
-
--- How a taker keeps from trading with its own trader, or nil.
-local function prevention_of(b, taker)
-  local extended = b.instrument.extended
-  local mode = taker.extras and taker.extras.self_trade_prevention
-    or (extended and extended.self_trade_prevention)
-  return mode and mode ~= "none" and mode or nil
-end
-
--- Whether maker and taker belong to one trader: an account, or a group.
-local function are_one_trader(b, taker, maker)
-  return maker.account == taker.account or stp_groups.are_together(b, taker, maker)
-end
+-- ---- the general plan: icebergs, self-trade prevention, quote quantities, protection
 
 -- How many lots the taker still wants at a price; of a quote quantity, as many as it can pay. More
 -- lots than are exact are more than any order has.
@@ -152,7 +134,7 @@ local function prevent(walk, maker, wanted)
 end
 
 local function meet(walk, maker, wanted)
-  if walk.prevention and are_one_trader(walk.b, walk.taker, maker) then
+  if walk.prevention and self_trade_prevention.are_one_trader(walk.b, walk.taker, maker) then
     return prevent(walk, maker, wanted)
   end
   local shown = order_record.shown(maker)
@@ -260,7 +242,7 @@ end
 -- The taker goes through the queue of the other side, level by level.
 local function walk_queue(walk)
   local taker, level = walk.taker, nil
-  for maker in queue.orders(walk.b, matching.opposite[taker.side]) do
+  for maker in queue.orders(walk.b, sides.opposite[taker.side]) do
     if maker.price ~= level then
       meet_refreshed(walk)
       level = maker.price
@@ -311,7 +293,7 @@ local function plan_with_care(b, taker)
     fills = {},
     left = taker.remaining,
     quote_left = taker.extras and taker.extras.quote_units,
-    prevention = prevention_of(b, taker),
+    prevention = self_trade_prevention.mode_of(b, taker),
     refreshed = {},
   }
   walk_queue(walk)
@@ -325,7 +307,7 @@ local function plan_with_care(b, taker)
     end
   end
   if walk.fills.ended and taker.time_in_force == "fok" then
-    return matching.no_fills, taker.remaining
+    return fill_plan.no_fills, taker.remaining
   end
   return walk.fills, walk.left
 end
@@ -335,7 +317,7 @@ end
 -- The fills of an order without rare terms; nil where it meets an order that has some.
 local function plan_plainly(b, taker)
   local fills, left = {}, taker.remaining
-  for maker in queue.orders(b, matching.opposite[taker.side]) do
+  for maker in queue.orders(b, sides.opposite[taker.side]) do
     if left == 0 or not crosses(taker, maker.price) then
       break
     end
@@ -356,7 +338,7 @@ end
 -- Whether an order on an instrument with rare rules, or with rare terms, has any that matter here.
 local function needs_care(b, taker)
   local by_quote = taker.extras and taker.extras.quote_units
-  return by_quote or taker.protection_price or prevention_of(b, taker)
+  return by_quote or taker.protection_price or self_trade_prevention.mode_of(b, taker)
 end
 
 -- Whether a taker cannot be done in parts: all of it trades or nothing, or what it buys in all must
@@ -370,10 +352,10 @@ end
 -- prevention does in place of a trade (cancel, decrement); `ended` in the list why the taker ends
 -- before its time. Changes nothing. Where there would be more than a call may do the list is cut to
 -- as many as it may (`is_cut`); of a taker that has to be decided whole, nil and a refusal.
-function matching.plan(b, taker)
-  local best = queue.best_price(b, matching.opposite[taker.side])
+function fill_plan.make(b, taker)
+  local best = queue.best_price(b, sides.opposite[taker.side])
   if not best or not crosses(taker, best) or b.instrument.status == "auction" then
-    return matching.no_fills, taker.remaining
+    return fill_plan.no_fills, taker.remaining
   end
   local fills, left
   local is_plain = not taker.extras and not b.instrument.extended
@@ -395,112 +377,4 @@ function matching.plan(b, taker)
   return fills, left
 end
 
--- ---- carrying it out
-
-local function fill_json(trade, maker)
-  return '{"trade_id":"'
-    .. trade.trade_id
-    .. trade.terms
-    .. '","maker_order_id":"'
-    .. (maker.extras and order_record.displayed_id(maker) or maker.order_id)
-    .. '"}'
-end
-
-local function note_price(agenda, price)
-  if agenda[#agenda] ~= price or agenda.first > #agenda then
-    agenda[#agenda + 1] = price
-  end
-end
-
--- Notes the prices of a taker's trades for those who wait for one. They go one way only, so whoever
--- is due at one between is due at the first or at the last of them.
-local function note_prices(b, fills)
-  local first, last
-  for i = 1, #fills do
-    if not fills[i].prevented then
-      last = fills[i].maker.price
-      first = first or last
-    end
-  end
-  if first then
-    note_price(b.agenda, first)
-    note_price(b.agenda, last)
-  end
-end
-
-local function trade_with(b, taker, maker, lots)
-  local record = b.instrument
-  record.last_trade_id = record.last_trade_id + 1
-  local price = instrument_record.price_text(record, maker.price)
-  local quantity = instrument_record.quantity_text(record, lots)
-  local trade = {
-    trade_id = numbers.integer_text(record.last_trade_id),
-    terms = '","price":"' .. price .. '","quantity":"' .. quantity,
-  }
-  taker.remaining = taker.remaining - lots
-  candles.count(b, maker.price, lots)
-  if b.breaker then
-    trading_status.show_trade(b, maker.price)
-  end
-  if taker.extras and taker.extras.order_list_id then
-    book.note(b, taker, "traded")
-  end
-  local text = fill_json(trade, maker)
-  local is_refreshed = book.reduce(b, maker, lots)
-  events.trade(b, taker, maker, trade)
-  record.last_price = price
-  if is_refreshed then
-    book.refresh(b, maker)
-  end
-  return text
-end
-
-local function decrement(b, o, lots)
-  o.quantity, o.terms = o.quantity - lots, false
-  if o.extras and o.extras.order_list_id then
-    book.note(b, o, "decremented", lots)
-  end
-end
-
--- What self-trade prevention does in place of a trade.
-local function carry_out_prevention(b, taker, fill)
-  local maker, lots = fill.maker, fill.lots
-  if fill.prevented == "cancel" or lots == maker.remaining then
-    book.remove(b, maker)
-    events.canceled(b, maker, "self_trade")
-  else
-    book.shrink(b, maker, lots)
-    decrement(b, maker, lots)
-    events.decremented(b, maker)
-  end
-  if fill.prevented ~= "decrement" or lots == fill.wanted then
-    return
-  end
-  -- What a taker by quote_quantity buys is planned without it.
-  if not (taker.extras and taker.extras.quote_units) then
-    taker.remaining = taker.remaining - lots
-    decrement(b, taker, lots)
-  end
-  events.decremented(b, taker)
-end
-
--- Carries out a plan with fills: reduces both orders, reports each trade. Returns the fills as
--- JSON.
-function matching.trade(b, taker, fills)
-  local texts = {}
-  for i = 1, #fills do
-    local fill = fills[i]
-    if fill.prevented then
-      carry_out_prevention(b, taker, fill)
-    else
-      texts[#texts + 1] = trade_with(b, taker, fill.maker, fill.lots)
-    end
-  end
-  b.fills_left = b.fills_left - #fills
-  if b.agenda and b.instrument.extended.waiting_orders > 0 then
-    note_prices(b, fills)
-  end
-  return "[" .. table.concat(texts, ",") .. "]"
-end
-
-return matching
+return fill_plan

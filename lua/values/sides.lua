@@ -1,0 +1,7 @@
+-- The two sides.
+
+local sides = {}
+
+sides.opposite = { buy = "sell", sell = "buy" }
+
+return sides
