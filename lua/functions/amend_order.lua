@@ -8,9 +8,10 @@ local replies = require("market_data/replies")
 local fill_plan = require("matching/fill_plan")
 local order_entry = require("matching/order_entry")
 local order_lists = require("matching/order_lists")
+local pre_trade_checks = require("matching/pre_trade_checks")
 local stop_orders = require("matching/stop_orders")
-local terms = require("matching/terms")
 local trades = require("matching/trades")
+local validity = require("matching/validity")
 local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
 local idempotency = require("transaction/idempotency")
@@ -194,7 +195,7 @@ local function price_rule_refusal(b, o, values, new)
     return stop_orders.would_trigger_refusal(b, o.extras.waits, new.stop_price)
   end
   if values.price and not (o.extras and o.extras.waits) then
-    return terms.band_refusal(b, new.ticks)
+    return pre_trade_checks.band_refusal(b, new.ticks)
   end
   return nil
 end
@@ -208,7 +209,7 @@ local function notional_refusal(b, o, new)
     return nil
   end
   local stop_price = new.stop_price or (o.extras and o.extras.stop_price)
-  return terms.notional_refusal(b, {
+  return pre_trade_checks.notional_refusal(b, {
     order_type = o.order_type,
     price = new.ticks,
     quantity = new.total,
@@ -250,7 +251,7 @@ local function rule_refusal(b, o, values, new)
   if new.remaining <= 0 then
     return nil
   end
-  return (not only_shrinks(o, new) and terms.memory_refusal(b))
+  return (not only_shrinks(o, new) and validity.memory_refusal(b))
     or price_rule_refusal(b, o, values, new)
     or notional_refusal(b, o, new)
 end
@@ -293,7 +294,7 @@ function amend_order.run(b, values)
   if not o then
     return again, missing
   end
-  refusal = (values.rare and terms.lateness_refusal(b, values)) or order_entry.closed_refusal(b)
+  refusal = (values.rare and validity.lateness_refusal(b, values)) or order_entry.closed_refusal(b)
   if refusal then
     return nil, refusal
   end

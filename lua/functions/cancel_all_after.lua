@@ -10,7 +10,7 @@
 -- that asks for cancel_on_disconnect a session of its own.
 
 local timers = require("book/timers")
-local terms = require("matching/terms")
+local validity = require("matching/validity")
 local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
 local numbers = require("values/numbers")
@@ -20,7 +20,7 @@ local cancel_all_after = { name = "cancel_all_after" }
 
 -- A refusal of a new time for a timer, else nil.
 local function refusal_of(b, values, timeout_ms)
-  local refusal = values.rare and terms.lateness_refusal(b, values)
+  local refusal = values.rare and validity.lateness_refusal(b, values)
   if refusal then
     return refusal
   end

@@ -1,7 +1,7 @@
 -- The cancel of all of an account in one book. several_books.lua does it in many at once.
 
 local mass_cancel = require("matching/mass_cancel")
-local terms = require("matching/terms")
+local validity = require("matching/validity")
 local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
 
@@ -19,7 +19,7 @@ cancel_all_orders.schema = fields.schema(
 -- remaining_count sequence timestamp_ms.
 -- Rejects: TOO_LATE, and those of the fields' forms.
 function cancel_all_orders.run(b, values)
-  local refusal = values.rare and terms.lateness_refusal(b, values)
+  local refusal = values.rare and validity.lateness_refusal(b, values)
   if refusal then
     return nil, refusal
   end

@@ -3,7 +3,7 @@
 local book = require("book/book")
 local order_reports = require("market_data/order_reports")
 local replies = require("market_data/replies")
-local terms = require("matching/terms")
+local validity = require("matching/validity")
 local idempotency = require("transaction/idempotency")
 local target_order = require("transaction/target_order")
 local fields = require("values/fields")
@@ -27,7 +27,7 @@ function cancel_order.run(b, values)
   if not o then
     return again, refusal
   end
-  refusal = values.rare and terms.lateness_refusal(b, values)
+  refusal = values.rare and validity.lateness_refusal(b, values)
   if refusal then
     return nil, refusal
   end

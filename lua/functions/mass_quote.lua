@@ -6,9 +6,10 @@
 local book = require("book/book")
 local orders = require("book/orders")
 local order_reports = require("market_data/order_reports")
+local circuit_breaker = require("matching/circuit_breaker")
 local order_entry = require("matching/order_entry")
-local terms = require("matching/terms")
 local trading_status = require("matching/trading_status")
+local validity = require("matching/validity")
 local idempotency = require("transaction/idempotency")
 local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
@@ -121,7 +122,7 @@ local function place_all(b, values, quotes)
       reply, refusal = place(b, values, quote)
     end
     if reply and b.breaker then
-      trading_status.settle(b)
+      circuit_breaker.apply(b)
       closed = trading_status.closed_refusal(b.instrument)
     end
     closed = closed or order_entry.paused_refusal(b)
@@ -140,8 +141,8 @@ end
 -- Rejects: INVALID_VALUE, TOO_LATE, BATCH_TOO_LARGE, OUT_OF_MEMORY, and those of the fields' forms.
 function mass_quote.run(b, values)
   local quotes, refusal = decoded(values.quotes)
-  refusal = refusal or (values.rare and terms.lateness_refusal(b, values))
-  refusal = refusal or (quotes[1] and terms.memory_refusal(b))
+  refusal = refusal or (values.rare and validity.lateness_refusal(b, values))
+  refusal = refusal or (quotes[1] and validity.memory_refusal(b))
   if refusal then
     return nil, refusal
   end

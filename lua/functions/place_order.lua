@@ -1,12 +1,12 @@
 -- A new order, from its fields to its reply. What it may do is decided in order_entry.lua.
 
 local order_entry = require("matching/order_entry")
-local terms = require("matching/terms")
 local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
 local idempotency = require("transaction/idempotency")
 local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
+local order_types = require("values/order_types")
 
 local place_order = { name = "place_order" }
 
@@ -90,8 +90,8 @@ end
 -- TOO_MANY_OPEN_ORDERS, TOO_MANY_STORED_REPLIES, POST_ONLY_WOULD_CROSS,
 -- LEVEL_QUANTITY_TOO_LARGE, TOO_MANY_FILLS, and those of the fields' forms.
 function place_order.run(b, values)
-  local is_common, record = terms.is_common(values), b.instrument
-  local refusal = not is_common and terms.combination_refusal(values)
+  local is_common, record = order_types.is_simple_limit_order(values), b.instrument
+  local refusal = not is_common and order_types.combination_refusal(values)
   if refusal then
     return nil, refusal
   end

@@ -8,10 +8,12 @@ local replies = require("market_data/replies")
 local fill_plan = require("matching/fill_plan")
 local order_entry = require("matching/order_entry")
 local order_lists = require("matching/order_lists")
+local pre_trade_checks = require("matching/pre_trade_checks")
 local stop_orders = require("matching/stop_orders")
-local terms = require("matching/terms")
+local validity = require("matching/validity")
 local idempotency = require("transaction/idempotency")
 local fields = require("values/fields")
+local order_types = require("values/order_types")
 local reject = require("values/reject")
 
 local place_order_list = { name = "place_order_list" }
@@ -175,7 +177,7 @@ local function read_list(values)
   end
   for _, member in ipairs(members) do
     member.quantity = member.quantity or members[1].quantity
-    refusal = terms.combination_refusal(member)
+    refusal = order_types.combination_refusal(member)
     if refusal then
       return nil, refusal
     end
@@ -217,7 +219,7 @@ local function check_dormant(b, member)
   if not o then
     return nil, refusal
   end
-  refusal = b.instrument.extended and terms.price_refusal(b, o)
+  refusal = b.instrument.extended and pre_trade_checks.price_refusal(b, o)
   refusal = refusal or (o.extras.trailing_offset and stop_orders.count_refusal(b, o))
   if refusal then
     return nil, refusal
@@ -230,7 +232,7 @@ end
 local function open_count(members)
   local count = 0
   for _, member in ipairs(members) do
-    local stays = terms.can_stay_open(member.order_type, terms.time_in_force(member))
+    local stays = order_types.can_stay_open(member.order_type, order_types.time_in_force(member))
     count = count + (stays and 1 or 0)
   end
   return count
@@ -313,9 +315,9 @@ function place_order_list.run(b, values)
     end
   end
   refusal = name_refusal(b, values, members)
-    or terms.lateness_refusal(b, values)
+    or validity.lateness_refusal(b, values)
     or order_entry.closed_refusal(b)
-    or terms.open_orders_refusal(b, values.account, open_count(members))
+    or pre_trade_checks.open_orders_refusal(b, values.account, open_count(members))
   if refusal then
     return nil, refusal
   end

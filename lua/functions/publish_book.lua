@@ -2,6 +2,7 @@
 
 local queries = require("functions/queries")
 local candles = require("market_data/candles")
+local checksum = require("market_data/checksum")
 local depth = require("market_data/depth")
 local event_stream = require("market_data/event_stream")
 local auction = require("matching/auction")
@@ -26,7 +27,7 @@ local function published_message(record, now_ms)
   local head = '{"channel":"book","symbol":"%s","type":"snapshot","sequence":%.0f,"epoch":%s,'
     .. '"timestamp_ms":%.0f,'
   local pieces = { head:format(record.symbol, record.sequence, record.epoch, now_ms) }
-  depth.add_json(pieces, record, depth.published_levels)
+  depth.add_json(pieces, record, checksum.levels)
   pieces[#pieces + 1] = auction_member(record) .. "}"
   return table.concat(pieces)
 end

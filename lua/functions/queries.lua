@@ -6,6 +6,7 @@ local verify_book = require("functions/verify_book")
 local candles = require("market_data/candles")
 local depth = require("market_data/depth")
 local instrument_json = require("market_data/instrument_json")
+local level3 = require("market_data/level3")
 local replies = require("market_data/replies")
 local auction = require("matching/auction")
 local target_order = require("transaction/target_order")
@@ -60,7 +61,7 @@ end
 -- Fields: depth (levels; 1 to 10000 or full; 10). Reply: symbol sequence epoch bids asks more
 -- checksum tick_size lot_size. Rejects: INVALID_VALUE.
 function queries.get_level3(call_keys, arguments)
-  return depth_query(call_keys, arguments, depth.add_orders_json)
+  return depth_query(call_keys, arguments, level3.add_json)
 end
 
 local order_schema = fields.schema({ "account", "client_order_id", "order_id" }, {})

@@ -125,7 +125,7 @@ end
 
 -- What takes risk off, or only keeps it, runs though memory is full: cancels, smaller amends, no
 -- quotes, timers. The book must be seen to shrink. What of these could add risk is refused by
--- terms.memory_refusal.
+-- validity.memory_refusal.
 local when_memory_is_full = { "allow-oom" }
 local read_only = { "no-writes" }
 

@@ -12,11 +12,12 @@ local order_reports = require("market_data/order_reports")
 local replies = require("market_data/replies")
 local order_entry = require("matching/order_entry")
 local order_lists = require("matching/order_lists")
-local terms = require("matching/terms")
+local validity = require("matching/validity")
 local idempotency = require("transaction/idempotency")
 local target_order = require("transaction/target_order")
 local working_copy = require("transaction/working_copy")
 local fields = require("values/fields")
+local order_types = require("values/order_types")
 local reject = require("values/reject")
 
 local replace_order = { name = "replace_order" }
@@ -60,7 +61,7 @@ local function combination_refusal(values)
     local message = "missing field cancel_order_id, or cancel_client_order_id"
     return reject.new("MISSING_FIELD", message)
   end
-  return terms.combination_refusal(values)
+  return order_types.combination_refusal(values)
 end
 
 -- The order that is to go, or nil and why not.
@@ -163,7 +164,7 @@ function replace_order.run(b, values)
     end
     refusal = idempotency.full_refusal(b, memo_record)
   end
-  refusal = refusal or (values.rare and terms.lateness_refusal(b, values))
+  refusal = refusal or (values.rare and validity.lateness_refusal(b, values))
   if refusal then
     return nil, refusal
   end

@@ -7,21 +7,14 @@
 -- of the levels asked for, however many orders queue at each. Where most levels of a side are asked
 -- for its totals are read whole and put in order here.
 
+local checksum = require("market_data/checksum")
 local instrument_record = require("records/instrument_record")
-local order_record = require("records/order_record")
 local keys = require("values/keys")
 local numbers = require("values/numbers")
 
 local depth = {}
 
 depth.levels_max = 10000
-depth.published_levels = 10
-
--- Bounds on get_level3, a side each: the orders it tells, and those that its checksum is made of.
-local orders_max = 10000
-local checksum_orders_max = 1000
-local orders_chunk = 500
-local row_format = '["%s","%s","%s",%.0f]'
 
 -- A side with at most so many times the levels asked for is read whole.
 local whole_side_factor = 4
@@ -220,78 +213,16 @@ local function add_levels_json(pieces, levels, count)
   pieces[#pieces + 1] = shown > 0 and '"]]' or "[]"
 end
 
--- So many bytes of a text are looked at as one list.
-local bytes_chunk = 128
-
--- The table of CRC-32 (reflected polynomial 0xEDB88320). Built on first use: no arithmetic on bits
--- exists while a library loads.
-local crc_table
-
-local function build_crc_table()
-  crc_table = {}
-  for byte = 0, 255 do
-    local value = byte
-    for _ = 1, 8 do
-      if value % 2 == 1 then
-        value = bit.bxor(bit.rshift(value, 1), 0xEDB88320)
-      else
-        value = bit.rshift(value, 1)
-      end
-    end
-    crc_table[byte] = value
-  end
-end
-
--- Three of the four steps for a byte of a text are arithmetic: a call to `bit` costs several times
--- as much. Its results have a sign.
-local function crc32(text)
-  if not crc_table then
-    build_crc_table()
-  end
-  local steps, bxor, value = crc_table, bit.bxor, 0xFFFFFFFF
-  for from = 1, #text, bytes_chunk do
-    local bytes = { text:byte(from, from + bytes_chunk - 1) }
-    for i = 1, #bytes do
-      local low = value % 256
-      value = bxor((value - low) / 256, steps[bxor(low, bytes[i])]) % 4294967296
-    end
-  end
-  return bxor(value, 0xFFFFFFFF) % 4294967296
-end
-
--- Decimal text as it counts in a checksum: with all decimals of its step, but without the point and
--- leading zeros. So 1, 0.1 and 0.01 differ.
-local function digits_of(text, decimals)
-  local point = text:find(".", 1, true)
-  if not point then
-    return text .. ("0"):rep(decimals)
-  end
-  local digits = text:sub(1, point - 1) .. text:sub(point + 1)
-  digits = digits .. ("0"):rep(decimals - (#text - point))
-  return digits:byte() == 48 and digits:gsub("^0+", "") or digits
-end
-
 local function checksum_text(record, levels)
   local parts = {}
   local price_decimals, quantity_decimals =
     record.price_step.decimals, record.quantity_step.decimals
-  local length = math.min(#levels, depth.published_levels * pieces_per_level)
+  local length = math.min(#levels, checksum.levels * pieces_per_level)
   for i = pieces_per_level, length, pieces_per_level do
-    parts[#parts + 1] = digits_of(levels[i - 2], price_decimals)
-    parts[#parts + 1] = digits_of(levels[i], quantity_decimals)
+    parts[#parts + 1] = checksum.digits_of(levels[i - 2], price_decimals)
+    parts[#parts + 1] = checksum.digits_of(levels[i], quantity_decimals)
   end
   return table.concat(parts)
-end
-
--- The checksum of both sides as JSON members with a comma before them, and the steps by which a
--- reader can compute it.
-local function checksum_members(record, asks_text, bids_text)
-  return string.format(
-    ',"checksum":%.0f,"tick_size":"%s","lot_size":"%s"',
-    crc32(asks_text .. bids_text),
-    record.price_step.text,
-    record.quantity_step.text
-  )
 end
 
 -- Adds the common part of get_book's reply and of the published book to a list of pieces of text:
@@ -299,7 +230,7 @@ end
 -- are asked for. Pieces, because a full book is long, and every string that it passes through costs
 -- as much again.
 function depth.add_json(pieces, record, levels_count)
-  local read_count = math.max(levels_count, depth.published_levels)
+  local read_count = math.max(levels_count, checksum.levels)
   local bids = side_levels(record, keys.bids(record.key), -1, read_count)
   local asks = side_levels(record, keys.asks(record.key), 1, read_count)
   pieces[#pieces + 1] = '"bids":'
@@ -307,89 +238,7 @@ function depth.add_json(pieces, record, levels_count)
   pieces[#pieces + 1] = ',"asks":'
   add_levels_json(pieces, asks, levels_count)
   local asks_text, bids_text = checksum_text(record, asks), checksum_text(record, bids)
-  pieces[#pieces + 1] = checksum_members(record, asks_text, bids_text)
-end
-
--- ---- order by order
-
--- Adds an order to the rows of a side, and to the text of its checksum.
-local function add_order(record, side, order_id, text)
-  local ticks, lots, priority, displayed_id = order_record.parse_public(text)
-  if not ticks then
-    return
-  end
-  order_id = displayed_id or order_id
-  local price = instrument_record.price_text(record, ticks)
-  local quantity = instrument_record.quantity_text(record, lots)
-  side.count = side.count + 1
-  if side.count <= checksum_orders_max and side.levels <= depth.published_levels then
-    side.digits[#side.digits + 1] = digits_of(price, record.price_step.decimals)
-      .. digits_of(quantity, record.quantity_step.decimals)
-      .. order_id
-  end
-  if side.levels <= side.levels_wanted then
-    side.rows[#side.rows + 1] = row_format:format(price, quantity, order_id, priority)
-  end
-end
-
--- Adds a chunk of a side's queue. Returns whether it reached beyond the levels that are read.
-local function add_orders(record, side, members)
-  local ids = {}
-  for i = 1, #members, 2 do
-    ids[#ids + 1] = order_record.id_of_member(members[i])
-  end
-  local texts = redis.call("HMGET", keys.orders(record.key), unpack(ids))
-  for i = 1, #ids do
-    local score = members[i * 2]
-    if score ~= side.score then
-      side.score, side.levels = score, side.levels + 1
-    end
-    if side.levels > side.levels_read then
-      return true
-    end
-    if texts[i] then
-      add_order(record, side, ids[i], texts[i])
-    end
-  end
-  return false
-end
-
--- The orders of a side's best levels in queue order, as rows of JSON and as the text of their
--- checksum; `more` tells that there were too many.
-local function side_orders(record, side_key, levels_wanted)
-  local levels_read = math.max(levels_wanted, depth.published_levels)
-  local side = { levels = 0, levels_wanted = levels_wanted, levels_read = levels_read }
-  side.score, side.count, side.rows, side.digits = false, 0, {}, {}
-  for from = 0, orders_max - 1, orders_chunk do
-    local to = from + orders_chunk - 1
-    local members = redis.call("ZRANGE", side_key, from, to, "WITHSCORES")
-    if #members == 0 or add_orders(record, side, members) then
-      return side
-    end
-  end
-  side.more = #redis.call("ZRANGE", side_key, orders_max, orders_max) > 0
-  return side
-end
-
--- Adds [["100.25","1","17",41],…] to a list of pieces of text.
-local function add_rows_json(pieces, rows)
-  pieces[#pieces + 1] = "["
-  pieces[#pieces + 1] = table.concat(rows, ",")
-  pieces[#pieces + 1] = "]"
-end
-
--- Adds the common part of get_level3's reply to a list of pieces of text: bids asks more checksum
--- tick_size lot_size. The checksum is that of the published levels, however many are asked for.
-function depth.add_orders_json(pieces, record, levels_count)
-  local bids = side_orders(record, keys.bids(record.key), levels_count)
-  local asks = side_orders(record, keys.asks(record.key), levels_count)
-  pieces[#pieces + 1] = '"bids":'
-  add_rows_json(pieces, bids.rows)
-  pieces[#pieces + 1] = ',"asks":'
-  add_rows_json(pieces, asks.rows)
-  pieces[#pieces + 1] = ',"more":' .. tostring(bids.more or asks.more or false)
-  local asks_text, bids_text = table.concat(asks.digits), table.concat(bids.digits)
-  pieces[#pieces + 1] = checksum_members(record, asks_text, bids_text)
+  pieces[#pieces + 1] = checksum.json_fields(record, asks_text, bids_text)
 end
 
 return depth

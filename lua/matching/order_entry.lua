@@ -13,14 +13,17 @@ local levels = require("book/levels")
 local order_reports = require("market_data/order_reports")
 local replies = require("market_data/replies")
 local fill_plan = require("matching/fill_plan")
+local order_attributes = require("matching/order_attributes")
+local pre_trade_checks = require("matching/pre_trade_checks")
 local stop_orders = require("matching/stop_orders")
-local terms = require("matching/terms")
 local trades = require("matching/trades")
 local trading_status = require("matching/trading_status")
 local trigger_queue = require("matching/trigger_queue")
+local validity = require("matching/validity")
 local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
 local limits = require("values/limits")
+local order_types = require("values/order_types")
 local reject = require("values/reject")
 
 local order_entry = {}
@@ -62,7 +65,7 @@ function order_entry.draft(b, values)
     order_id = false,
     side = values.side,
     order_type = values.order_type,
-    time_in_force = values.time_in_force or terms.time_in_force(values),
+    time_in_force = values.time_in_force or order_types.time_in_force(values),
     price = price,
     quantity = lots,
     remaining = lots,
@@ -77,7 +80,7 @@ function order_entry.draft(b, values)
     terms = false,
   }
   if values.rare then
-    return terms.read(b, o, values)
+    return order_attributes.read(b, o, values)
   end
   return o
 end
@@ -157,7 +160,7 @@ function order_entry.plan(b, o)
     return nil, refusal
   end
   if not o.price then
-    terms.protect(b, o)
+    pre_trade_checks.protect(b, o)
   end
   local fills, left = fill_plan.make(b, o)
   if not fills then
@@ -221,7 +224,7 @@ local function rule_refusal(b, o)
   local waits = o.extras and o.extras.waits
   local refusal = waits and (agenda_refusal(b) or stop_orders.refusal(b, o))
   if not refusal and b.instrument.extended then
-    refusal = terms.rule_refusal(b, o)
+    refusal = pre_trade_checks.rule_refusal(b, o)
   end
   return refusal or (waits and stop_orders.count_refusal(b, o)) or nil
 end
@@ -254,7 +257,7 @@ end
 -- The same after every check but those of its client_order_id: it comes in time, and the instrument
 -- takes orders now.
 function order_entry.check(b, values)
-  local refusal = values.rare and terms.lateness_refusal(b, values)
+  local refusal = values.rare and validity.lateness_refusal(b, values)
   local may_be_closed = b.instrument.status ~= "trading" or b.agenda
   if not refusal and (may_be_closed or b.expiring or b.canceling) then
     refusal = order_entry.closed_refusal(b)

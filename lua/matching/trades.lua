@@ -3,8 +3,8 @@
 local book = require("book/book")
 local candles = require("market_data/candles")
 local order_reports = require("market_data/order_reports")
+local circuit_breaker = require("matching/circuit_breaker")
 local self_trade_prevention = require("matching/self_trade_prevention")
-local trading_status = require("matching/trading_status")
 local instrument_record = require("records/instrument_record")
 local order_record = require("records/order_record")
 local numbers = require("values/numbers")
@@ -54,7 +54,7 @@ local function trade_with(b, taker, maker, lots)
   taker.remaining = taker.remaining - lots
   candles.count(b, maker.price, lots)
   if b.breaker then
-    trading_status.show_trade(b, maker.price)
+    circuit_breaker.check_trade(b, maker.price)
   end
   if taker.extras and taker.extras.order_list_id then
     book.note(b, taker, "traded")

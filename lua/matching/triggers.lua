@@ -14,10 +14,10 @@
 local book = require("book/book")
 local orders = require("book/orders")
 local order_reports = require("market_data/order_reports")
+local circuit_breaker = require("matching/circuit_breaker")
 local order_entry = require("matching/order_entry")
 local order_lists = require("matching/order_lists")
 local stop_orders = require("matching/stop_orders")
-local trading_status = require("matching/trading_status")
 local trigger_queue = require("matching/trigger_queue")
 local limits = require("values/limits")
 
@@ -105,7 +105,7 @@ function triggers.run(b)
     carry_out(b)
     order_lists.settle(b)
     if b.breaker then
-      trading_status.settle(b)
+      circuit_breaker.apply(b)
     end
   end
 end

@@ -5,6 +5,7 @@ local book = require("book/book")
 local orders = require("book/orders")
 local timers = require("book/timers")
 local order_reports = require("market_data/order_reports")
+local circuit_breaker = require("matching/circuit_breaker")
 local mass_cancel = require("matching/mass_cancel")
 local trading_status = require("matching/trading_status")
 local triggers = require("matching/triggers")
@@ -72,7 +73,7 @@ function scheduled_work.run(b)
   b.expired_count = #expired
   if extended then
     b.timer_cancel_count = extended.timers > 0 and fire_timers(b) or 0
-    trading_status.watch(b)
+    circuit_breaker.start(b)
     trading_status.carry_on(b)
   end
   if b.agenda or b.notes then

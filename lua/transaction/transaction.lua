@@ -1,8 +1,8 @@
 -- The way of every call: which book it is about, what is due before its commands, and the one
 -- writing at its end.
 
+local circuit_breaker = require("matching/circuit_breaker")
 local stop_orders = require("matching/stop_orders")
-local trading_status = require("matching/trading_status")
 local triggers = require("matching/triggers")
 local instrument_record = require("records/instrument_record")
 local commit = require("transaction/commit")
@@ -57,7 +57,7 @@ end
 function transaction.follow_up(b)
   b.command_index = false
   if b.breaker then
-    trading_status.settle(b)
+    circuit_breaker.apply(b)
   end
   if b.agenda or b.notes then
     triggers.run(b)
