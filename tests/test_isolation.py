@@ -15,7 +15,7 @@ from books import Book, Json, assert_rejected, decode, words
 from orderbook import library
 from servers import library_for, running
 
-BROKEN_LINE = "function place_order.run(b, values)\n"
+BROKEN_LINE = "function place_order.run(tx, values)\n"
 RAISES = 'if values.account == "mallory" then local nothing; return nothing.price end\n'
 BRACKET = (
     '[{"side":"buy","order_type":"limit","price":"99","quantity":"5"},'

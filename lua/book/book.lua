@@ -22,179 +22,181 @@ local order_record = require("records/order_record")
 local book = {}
 
 -- The instrument's rules or status are others: they are written, and told.
-function book.change_rules(b)
-  b.changed, b.rules_changed = true, true
-  event_stream.instrument_changed(b)
+function book.change_rules(tx)
+  tx.changed, tx.rules_changed = true, true
+  event_stream.instrument_changed(tx)
 end
 
 -- The order is not as it was stored. For orders that are not `touched` yet.
-local function touch(b, o)
-  b.changed = true
-  o.touched = true
-  b.touched_orders[#b.touched_orders + 1] = o
+local function touch(tx, order)
+  tx.changed = true
+  order.touched = true
+  tx.touched_orders[#tx.touched_orders + 1] = order
 end
 
 -- Queues an order with its priority, behind all others of its price. An iceberg shows the slice
 -- that is given, or else a whole one.
-function book.enqueue(b, o, slice)
-  local side = b[o.side]
-  local rank = o.price * side.sign
-  if not o.touched then
-    touch(b, o)
+function book.rest(tx, order, slice)
+  local side = tx[order.side]
+  local rank = order.price * side.sign
+  if not order.touched then
+    touch(tx, order)
   end
-  o.queued = true
-  side.pending[#side.pending + 1] = { order = o, priority = o.priority, rank = rank }
+  order.queued = true
+  side.pending[#side.pending + 1] = { order = order, priority = order.priority, rank = rank }
   if side.best_known and not (side.best_price and side.best_price * side.sign <= rank) then
-    side.best_price = o.price
+    side.best_price = order.price
   end
-  local price, remaining, extras = o.price, o.remaining, o.extras
-  if extras and extras.display_quantity then
-    remaining = slice or math.min(extras.display_quantity, remaining)
-    extras.slice = remaining
-    b.has_icebergs = true
+  local price, remaining, attributes = order.price, order.remaining, order.attributes
+  if attributes and attributes.display_quantity then
+    remaining = slice or math.min(attributes.display_quantity, remaining)
+    attributes.slice = remaining
+    tx.has_icebergs = true
   end
   side.differences[price] = (side.differences[price] or 0) + remaining
-  if remaining > b.instrument.largest_order_lots then
-    b.instrument.largest_order_lots = remaining
+  if remaining > tx.instrument.largest_order_lots then
+    tx.instrument.largest_order_lots = remaining
   end
 end
 
 -- Gives an order the next priority: later than every order's of this book.
-function book.prioritize(b, o)
-  local record = b.instrument
-  record.last_priority = record.last_priority + 1
-  o.priority = record.last_priority
+function book.assign_priority(tx, order)
+  local instrument = tx.instrument
+  instrument.last_priority = instrument.last_priority + 1
+  order.priority = instrument.last_priority
 end
 
 -- An iceberg whose slice was traded shows the next one, behind the others of its level. Everybody
 -- else sees a new order: a slice under the old id would tell that the order hides more.
-function book.refresh(b, o)
-  o.extras.displayed_order_id, o.terms = book.new_order_id(b), false
-  book.prioritize(b, o)
-  book.enqueue(b, o, o.extras.slice)
-  order_reports.refreshed(b, o)
+function book.refresh(tx, order)
+  order.attributes.displayed_order_id, order.terms = book.new_order_id(tx), false
+  book.assign_priority(tx, order)
+  book.rest(tx, order, order.attributes.slice)
+  order_reports.refreshed(tx, order)
 end
 
 -- The next order_id that no order has.
-function book.new_order_id(b)
-  local record = b.instrument
-  record.last_order_id = record.last_order_id + 1
-  return ("%d"):format(record.last_order_id)
+function book.new_order_id(tx)
+  local instrument = tx.instrument
+  instrument.last_order_id = instrument.last_order_id + 1
+  return ("%d"):format(instrument.last_order_id)
 end
 
 -- A new order enters the book's care (it may fill at once and never queue): it gets its priority,
 -- and its id where it has none yet.
-function book.admit(b, o)
-  local record = b.instrument
-  record.last_priority = record.last_priority + 1
-  record.open_orders = record.open_orders + 1
-  local order_id = o.order_id or book.new_order_id(b)
-  o.order_id, o.priority, o.timestamp_ms = order_id, record.last_priority, b.timestamp_ms
-  b.orders[order_id] = o
-  if o.client_order_id then
-    b.client_orders[orders.client_name(o.account, o.client_order_id)] = order_id
+function book.register_order(tx, order)
+  local instrument = tx.instrument
+  instrument.last_priority = instrument.last_priority + 1
+  instrument.open_orders = instrument.open_orders + 1
+  local order_id = order.order_id or book.new_order_id(tx)
+  order.order_id, order.priority, order.timestamp_ms =
+    order_id, instrument.last_priority, tx.timestamp_ms
+  tx.orders[order_id] = order
+  if order.client_order_id then
+    tx.client_orders[orders.client_name(order.account, order.client_order_id)] = order_id
   end
 end
 
-local function leave(side, o, price)
-  o.queued = false
+local function leave(side, order, price)
+  order.queued = false
   if side.best_price == price then
     side.best_known = false
   end
 end
 
-function book.count_trailing(b, account, change)
-  local counts = b.trailing_counts
+function book.count_trailing(tx, account, change)
+  local counts = tx.trailing_counts
   if counts then
     counts[account] = (counts[account] or 0) + change
   end
 end
 
 -- Counts an order that begins to wait, or ceases to.
-local function count_waiting(b, o, change)
-  local extended, extras = instrument_record.extend(b.instrument), o.extras
-  if extras.waits == "dormant" then
-    extended.dormant_orders = extended.dormant_orders + change
+local function count_waiting(tx, order, change)
+  local features, attributes = instrument_record.extend(tx.instrument), order.attributes
+  if attributes.waits == "dormant" then
+    features.dormant_orders = features.dormant_orders + change
     return
   end
-  extended.waiting_orders = extended.waiting_orders + change
-  if extras.trailing_offset and extras.waits ~= "paused" then
-    extended.trailing_orders = extended.trailing_orders + change
-    book.count_trailing(b, o.account, change)
+  features.waiting_orders = features.waiting_orders + change
+  if attributes.trailing_offset and attributes.waits ~= "paused" then
+    features.trailing_orders = features.trailing_orders + change
+    book.count_trailing(tx, order.account, change)
   end
 end
 
 -- Takes a waiting order out of its queue.
-local function leave_waiting(b, o)
-  count_waiting(b, o, -1)
-  leave(queue.of(b, o.extras.waits), o, order_record.queue_price(o))
+local function leave_waiting(tx, order)
+  count_waiting(tx, order, -1)
+  leave(queue.of(tx, order.attributes.waits), order, order_record.queue_price(order))
 end
 
 -- Takes an order out of the queue; it keeps its record until it is queued again or closed.
-function book.dequeue(b, o)
-  if not o.touched then
-    touch(b, o)
+function book.remove_from_queue(tx, order)
+  if not order.touched then
+    touch(tx, order)
   end
-  local side, price, shown, extras = b[o.side], o.price, o.remaining, o.extras
-  if extras then
-    if extras.waits then
-      return leave_waiting(b, o)
+  local side, price, shown, attributes =
+    tx[order.side], order.price, order.remaining, order.attributes
+  if attributes then
+    if attributes.waits then
+      return leave_waiting(tx, order)
     end
-    shown = extras.slice or shown
+    shown = attributes.slice or shown
   end
   side.differences[price] = (side.differences[price] or 0) - shown
-  leave(side, o, price)
+  leave(side, order, price)
 end
 
 -- Queues an order with its priority among those that wait like it, at its place there
 -- (order_record.queue_price).
-function book.wait(b, o)
-  local extras = o.extras
-  local side = queue.of(b, extras.waits)
-  local rank = order_record.queue_price(o) * side.sign
-  if not o.touched then
-    touch(b, o)
+function book.wait(tx, order)
+  local attributes = order.attributes
+  local side = queue.of(tx, attributes.waits)
+  local rank = order_record.queue_price(order) * side.sign
+  if not order.touched then
+    touch(tx, order)
   end
-  o.queued = true
-  side.pending[#side.pending + 1] = { order = o, priority = o.priority, rank = rank }
+  order.queued = true
+  side.pending[#side.pending + 1] = { order = order, priority = order.priority, rank = rank }
   side.best_known = false
-  count_waiting(b, o, 1)
-  if extras.reference_price then
-    b.trailing_touched = b.trailing_touched or {}
-    b.trailing_touched[o.order_id] = o
+  count_waiting(tx, order, 1)
+  if attributes.reference_price then
+    tx.trailing_touched = tx.trailing_touched or {}
+    tx.trailing_touched[order.order_id] = order
   end
-  b.agenda = b.agenda or { first = 1 }
+  tx.trigger_queue = tx.trigger_queue or { first = 1 }
 end
 
 -- A waiting order changes its terms in its place.
-function book.change_waiting(b, o)
-  if not o.touched then
-    touch(b, o)
+function book.change_waiting(tx, order)
+  if not order.touched then
+    touch(tx, order)
   end
 end
 
 -- Notes what becomes of an order of an order list (traded, triggered, ended; decremented, by so
 -- many lots), for the others of it.
-function book.note(b, o, event, lots)
-  b.notes = b.notes or { first = 1 }
-  b.notes[#b.notes + 1] = { order = o, event = event, lots = lots }
+function book.add_list_event(tx, order, event, lots)
+  tx.list_events = tx.list_events or { first = 1 }
+  tx.list_events[#tx.list_events + 1] = { order = order, event = event, lots = lots }
 end
 
 -- The order is no longer open, and not in the queue.
-function book.close(b, o)
-  if not o.touched then
-    touch(b, o)
+function book.end_order(tx, order)
+  if not order.touched then
+    touch(tx, order)
   end
-  b.instrument.open_orders = b.instrument.open_orders - 1
-  if o.extras and o.extras.order_list_id then
-    book.note(b, o, "ended")
+  tx.instrument.open_orders = tx.instrument.open_orders - 1
+  if order.attributes and order.attributes.order_list_id then
+    book.add_list_event(tx, order, "ended")
   end
 end
 
 -- Takes an order out of the queue for good.
-function book.remove(b, o)
-  book.dequeue(b, o)
-  book.close(b, o)
+function book.remove(tx, order)
+  book.remove_from_queue(tx, order)
+  book.end_order(tx, order)
 end
 
 -- Takes an order out of the queue as `remove` does, but so that it can be put back. Returns the way
@@ -204,20 +206,20 @@ end
 -- in place by then. So such an order is settled first: in `added` an element stays until more is
 -- queued, and counts again as soon as its order is queued again. In the window of what Redis has
 -- it stays anyway.
-function book.lift(b, o)
-  local side = queue.of(b, order_record.queue_name(o))
-  if o.priority ~= o.stored_priority then
-    queue.sort_in(b, side)
+function book.remove_tentatively(tx, order)
+  local side = queue.of(tx, order_record.queue_name(order))
+  if order.priority ~= order.stored_priority then
+    queue.sort_in(tx, side)
   end
-  local way_back = {
-    order = o,
+  local removed = {
+    order = order,
     head = side.head,
-    was_touched = o.touched,
-    was_changed = b.changed,
-    notes_length = b.notes and #b.notes,
+    was_touched = order.touched,
+    was_changed = tx.changed,
+    list_events_length = tx.list_events and #tx.list_events,
   }
-  book.remove(b, o)
-  return way_back
+  book.remove(tx, order)
+  return removed
 end
 
 -- Puts a lifted order back in its old place, as if nothing had happened. Only what reads may have
@@ -225,81 +227,83 @@ end
 -- what was pending, and found another best price. The window only grows at its end, so the start it
 -- had is still right; an element may since have been inserted before the order's in `added`, so
 -- there the start is looked for from the beginning.
-function book.restore(b, way_back)
-  local o = way_back.order
-  local side = queue.of(b, order_record.queue_name(o))
-  o.queued = true
-  if o.extras and o.extras.waits then
-    count_waiting(b, o, 1)
+function book.put_back(tx, removed)
+  local order = removed.order
+  local side = queue.of(tx, order_record.queue_name(order))
+  order.queued = true
+  if order.attributes and order.attributes.waits then
+    count_waiting(tx, order, 1)
   else
-    side.differences[o.price] = side.differences[o.price] + order_record.shown(o)
+    side.differences[order.price] = side.differences[order.price] + order_record.shown(order)
   end
-  side.head, side.added_head, side.best_known = way_back.head, 1, false
-  b.instrument.open_orders = b.instrument.open_orders + 1
-  b.changed = way_back.was_changed
-  if way_back.notes_length then
-    b.notes[way_back.notes_length + 1] = nil
+  side.head, side.added_head, side.best_known = removed.head, 1, false
+  tx.instrument.open_orders = tx.instrument.open_orders + 1
+  tx.changed = removed.was_changed
+  if removed.list_events_length then
+    tx.list_events[removed.list_events_length + 1] = nil
   else
-    b.notes = false
+    tx.list_events = false
   end
-  if not way_back.was_touched then
-    o.touched = false
-    b.touched_orders[#b.touched_orders] = nil
+  if not removed.was_touched then
+    order.touched = false
+    tx.touched_orders[#tx.touched_orders] = nil
   end
 end
 
 -- Takes traded lots off the slice that an iceberg shows, and those beyond it off its next ones.
 -- Returns how much it shows less in its place, and whether a later slice is due there.
-local function take_slices(o, lots)
-  local extras, shown = o.extras, o.extras.slice
+local function take_slices(order, lots)
+  local attributes, shown = order.attributes, order.attributes.slice
   if lots < shown then
-    extras.slice = shown - lots
+    attributes.slice = shown - lots
     return lots, false
   end
-  local begun = (lots - shown) % extras.display_quantity
-  extras.slice = math.min(extras.display_quantity, o.remaining + begun) - begun
+  local begun = (lots - shown) % attributes.display_quantity
+  attributes.slice = math.min(attributes.display_quantity, order.remaining + begun) - begun
   return shown, true
 end
 
 -- Takes traded quantity off an order in its place. Returns whether a slice of an iceberg is used up
 -- and a later one is due: the order is then out of the queue.
-function book.reduce(b, o, lots)
-  local side, extras, shown_less, is_used_up = b[o.side], o.extras, lots, false
-  if not o.touched then
-    touch(b, o)
+function book.reduce(tx, order, lots)
+  local side, attributes, shown_less, is_used_up = tx[order.side], order.attributes, lots, false
+  if not order.touched then
+    touch(tx, order)
   end
-  o.remaining = o.remaining - lots
-  if extras and extras.slice then
-    shown_less, is_used_up = take_slices(o, lots)
+  order.remaining = order.remaining - lots
+  if attributes and attributes.slice then
+    shown_less, is_used_up = take_slices(order, lots)
   end
-  side.differences[o.price] = (side.differences[o.price] or 0) - shown_less
-  if extras and extras.order_list_id then
-    book.note(b, o, "traded")
+  side.differences[order.price] = (side.differences[order.price] or 0) - shown_less
+  if attributes and attributes.order_list_id then
+    book.add_list_event(tx, order, "traded")
   end
-  if o.remaining == 0 then
-    leave(side, o, o.price)
-    book.close(b, o)
+  if order.remaining == 0 then
+    leave(side, order, order.price)
+    book.end_order(tx, order)
   elseif is_used_up then
-    leave(side, o, o.price)
+    leave(side, order, order.price)
     return true
   end
   return false
 end
 
 -- Takes quantity off an order that is not traded: an iceberg shows less only where it must.
-function book.shrink(b, o, lots)
-  local side, before = b[o.side], order_record.shown(o)
-  if not o.touched then
-    touch(b, o)
+function book.shrink(tx, order, lots)
+  local side, before = tx[order.side], order_record.shown(order)
+  if not order.touched then
+    touch(tx, order)
   end
-  o.remaining = o.remaining - lots
-  if o.extras and o.extras.waits then
+  order.remaining = order.remaining - lots
+  if order.attributes and order.attributes.waits then
     return
   end
-  if o.extras and o.extras.slice then
-    o.extras.slice = math.min(o.extras.slice, o.remaining)
+  if order.attributes and order.attributes.slice then
+    order.attributes.slice = math.min(order.attributes.slice, order.remaining)
   end
-  side.differences[o.price] = (side.differences[o.price] or 0) - before + order_record.shown(o)
+  side.differences[order.price] = (side.differences[order.price] or 0)
+    - before
+    + order_record.shown(order)
 end
 
 return book

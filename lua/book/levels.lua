@@ -7,12 +7,12 @@ local levels = {}
 local arguments_max = 4000
 
 -- Reads the stored totals of these prices.
-function levels.read_totals(b, side, prices)
+function levels.read_totals(tx, side, prices)
   local totals = side.totals
   for from = 1, #prices, arguments_max do
     local names = {}
     for i = from, math.min(from + arguments_max - 1, #prices) do
-      names[#names + 1] = instrument_record.ticks_text(b.instrument, prices[i])
+      names[#names + 1] = instrument_record.ticks_text(tx.instrument, prices[i])
     end
     local texts = redis.call("HMGET", side.levels_key, unpack(names))
     for i = 1, #texts do
@@ -23,19 +23,19 @@ end
 
 -- Whether the total of a level would be beyond exactness with these lots more. The slices of
 -- icebergs come and go, so beside one there is no order of a size that would matter.
-function levels.overflows(b, side_name, price, lots)
-  local record = b.instrument
-  if lots <= b.lots_safe and record.largest_order_lots <= b.lots_safe then
+function levels.overflows(tx, side_name, price, lots)
+  local instrument = tx.instrument
+  if lots <= tx.lots_safe and instrument.largest_order_lots <= tx.lots_safe then
     return false
   end
-  if b.has_icebergs and lots > b.lots_safe then
+  if tx.has_icebergs and lots > tx.lots_safe then
     return true
   end
-  local side = b[side_name]
+  local side = tx[side_name]
   if not side.totals[price] then
-    levels.read_totals(b, side, { price })
+    levels.read_totals(tx, side, { price })
   end
-  return side.totals[price] + (side.differences[price] or 0) + lots > record.lots_max
+  return side.totals[price] + (side.differences[price] or 0) + lots > instrument.lots_max
 end
 
 return levels

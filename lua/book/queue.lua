@@ -70,12 +70,12 @@ local waiting_queues = {
 }
 
 -- A queue by name: buy, sell, or one of those that wait.
-function queue.of(b, name)
-  local side = b[name]
+function queue.of(tx, name)
+  local side = tx[name]
   if not side then
-    local key = waiting_queues[name].key(b.key)
+    local key = waiting_queues[name].key(tx.key)
     side = queue.new(key, keys.levels(key), waiting_queues[name].sign)
-    b[name] = side
+    tx[name] = side
   end
   return side
 end
@@ -92,20 +92,20 @@ local function load_chunk(side)
   side.chunk = math.min(side.chunk * chunk_growth, chunk_max)
 end
 
-local function stands(b, member)
-  local o = b.orders[order_record.id_of_member(member)]
-  return o == nil or (o and o.queued and o.priority == o.stored_priority)
+local function stands(tx, member)
+  local order = tx.orders[order_record.id_of_member(member)]
+  return order == nil or (order and order.queued and order.priority == order.stored_priority)
 end
 
 -- The index of the next window element that still counts, from index on, or nil at the end.
-local function next_stored(b, side, index)
+local function next_stored(tx, side, index)
   while true do
     if index > #side.members then
       if side.exhausted then
         return nil
       end
       load_chunk(side)
-    elseif stands(b, side.members[index]) then
+    elseif stands(tx, side.members[index]) then
       return index
     else
       index = index + 1
@@ -115,8 +115,8 @@ end
 
 -- element: { order, priority, rank }, what this call queued.
 local function in_place(element)
-  local o = element.order
-  return o.queued and o.priority == element.priority
+  local order = element.order
+  return order.queued and order.priority == element.priority
 end
 
 local function next_added(side, index)
@@ -191,19 +191,19 @@ end
 
 -- Takes in what waits to be sorted, and moves the start of both lists past elements that will
 -- never count again.
-function queue.sort_in(b, side)
+function queue.sort_in(tx, side)
   if side.pending[1] then
     take_in_pending(side)
   end
-  side.head = next_stored(b, side, side.head) or #side.members + 1
+  side.head = next_stored(tx, side, side.head) or #side.members + 1
   side.added_head = next_added(side, side.added_head) or #side.added + 1
 end
 
 -- The best price of a side in ticks, or false where it is empty.
-function queue.best_price(b, side_name)
-  local side = b[side_name] or queue.of(b, side_name)
+function queue.best_price(tx, side_name)
+  local side = tx[side_name] or queue.of(tx, side_name)
   if not side.best_known then
-    queue.sort_in(b, side)
+    queue.sort_in(tx, side)
     local rank = side.ranks[side.head]
     local element = side.added[side.added_head]
     if element and not (rank and rank <= element.rank) then
@@ -215,32 +215,32 @@ function queue.best_price(b, side_name)
 end
 
 -- Reads the records of the window from an index on, the more the further matching reaches.
-local function prefetch_records(b, side, from)
+local function prefetch_records(tx, side, from)
   local ids = {}
   for i = from, math.min(from + side.records_chunk - 1, #side.members) do
     ids[#ids + 1] = order_record.id_of_member(side.members[i])
   end
   side.records_chunk = math.min(side.records_chunk * chunk_growth, chunk_max)
-  orders.prefetch(b, ids)
+  orders.prefetch(tx, ids)
 end
 
 -- The orders of a side in priority, one a call, nil at the end. Nothing may change while it is in
 -- use.
-function queue.orders(b, side_name)
-  local side = queue.of(b, side_name)
-  queue.sort_in(b, side)
+function queue.orders(tx, side_name)
+  local side = queue.of(tx, side_name)
+  queue.sort_in(tx, side)
   local stored, added = side.head, side.added_head
   return function()
-    stored = next_stored(b, side, stored)
+    stored = next_stored(tx, side, stored)
     added = added and next_added(side, added)
     local element = added and side.added[added]
     if stored and not (element and element.rank < side.ranks[stored]) then
       local order_id = order_record.id_of_member(side.members[stored])
-      if b.records[order_id] == nil and b.orders[order_id] == nil then
-        prefetch_records(b, side, stored)
+      if tx.records[order_id] == nil and tx.orders[order_id] == nil then
+        prefetch_records(tx, side, stored)
       end
       stored = stored + 1
-      return orders.find(b, order_id) or damage.raise("order " .. order_id .. " has no record")
+      return orders.find(tx, order_id) or damage.raise("order " .. order_id .. " has no record")
     end
     if not stored then
       stored = #side.members + 1

@@ -11,23 +11,23 @@ local stp_groups = {}
 stp_groups.accounts_max = 100000
 
 -- The group that an account belongs to, or false.
-function stp_groups.of(b, account)
-  b.stp_groups = b.stp_groups or {}
-  local group = b.stp_groups[account]
+function stp_groups.of(tx, account)
+  tx.stp_groups = tx.stp_groups or {}
+  local group = tx.stp_groups[account]
   if group == nil then
-    group = redis.call("HGET", keys.stp_groups(b.instrument.segment), account)
-    b.stp_groups[account] = group
+    group = redis.call("HGET", keys.stp_groups(tx.instrument.segment), account)
+    tx.stp_groups[account] = group
   end
   return group
 end
 
 -- Whether two orders of different accounts name one group that both accounts belong to now.
-function stp_groups.are_together(b, one, other)
-  local group = one.extras and one.extras.stp_group
-  if not group or not other.extras or other.extras.stp_group ~= group then
+function stp_groups.are_together(tx, one, other)
+  local group = one.attributes and one.attributes.stp_group
+  if not group or not other.attributes or other.attributes.stp_group ~= group then
     return false
   end
-  return stp_groups.of(b, one.account) == group and stp_groups.of(b, other.account) == group
+  return stp_groups.of(tx, one.account) == group and stp_groups.of(tx, other.account) == group
 end
 
 return stp_groups

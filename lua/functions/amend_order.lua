@@ -33,9 +33,9 @@ amend_order.schema = fields.schema({
 }, {}, 6)
 
 -- A refusal where an order that has no stop price is to get one, or has one of its own making.
-local function stop_price_refusal(o, values)
-  local extras = o.extras
-  local has_one = extras and extras.waits and not extras.trailing_offset
+local function stop_price_refusal(order, values)
+  local attributes = order.attributes
+  local has_one = attributes and attributes.waits and not attributes.trailing_offset
   if values.stop_price and not has_one then
     return reject.new("FIELD_NOT_ALLOWED", "only an order that waits for a stop_price has one")
   end
@@ -44,35 +44,36 @@ end
 
 -- The order's new { ticks, total, remaining, stop_price }, or nil and why not. Where nothing is to
 -- remain the amend ends the order, and its total has no least.
-local function amended(b, o, values)
-  local record = b.instrument
-  local filled = o.quantity - o.remaining
-  local new = { ticks = o.price, total = o.quantity, remaining = o.remaining }
-  local refusal = values.rare and stop_price_refusal(o, values)
-  if values.price and not o.price then
+local function amended(tx, order, values)
+  local instrument = tx.instrument
+  local filled = order.quantity - order.remaining
+  local new = { ticks = order.price, total = order.quantity, remaining = order.remaining }
+  local refusal = values.rare and stop_price_refusal(order, values)
+  if values.price and not order.price then
     refusal = reject.new("FIELD_NOT_ALLOWED", "the order has no price of its own")
   end
   if values.price and not refusal then
-    new.ticks, refusal = instrument_record.price(record, values.price)
+    new.ticks, refusal = instrument_record.price(instrument, values.price)
   end
   if values.stop_price and not refusal then
-    new.stop_price, refusal = instrument_record.price(record, values.stop_price)
+    new.stop_price, refusal = instrument_record.price(instrument, values.stop_price)
   end
   if values.quantity and not refusal then
-    new.total, refusal = instrument_record.lots(record, values.quantity, "quantity")
+    new.total, refusal = instrument_record.lots(instrument, values.quantity, "quantity")
   end
   if values.remaining_quantity and not refusal then
     local lots
-    lots, refusal = instrument_record.lots(record, values.remaining_quantity, "remaining_quantity")
+    lots, refusal =
+      instrument_record.lots(instrument, values.remaining_quantity, "remaining_quantity")
     new.total = lots and lots + filled
   end
   local is_resized = values.quantity or values.remaining_quantity
   if is_resized and not refusal and new.total > filled then
-    refusal = instrument_record.quantity_refusal(record, new.total)
+    refusal = instrument_record.quantity_refusal(instrument, new.total)
   end
-  local display_lots = o.extras and o.extras.display_quantity
-  if display_lots and not refusal and new.total > o.quantity then
-    refusal = instrument_record.display_refusal(record, new.total, display_lots)
+  local display_lots = order.attributes and order.attributes.display_quantity
+  if display_lots and not refusal and new.total > order.quantity then
+    refusal = instrument_record.display_refusal(instrument, new.total, display_lots)
   end
   if refusal then
     return nil, refusal
@@ -95,176 +96,179 @@ local function amend_refusal(values)
 end
 
 -- Ends an order of which nothing is to remain, as cancel_order does.
-local function finish(b, o)
-  book.remove(b, o)
-  order_reports.canceled(b, o, "requested")
-  return replies.order(b, o, "canceled", "[]")
+local function finish(tx, order)
+  book.remove(tx, order)
+  order_reports.canceled(tx, order, "requested")
+  return replies.order(tx, order, "canceled", "[]")
 end
 
 -- Shrinks an order where it stands.
-local function shrink(b, o, new)
-  book.shrink(b, o, o.remaining - new.remaining)
-  o.quantity, o.terms = new.total, false
-  order_reports.amended(b, o)
-  return replies.order(b, o, order_record.status(o), "[]")
+local function shrink(tx, order, new)
+  book.shrink(tx, order, order.remaining - new.remaining)
+  order.quantity, order.terms = new.total, false
+  order_reports.amended(tx, order)
+  return replies.order(tx, order, order_record.status(order), "[]")
 end
 
 -- The fills of an order that is to queue anew, after the last rules that can refuse it; nil and why
 -- not.
-local function plan_requeue(b, o, new)
+local function plan_requeue(tx, order, new)
   local taker = {
-    side = o.side,
+    side = order.side,
     price = new.ticks,
     remaining = new.remaining,
-    account = o.account,
-    time_in_force = o.time_in_force,
-    extras = o.extras,
+    account = order.account,
+    time_in_force = order.time_in_force,
+    attributes = order.attributes,
   }
-  local status, is_post_only = b.instrument.status, o.extras and o.extras.post_only
+  local status, is_post_only = tx.instrument.status, order.attributes and order.attributes.post_only
   if is_post_only and status == "auction" then
     return reject.with("INSTRUMENT_AUCTION", "an auction takes no post_only orders anew")
   end
   local never_takes = is_post_only or status == "post_only"
-  local refusal = never_takes and order_entry.post_only_refusal(b, taker)
+  local refusal = never_takes and order_entry.post_only_refusal(tx, taker)
   if refusal then
     return nil, refusal
   end
-  local fills, left = fill_plan.make(b, taker)
+  local fills, left = fill_plan.make(tx, taker)
   if not fills then
     return nil, left
   end
-  local stays_in_level = new.ticks == o.price and order_record.shown(o) or 0
+  local stays_in_level = new.ticks == order.price and order_record.shown(order) or 0
   local rests = left > 0 and not fills.ended and not fills.is_cut
-  if rests and levels.overflows(b, o.side, new.ticks, left - stays_in_level) then
+  if rests and levels.overflows(tx, order.side, new.ticks, left - stays_in_level) then
     return nil, order_entry.level_refusal()
   end
   return fills
 end
 
 -- Lifts out whom an order would end by trading at its new price: the others of its list.
-local function lift_others(b, o, new)
-  local is_listed = o.extras and o.extras.order_list_id
-  if not is_listed or not fill_plan.would_trade(b, { side = o.side, price = new.ticks }) then
+local function lift_others(tx, order, new)
+  local is_listed = order.attributes and order.attributes.order_list_id
+  if not is_listed or not fill_plan.would_trade(tx, { side = order.side, price = new.ticks }) then
     return {}
   end
-  return order_lists.lift_others(b, o)
+  return order_lists.remove_others_tentatively(tx, order)
 end
 
 -- Gives an order a new price or a larger quantity: it leaves the queue, trades where it now
 -- crosses, and queues anew with what is left.
-local function requeue(b, o, new)
-  local others = lift_others(b, o, new)
-  local fills, refused = plan_requeue(b, o, new)
+local function requeue(tx, order, new)
+  local others = lift_others(tx, order, new)
+  local fills, refused = plan_requeue(tx, order, new)
   if not fills then
-    order_lists.put_back(b, others)
+    order_lists.put_back(tx, others)
     return nil, refused
   end
-  order_lists.end_lifted(b, others)
-  book.dequeue(b, o)
-  o.price, o.quantity, o.remaining, o.terms = new.ticks, new.total, new.remaining, false
-  book.prioritize(b, o)
-  order_reports.amended(b, o)
-  local fills_json = fills[1] and trades.execute(b, o, fills) or "[]"
-  local status = order_entry.settle(b, o, fills)
-  return replies.order(b, o, status, fills_json)
+  order_lists.end_removed(tx, others)
+  book.remove_from_queue(tx, order)
+  order.price, order.quantity, order.remaining, order.terms =
+    new.ticks, new.total, new.remaining, false
+  book.assign_priority(tx, order)
+  order_reports.amended(tx, order)
+  local fills_json = fills[1] and trades.execute(tx, order, fills) or "[]"
+  local status = order_entry.rest_or_end(tx, order, fills)
+  return replies.order(tx, order, status, fills_json)
 end
 
 -- Changes an order that waits for its price: it goes on waiting, with its priority unless its stop
 -- price is another.
-local function amend_waiting(b, o, new)
-  local extras = o.extras
-  local moves = new.stop_price and new.stop_price ~= extras.stop_price
+local function amend_waiting(tx, order, new)
+  local attributes = order.attributes
+  local moves = new.stop_price and new.stop_price ~= attributes.stop_price
   if moves then
-    book.dequeue(b, o)
+    book.remove_from_queue(tx, order)
   end
-  o.price, o.quantity, o.remaining, o.terms = new.ticks, new.total, new.remaining, false
+  order.price, order.quantity, order.remaining, order.terms =
+    new.ticks, new.total, new.remaining, false
   if moves then
-    extras.stop_price = new.stop_price
-    book.prioritize(b, o)
-    book.wait(b, o)
+    attributes.stop_price = new.stop_price
+    book.assign_priority(tx, order)
+    book.wait(tx, order)
   else
-    book.change_waiting(b, o)
+    book.change_waiting(tx, order)
   end
-  order_reports.amended(b, o)
-  return replies.order(b, o, "open", "[]")
+  order_reports.amended(tx, order)
+  return replies.order(tx, order, "open", "[]")
 end
 
 -- A refusal of an amend by the rules about prices, else nil.
-local function price_rule_refusal(b, o, values, new)
+local function price_rule_refusal(tx, order, values, new)
   if new.stop_price then
-    return stop_orders.would_trigger_refusal(b, o.extras.waits, new.stop_price)
+    return stop_orders.would_trigger_refusal(tx, order.attributes.waits, new.stop_price)
   end
-  if values.price and not (o.extras and o.extras.waits) then
-    return pre_trade_checks.band_refusal(b, new.ticks)
+  if values.price and not (order.attributes and order.attributes.waits) then
+    return pre_trade_checks.band_refusal(tx, new.ticks)
   end
   return nil
 end
 
 -- A refusal of an amend by min_notional, else nil. What an entry has filled is worth what it is: an
 -- order that has no other quantity may get another price.
-local function notional_refusal(b, o, new)
+local function notional_refusal(tx, order, new)
   if
-    not b.instrument.extended or (new.total == o.quantity and order_lists.is_armed_by_entry(b, o))
+    not tx.instrument.features
+    or (new.total == order.quantity and order_lists.is_armed_by_entry(tx, order))
   then
     return nil
   end
-  local stop_price = new.stop_price or (o.extras and o.extras.stop_price)
-  return pre_trade_checks.notional_refusal(b, {
-    order_type = o.order_type,
+  local stop_price = new.stop_price or (order.attributes and order.attributes.stop_price)
+  return pre_trade_checks.notional_refusal(tx, {
+    order_type = order.order_type,
     price = new.ticks,
     quantity = new.total,
-    extras = { stop_price = stop_price },
+    attributes = { stop_price = stop_price },
   })
 end
 
 -- Whether an amend only takes risk off: it ends the order, or makes it smaller where it is.
-local function only_shrinks(o, new)
+local function only_shrinks(order, new)
   if new.remaining <= 0 then
     return true
   end
-  local moves = new.stop_price and new.stop_price ~= o.extras.stop_price
-  return new.ticks == o.price and new.remaining < o.remaining and not moves
+  local moves = new.stop_price and new.stop_price ~= order.attributes.stop_price
+  return new.ticks == order.price and new.remaining < order.remaining and not moves
 end
 
 -- The other leg of an oco where an amend changes their quantity, else nil; and a refusal where the
 -- quantity is not to be amended.
-local function leg_to_resize(b, o, new)
-  if new.total == o.quantity or new.remaining <= 0 then
+local function leg_to_resize(tx, order, new)
+  if new.total == order.quantity or new.remaining <= 0 then
     return nil
   end
-  return order_lists.other_leg(b, o)
+  return order_lists.other_leg(tx, order)
 end
 
 -- A refusal where the other leg of an oco cannot have this quantity, else nil.
-local function resize_refusal(b, leg, total)
-  local refusal = notional_refusal(b, leg, { ticks = leg.price, total = total })
+local function resize_refusal(tx, leg, total)
+  local refusal = notional_refusal(tx, leg, { ticks = leg.price, total = total })
   local lots = total - leg.remaining
-  if refusal or lots <= 0 or leg.extras.waits then
+  if refusal or lots <= 0 or leg.attributes.waits then
     return refusal
   end
-  return levels.overflows(b, leg.side, leg.price, lots) and order_entry.level_refusal() or nil
+  return levels.overflows(tx, leg.side, leg.price, lots) and order_entry.level_refusal() or nil
 end
 
 -- A refusal of an amend by the rules of server and instrument, else nil. None keeps an order from
 -- being ended.
-local function rule_refusal(b, o, values, new)
+local function rule_refusal(tx, order, values, new)
   if new.remaining <= 0 then
     return nil
   end
-  return (not only_shrinks(o, new) and validity.memory_refusal(b))
-    or price_rule_refusal(b, o, values, new)
-    or notional_refusal(b, o, new)
+  return (not only_shrinks(order, new) and validity.memory_refusal(tx))
+    or price_rule_refusal(tx, order, values, new)
+    or notional_refusal(tx, order, new)
 end
 
 -- How an amend is carried out.
-local function way_of_change(o, new)
+local function way_of_change(order, new)
   if new.remaining <= 0 then
     return finish
   end
-  if o.extras and o.extras.waits then
+  if order.attributes and order.attributes.waits then
     return amend_waiting
   end
-  return only_shrinks(o, new) and shrink or requeue
+  return only_shrinks(order, new) and shrink or requeue
 end
 
 -- A refusal of an amend by the queue an order waits in, else nil.
@@ -284,43 +288,44 @@ end
 -- stop_price of an order that waits for it; valid_until_ms. Reply as place_order.
 -- Rejects: as place_order, and UNKNOWN_ORDER, ORDER_NOT_ARMED, ORDER_LIST_QUANTITY,
 -- OUT_OF_MEMORY.
-function amend_order.run(b, values)
+function amend_order.run(tx, values)
   local refusal = amend_refusal(values)
   if refusal then
     return nil, refusal
   end
-  local o, missing, memo_record, again =
-    target_order.to_change(b, "amend_order", values, amend_order.schema)
-  if not o then
+  local order, missing, memo_record, again =
+    target_order.to_change(tx, "amend_order", values, amend_order.schema)
+  if not order then
     return again, missing
   end
-  refusal = (values.rare and validity.lateness_refusal(b, values)) or order_entry.closed_refusal(b)
+  refusal = (values.rare and validity.lateness_refusal(tx, values))
+    or order_entry.closed_refusal(tx)
   if refusal then
     return nil, refusal
   end
-  refusal = o.extras and waiting_refusal(o.extras.waits)
+  refusal = order.attributes and waiting_refusal(order.attributes.waits)
   if refusal then
     return nil, refusal
   end
-  local new, invalid = amended(b, o, values)
+  local new, invalid = amended(tx, order, values)
   if not new then
     return nil, invalid
   end
-  local other_leg, fixed = leg_to_resize(b, o, new)
+  local other_leg, fixed = leg_to_resize(tx, order, new)
   refusal = fixed
-    or rule_refusal(b, o, values, new)
-    or (other_leg and resize_refusal(b, other_leg, new.total))
+    or rule_refusal(tx, order, values, new)
+    or (other_leg and resize_refusal(tx, other_leg, new.total))
   if refusal then
     return nil, refusal
   end
-  local reply, refused = way_of_change(o, new)(b, o, new)
+  local reply, refused = way_of_change(order, new)(tx, order, new)
   if not reply then
     return nil, refused
   end
   if other_leg and other_leg.queued then
-    order_lists.resize(b, other_leg, new.total)
+    order_lists.resize(tx, other_leg, new.total)
   end
-  return idempotency.remember_change(b, o, values, memo_record, reply)
+  return idempotency.remember_change(tx, order, values, memo_record, reply)
 end
 
 return amend_order

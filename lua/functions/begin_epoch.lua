@@ -13,25 +13,25 @@ local schema = fields.schema({ "run_id" }, { "run_id" })
 -- begin_epoch: starts a new epoch when the server is not the one the book last saw.
 -- Fields: run_id. Reply: epoch sequence. Rejects: those of the fields' forms.
 function begin_epoch.call(call_keys, arguments)
-  local b, refusal = transaction.open_with(working_copy.open, call_keys)
+  local tx, refusal = transaction.open_with(working_copy.open, call_keys)
   local values
-  if b then
+  if tx then
     values, refusal = fields.from_arguments(arguments, schema)
   end
   if refusal then
     return reject.json(refusal)
   end
-  local record = b.instrument
-  if record.run_id ~= values.run_id then
-    working_copy.stamp(b)
-    epoch.begin(b, values.run_id)
-    record.sequence = b.call_sequence
-    local refused = working_copy.missing_key_error(b) or transaction.commit(b)
+  local instrument = tx.instrument
+  if instrument.run_id ~= values.run_id then
+    working_copy.set_time(tx)
+    epoch.begin(tx, values.run_id)
+    instrument.sequence = tx.call_sequence
+    local refused = working_copy.missing_key_error(tx) or transaction.commit(tx)
     if refused then
       return refused
     end
   end
-  return string.format('{"epoch":%s,"sequence":%.0f}', record.epoch, record.sequence)
+  return string.format('{"epoch":%s,"sequence":%.0f}', instrument.epoch, instrument.sequence)
 end
 
 return begin_epoch

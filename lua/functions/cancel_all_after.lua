@@ -19,19 +19,19 @@ local reject = require("values/reject")
 local cancel_all_after = { name = "cancel_all_after" }
 
 -- A refusal of a new time for a timer, else nil.
-local function refusal_of(b, values, timeout_ms)
-  local refusal = values.rare and validity.lateness_refusal(b, values)
+local function refusal_of(tx, values, timeout_ms)
+  local refusal = values.rare and validity.lateness_refusal(tx, values)
   if refusal then
     return refusal
   end
-  local time_ms = timers.time_ms(b, values.account, values.session)
-  if time_ms and time_ms <= b.now_ms then
+  local time_ms = timers.time_ms(tx, values.account, values.session)
+  if time_ms and time_ms <= tx.now_ms then
     return reject.new("CANCELING", "the timer has run out and is being carried out: try again")
   end
-  if not time_ms and timeout_ms > 0 and timers.are_full(b) then
+  if not time_ms and timeout_ms > 0 and timers.are_full(tx) then
     return reject.new("TOO_MANY_TIMERS", "10000 timers are running in this book")
   end
-  if not time_ms and timeout_ms > 0 and timers.are_used_up(b, values.account) then
+  if not time_ms and timeout_ms > 0 and timers.are_used_up(tx, values.account) then
     return reject.new("TOO_MANY_TIMERS", "100 timers of the account are running in this book")
   end
   return nil
@@ -48,14 +48,14 @@ cancel_all_after.schema = fields.schema(
 -- Fields: account timeout_ms; session valid_until_ms. Reply: account session timeout_ms
 -- cancel_time_ms sequence timestamp_ms.
 -- Rejects: TOO_LATE, CANCELING, TOO_MANY_TIMERS, and those of the fields' forms.
-function cancel_all_after.run(b, values)
+function cancel_all_after.run(tx, values)
   local timeout_ms = values.timeout_ms + 0
-  local refusal = refusal_of(b, values, timeout_ms)
+  local refusal = refusal_of(tx, values, timeout_ms)
   if refusal then
     return nil, refusal
   end
-  local time_ms = timeout_ms > 0 and b.now_ms + timeout_ms
-  timers.set(b, values.account, values.session, time_ms)
+  local time_ms = timeout_ms > 0 and tx.now_ms + timeout_ms
+  timers.set(tx, values.account, values.session, time_ms)
   local session = values.session and ',"session":"' .. values.session .. '"' or ""
   local time = time_ms and ',"cancel_time_ms":' .. numbers.integer_text(time_ms) or ""
   return string.format(
@@ -64,8 +64,8 @@ function cancel_all_after.run(b, values)
     session,
     values.timeout_ms,
     time,
-    working_copy.current_sequence(b),
-    b.timestamp_ms
+    working_copy.current_sequence(tx),
+    tx.timestamp_ms
   )
 end
 

@@ -18,14 +18,15 @@ cancel_all_orders.schema = fields.schema(
 -- Fields: account; session side valid_until_ms. Reply: account canceled_order_ids canceled_count
 -- remaining_count sequence timestamp_ms.
 -- Rejects: TOO_LATE, and those of the fields' forms.
-function cancel_all_orders.run(b, values)
-  local refusal = values.rare and validity.lateness_refusal(b, values)
+function cancel_all_orders.run(tx, values)
+  local refusal = values.rare and validity.lateness_refusal(tx, values)
   if refusal then
     return nil, refusal
   end
-  local canceled, remaining_count = mass_cancel.cancel_open(b, values, b.cancels_left, "cancel_all")
+  local canceled, remaining_count =
+    mass_cancel.cancel_open(tx, values, tx.cancels_left, "cancel_all")
   local count = #canceled
-  b.cancels_left = b.cancels_left - count
+  tx.cancels_left = tx.cancels_left - count
   local ids_json = count > 0 and '"' .. table.concat(canceled, '","') .. '"' or ""
   local reply = string.format(
     '{"account":"%s","canceled_order_ids":[%s],"canceled_count":%.0f,"remaining_count":%.0f,'
@@ -34,8 +35,8 @@ function cancel_all_orders.run(b, values)
     ids_json,
     count,
     remaining_count,
-    working_copy.current_sequence(b),
-    b.timestamp_ms
+    working_copy.current_sequence(tx),
+    tx.timestamp_ms
   )
   return reply, nil, { canceled = count, remaining = remaining_count }
 end

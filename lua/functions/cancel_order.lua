@@ -21,19 +21,19 @@ cancel_order.schema = fields.schema(
 -- remaining_quantity.
 -- Rejects: UNKNOWN_ORDER, DUPLICATE_CLIENT_ORDER_ID, TOO_LATE, and those of the
 -- fields' forms.
-function cancel_order.run(b, values)
-  local o, refusal, memo_record, again =
-    target_order.to_change(b, "cancel_order", values, cancel_order.schema)
-  if not o then
+function cancel_order.run(tx, values)
+  local order, refusal, memo_record, again =
+    target_order.to_change(tx, "cancel_order", values, cancel_order.schema)
+  if not order then
     return again, refusal
   end
-  refusal = values.rare and validity.lateness_refusal(b, values)
+  refusal = values.rare and validity.lateness_refusal(tx, values)
   if refusal then
     return nil, refusal
   end
-  book.remove(b, o)
-  order_reports.canceled(b, o, "requested")
-  return idempotency.remember_change(b, o, values, memo_record, replies.canceled(b, o))
+  book.remove(tx, order)
+  order_reports.canceled(tx, order, "requested")
+  return idempotency.remember_change(tx, order, values, memo_record, replies.canceled(tx, order))
 end
 
 return cancel_order

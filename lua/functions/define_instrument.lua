@@ -37,11 +37,11 @@ local function fresh(book_key)
     events_length_max = "100000",
     trades_length_max = "100000",
     book_length_max = "1000",
-    extended = false,
+    features = false,
   }
 end
 
-local function apply_step(record, values, name)
+local function apply_step(instrument, values, name)
   if values[name] == nil then
     return true
   end
@@ -53,30 +53,30 @@ local function apply_step(record, values, name)
       hints.with_nearest(rule, hints.nearest_number(values[name]))
     )
   end
-  if record[name] ~= nil and record[name] ~= step.text and record.open_orders > 0 then
+  if instrument[name] ~= nil and instrument[name] ~= step.text and instrument.open_orders > 0 then
     return reject.with("INSTRUMENT_IN_USE", name .. " cannot change while orders are open")
   end
-  record[name] = step.text
+  instrument[name] = step.text
   return true
 end
 
-local function apply_quantity_limit(record, values, name)
-  local text = values[name] or record[name]
+local function apply_quantity_limit(instrument, values, name)
+  local text = values[name] or instrument[name]
   if not text then
     return true
   end
-  local lots, refusal = instrument_record.lots(record, text, name)
+  local lots, refusal = instrument_record.lots(instrument, text, name)
   if not lots then
     return nil, refusal
   end
   if lots == 0 then
     return reject.with("QUANTITY_TOO_SMALL", name .. " must be above zero")
   end
-  record[name] = numbers.text(lots, record.quantity_step)
+  instrument[name] = numbers.text(lots, instrument.quantity_step)
   return true
 end
 
-local extended_rules = {
+local feature_rules = {
   "self_trade_prevention",
   "protection",
   "price_band",
@@ -89,84 +89,85 @@ local extended_rules = {
   "breaker_duration_ms",
 }
 
--- Applies the rules that few instruments use. min_notional must be exact in the instrument's steps,
+-- Applies the rules of features. min_notional must be exact in the instrument's steps,
 -- also in new ones.
-local function apply_extended(record, values)
-  for _, name in ipairs(extended_rules) do
+local function apply_features(instrument, values)
+  for _, name in ipairs(feature_rules) do
     if values[name] then
-      instrument_record.extend(record)[name] = values[name]
+      instrument_record.extend(instrument)[name] = values[name]
     end
   end
-  local extended = record.extended
-  if not extended then
+  local features = instrument.features
+  if not features then
     return true
   end
-  if tonumber(extended.open_orders_max) > stream_length_max then
+  if tonumber(features.open_orders_max) > stream_length_max then
     return reject.with("INVALID_VALUE", "open_orders_max must be at most 10000000")
   end
-  if tonumber(extended.iceberg_parts_max) > iceberg_parts_most then
+  if tonumber(features.iceberg_parts_max) > iceberg_parts_most then
     return reject.with("INVALID_VALUE", "iceberg_parts_max must be from 1 to 10000")
   end
-  local least = instrument_record.notional(record, extended.min_notional)
+  local least = instrument_record.notional(instrument, features.min_notional)
   if not least then
-    return nil, instrument_record.notional_refusal(record, "min_notional", extended.min_notional)
+    return nil,
+      instrument_record.notional_refusal(instrument, "min_notional", features.min_notional)
   end
-  extended.min_notional = instrument_record.notional_text(record, least)
-  extended.protection = numbers.percent_text(extended.protection)
-  extended.price_band = numbers.percent_text(extended.price_band)
-  extended.limit_percent = numbers.percent_text(extended.limit_percent)
+  features.min_notional = instrument_record.notional_text(instrument, least)
+  features.protection = numbers.percent_text(features.protection)
+  features.price_band = numbers.percent_text(features.price_band)
+  features.limit_percent = numbers.percent_text(features.limit_percent)
   return true
 end
 
-local function apply_rest(record, values)
+local function apply_rest(instrument, values)
   for _, name in ipairs({ "events_length_max", "trades_length_max", "book_length_max" }) do
     local text = values[name]
     if text and tonumber(text) > stream_length_max then
       return reject.with("INVALID_VALUE", name .. " must be at most 10000000")
     end
-    record[name] = text or record[name]
+    instrument[name] = text or instrument[name]
   end
-  record.status = values.status or record.status
-  if values.status and record.extended then
+  instrument.status = values.status or instrument.status
+  if values.status and instrument.features then
     -- The status that an operator sets stays until the operator changes it.
-    record.extended.reopen_time_ms = "0"
-    record.extended.halt_reason = ""
+    instrument.features.reopen_time_ms = "0"
+    instrument.features.halt_reason = ""
   end
   return true
 end
 
 -- The instrument as it would be with these fields applied, or nil and why not. Writes nothing.
 local function defined(book_key, values)
-  local record = instrument_record.load(book_key) or fresh(book_key)
+  local instrument = instrument_record.load(book_key) or fresh(book_key)
   for _, name in ipairs({ "tick_size", "lot_size" }) do
-    if not record[name] and not values[name] then
+    if not instrument[name] and not values[name] then
       return reject.with("MISSING_FIELD", "missing field " .. name)
     end
-    local applied, refusal = apply_step(record, values, name)
+    local applied, refusal = apply_step(instrument, values, name)
     if not applied then
       return nil, refusal
     end
   end
-  record.quantity_step, record.quantity_texts = numbers.step(record.lot_size), {}
+  instrument.quantity_step, instrument.quantity_texts = numbers.step(instrument.lot_size), {}
   for _, name in ipairs({ "min_quantity", "max_quantity" }) do
-    local applied, refusal = apply_quantity_limit(record, values, name)
+    local applied, refusal = apply_quantity_limit(instrument, values, name)
     if not applied then
       return nil, refusal
     end
   end
-  local applied, refusal = apply_rest(record, values)
+  local applied, refusal = apply_rest(instrument, values)
   if not applied then
     return nil, refusal
   end
-  instrument_record.with_steps(record)
-  applied, refusal = apply_extended(record, values)
+  instrument_record.with_steps(instrument)
+  applied, refusal = apply_features(instrument, values)
   if not applied then
     return nil, refusal
   end
-  if record.quantity_min > record.quantity_max then
+  if instrument.quantity_min > instrument.quantity_max then
     return reject.with("INVALID_VALUE", "min_quantity is above max_quantity")
   end
-  return record
+  return instrument
 end
 
 local schema = fields.schema({
@@ -207,39 +208,39 @@ end
 
 local function define(key, values)
   local known = instrument_record.load(key)
-  local record, refusal = defined(key, values)
-  if not record then
+  local instrument, refusal = defined(key, values)
+  if not instrument then
     return reject.json(refusal)
   end
-  if known and same_rules(known, record) then
-    return instrument_json.text(record, record.sequence)
+  if known and same_rules(known, instrument) then
+    return instrument_json.text(instrument, instrument.sequence)
   end
-  local b = working_copy.from(record)
-  local refused = working_copy.missing_key_error(b)
+  local tx = working_copy.from(instrument)
+  local refused = working_copy.missing_key_error(tx)
   if refused then
     return refused
   end
-  refusal = known and trading_status.set(b, known)
+  refusal = known and trading_status.set(tx, known)
   if refusal then
     return reject.json(refusal)
   end
-  working_copy.stamp(b)
+  working_copy.set_time(tx)
   if known then
-    epoch.follow_server(b)
+    epoch.follow_server(tx)
   else
-    epoch.start(b)
+    epoch.start(tx)
   end
-  book.change_rules(b)
-  if trading_status.is_uncrossing(b) then
-    transaction.begin(b, b.now_ms)
+  book.change_rules(tx)
+  if trading_status.is_uncrossing(tx) then
+    transaction.begin(tx, tx.now_ms)
   end
-  record.sequence = b.call_sequence
-  refused = transaction.commit(b)
+  instrument.sequence = tx.call_sequence
+  refused = transaction.commit(tx)
   if refused then
     return refused
   end
-  redis.pcall("HSET", keys.instruments, record.symbol, record.segment)
-  return instrument_json.text(record, record.sequence)
+  redis.pcall("HSET", keys.instruments, instrument.symbol, instrument.segment)
+  return instrument_json.text(instrument, instrument.sequence)
 end
 
 -- define_instrument: creates a book or changes its rules; fields not given keep their value.

@@ -77,20 +77,20 @@ local function decoded(text)
 end
 
 -- Cancels the account's quotes. Returns their ids.
-local function withdraw(b, account)
-  local order_ids = orders.quote_ids(b, account)
+local function withdraw(tx, account)
+  local order_ids = orders.quote_ids(tx, account)
   for _, order_id in ipairs(order_ids) do
-    local o = orders.find(b, order_id)
-    book.remove(b, o)
-    order_reports.canceled(b, o, "replaced")
+    local order = orders.find(tx, order_id)
+    book.remove(tx, order)
+    order_reports.canceled(tx, order, "replaced")
   end
   return order_ids
 end
 
 -- Places one quote as the command's other fields say. Returns the reply, or nil and why not.
-local function place(b, values, quote)
+local function place(tx, values, quote)
   local name = quote.client_order_id
-  if name and orders.find_client_order(b, values.account, name) then
+  if name and orders.find_client_order(tx, values.account, name) then
     local message = "an open order has this client_order_id"
     return reject.with("DUPLICATE_CLIENT_ORDER_ID", message)
   end
@@ -98,34 +98,34 @@ local function place(b, values, quote)
   quote.post_only = values.post_only
   quote.self_trade_prevention, quote.stp_group = values.self_trade_prevention, values.stp_group
   quote.session = values.session
-  local o, fills = order_entry.check_terms(b, quote)
-  if not o then
+  local order, fills = order_entry.check_terms(tx, quote)
+  if not order then
     return nil, fills
   end
-  o.extras = o.extras or {}
-  o.extras.quote = true
+  order.attributes = order.attributes or {}
+  order.attributes.quote = true
   if name then
-    idempotency.name_passes(b, values.account, name)
+    idempotency.name_passes(tx, values.account, name)
   end
-  return order_entry.take_on(b, o, fills)
+  return order_entry.accept(tx, order, fills)
 end
 
 -- Places the quotes one after the other; their replies. Whether orders are taken now is asked
 -- before the first: what the trades of one trigger comes after all of them. But where one trips the
 -- breaker the next finds the new status, and where one is paused the next must wait for it.
-local function place_all(b, values, quotes)
-  local closed, placed = order_entry.closed_refusal(b), {}
+local function place_all(tx, values, quotes)
+  local closed, placed = order_entry.closed_refusal(tx), {}
   for i = 1, #quotes do
     local quote = quotes[i]
     local reply, refusal
     if not closed then
-      reply, refusal = place(b, values, quote)
+      reply, refusal = place(tx, values, quote)
     end
-    if reply and b.breaker then
-      circuit_breaker.apply(b)
-      closed = trading_status.closed_refusal(b.instrument)
+    if reply and tx.breaker then
+      circuit_breaker.apply(tx)
+      closed = trading_status.closed_refusal(tx.instrument)
     end
-    closed = closed or order_entry.paused_refusal(b)
+    closed = closed or order_entry.paused_refusal(tx)
     placed[i] = reply or reject.json(closed or refusal, quote.client_order_id)
   end
   return placed
@@ -139,26 +139,26 @@ end
 -- Reply: account canceled_order_ids placed (each as place_order, or its refusal) sequence
 -- timestamp_ms.
 -- Rejects: INVALID_VALUE, TOO_LATE, BATCH_TOO_LARGE, OUT_OF_MEMORY, and those of the fields' forms.
-function mass_quote.run(b, values)
+function mass_quote.run(tx, values)
   local quotes, refusal = decoded(values.quotes)
-  refusal = refusal or (values.rare and validity.lateness_refusal(b, values))
-  refusal = refusal or (quotes[1] and validity.memory_refusal(b))
+  refusal = refusal or (values.rare and validity.lateness_refusal(tx, values))
+  refusal = refusal or (quotes[1] and validity.memory_refusal(tx))
   if refusal then
     return nil, refusal
   end
-  if #quotes > b.quotes_left then
+  if #quotes > tx.quotes_left then
     return reject.with("BATCH_TOO_LARGE", "one execute places at most 2000 quotes")
   end
-  b.quotes_left = b.quotes_left - #quotes
-  local order_ids = withdraw(b, values.account)
-  local placed = place_all(b, values, quotes)
+  tx.quotes_left = tx.quotes_left - #quotes
+  local order_ids = withdraw(tx, values.account)
+  local placed = place_all(tx, values, quotes)
   return string.format(
     '{"account":"%s","canceled_order_ids":[%s],"placed":[%s],"sequence":%.0f,"timestamp_ms":%s}',
     values.account,
     #order_ids > 0 and '"' .. table.concat(order_ids, '","') .. '"' or "",
     table.concat(placed, ","),
-    working_copy.current_sequence(b),
-    b.timestamp_ms
+    working_copy.current_sequence(tx),
+    tx.timestamp_ms
   )
 end
 

@@ -148,8 +148,8 @@ end
 
 -- The answer to a query whose rows `row_of` makes of reports; `name` is what it calls them.
 local function page(call_keys, arguments, name, row_of)
-  local record, values = transaction.open_query(call_keys, arguments, history_schema)
-  if not record then
+  local instrument, values = transaction.open_query(call_keys, arguments, history_schema)
+  if not instrument then
     return reject.json(values)
   end
   local limit = tonumber(values.limit or 100)
@@ -160,19 +160,19 @@ local function page(call_keys, arguments, name, row_of)
     topic = "orders:" .. values.account,
     row_of = row_of,
     limit = limit,
-    before = math.min(tonumber(values.before or record.sequence + 1), record.sequence + 1),
+    before = math.min(tonumber(values.before or instrument.sequence + 1), instrument.sequence + 1),
     rows = {},
     entries = 0,
     bytes = 0,
   }
-  local events_key = keys.events(record.key)
+  local events_key = keys.events(instrument.key)
   read_back(walk, events_key)
   return string.format(
     '{"account":"%s","symbol":"%s","sequence":%.0f,"epoch":%s,"%s":[%s],"more":%s,"before":%.0f}',
     values.account,
-    record.symbol,
-    record.sequence,
-    record.epoch,
+    instrument.symbol,
+    instrument.sequence,
+    instrument.epoch,
     name,
     table.concat(walk.rows, ","),
     tostring(reaches_before(events_key, walk.before)),

@@ -48,31 +48,31 @@ local function shown_lots(fills)
 end
 
 -- The answer to an order that is only to be checked.
-local function valid_reply(b, o, fills)
+local function valid_reply(tx, order, fills)
   local lots = shown_lots(fills)
-  if o.time_in_force == "fok" and lots < o.quantity then
+  if order.time_in_force == "fok" and lots < order.quantity then
     lots = 0
   end
   return string.format(
     '{"status":"valid","fill_quantity":"%s","sequence":%.0f,"timestamp_ms":%s}',
-    instrument_record.quantity_text(b.instrument, lots),
-    working_copy.current_sequence(b),
-    b.timestamp_ms
+    instrument_record.quantity_text(tx.instrument, lots),
+    working_copy.current_sequence(tx),
+    tx.timestamp_ms
   )
 end
 
 -- The same where neither the order nor the instrument has anything that few have: only its numbers
 -- and its fills are in question.
-local function check_plainly(b, values)
-  local o, invalid = order_entry.draft(b, values)
-  if not o then
+local function check_plainly(tx, values)
+  local order, invalid = order_entry.draft(tx, values)
+  if not order then
     return nil, invalid
   end
-  local fills, refused = order_entry.plan(b, o)
+  local fills, refused = order_entry.plan(tx, order)
   if not fills then
     return nil, refused
   end
-  return o, fills
+  return order, fills
 end
 
 -- place_order: takes an order on, trades it, queues the rest.
@@ -89,8 +89,8 @@ end
 -- EXPIRE_TIME_PASSED, SESSION_NOT_ARMED, PRICE_OUT_OF_BAND, NOTIONAL_TOO_SMALL,
 -- TOO_MANY_OPEN_ORDERS, TOO_MANY_STORED_REPLIES, POST_ONLY_WOULD_CROSS,
 -- LEVEL_QUANTITY_TOO_LARGE, TOO_MANY_FILLS, and those of the fields' forms.
-function place_order.run(b, values)
-  local is_common, record = order_types.is_simple_limit_order(values), b.instrument
+function place_order.run(tx, values)
+  local is_common, instrument = order_types.is_simple_limit_order(values), tx.instrument
   local refusal = not is_common and order_types.combination_refusal(values)
   if refusal then
     return nil, refusal
@@ -98,21 +98,21 @@ function place_order.run(b, values)
   local memo_record, again
   if values.client_order_id then
     memo_record, again, refusal =
-      idempotency.recall_new(b, "place_order", values, place_order.schema)
+      idempotency.recall_new(tx, "place_order", values, place_order.schema)
     if again or refusal then
       return again, refusal
     end
   end
-  local is_plain = is_common and not record.extended and record.status == "trading"
-  local o, fills = (is_plain and check_plainly or order_entry.check)(b, values)
-  if not o then
+  local is_plain = is_common and not instrument.features and instrument.status == "trading"
+  local order, fills = (is_plain and check_plainly or order_entry.check)(tx, values)
+  if not order then
     return nil, fills
   end
   if values.validate_only == "true" then
-    return valid_reply(b, o, fills)
+    return valid_reply(tx, order, fills)
   end
-  local reply = order_entry.take_on(b, o, fills)
-  return memo_record and idempotency.remember(b, memo_record, reply) or reply
+  local reply = order_entry.accept(tx, order, fills)
+  return memo_record and idempotency.remember(tx, memo_record, reply) or reply
 end
 
 return place_order

@@ -145,7 +145,7 @@ local function list_problem(list_type, members)
 end
 
 -- A refusal where names are taken or given twice, else nil.
-local function name_refusal(b, values, members)
+local function name_refusal(tx, values, members)
   local seen = {}
   for _, member in ipairs(members) do
     local name = member.client_order_id
@@ -154,7 +154,7 @@ local function name_refusal(b, values, members)
     end
     local account = values.account
     local taken = name
-      and (idempotency.is_taken(b, account, name) or orders.find_client_order(b, account, name))
+      and (idempotency.is_taken(tx, account, name) or orders.find_client_order(tx, account, name))
     if taken then
       return reject.new("DUPLICATE_CLIENT_ORDER_ID", "client_order_id was used before")
     end
@@ -203,29 +203,31 @@ end
 -- ---- checks against the book
 
 -- An order that acts at once: checked like any new one. Of a pair no order may trade at once.
-local function check_acting(b, values, member)
-  local o, fills = order_entry.check(b, member)
-  local rests = o and values.list_type == "oco" and not (o.extras and o.extras.waits)
-  if rests and fill_plan.would_trade(b, o) then
+local function check_acting(tx, values, member)
+  local order, fills = order_entry.check(tx, member)
+  local rests = order
+    and values.list_type == "oco"
+    and not (order.attributes and order.attributes.waits)
+  if rests and fill_plan.would_trade(tx, order) then
     return reject.with("POST_ONLY_WOULD_CROSS", "an order of the pair would trade at once")
   end
-  return o, fills
+  return order, fills
 end
 
 -- An order that is not armed yet: its numbers are looked at, with all that its entry can fill; its
 -- chances when it is armed.
-local function check_dormant(b, member)
-  local o, refusal = order_entry.draft(b, member)
-  if not o then
+local function check_dormant(tx, member)
+  local order, refusal = order_entry.draft(tx, member)
+  if not order then
     return nil, refusal
   end
-  refusal = b.instrument.extended and pre_trade_checks.price_refusal(b, o)
-  refusal = refusal or (o.extras.trailing_offset and stop_orders.count_refusal(b, o))
+  refusal = tx.instrument.features and pre_trade_checks.price_refusal(tx, order)
+  refusal = refusal or (order.attributes.trailing_offset and stop_orders.count_refusal(tx, order))
   if refusal then
     return nil, refusal
   end
-  o.extras.waits = "dormant"
-  return o
+  order.attributes.waits = "dormant"
+  return order
 end
 
 -- How many orders of a list can be open at the end of its command.
@@ -238,20 +240,20 @@ local function open_count(members)
   return count
 end
 
-local function check_orders(b, values, members)
+local function check_orders(tx, values, members)
   local listed, plans = {}, {}
   for i, member in ipairs(members) do
     local acts = i == 1 or values.list_type == "oco"
-    local o, outcome
+    local order, outcome
     if acts then
-      o, outcome = check_acting(b, values, member)
+      order, outcome = check_acting(tx, values, member)
     else
-      o, outcome = check_dormant(b, member)
+      order, outcome = check_dormant(tx, member)
     end
-    if not o then
+    if not order then
       return nil, outcome
     end
-    listed[i], plans[i] = o, outcome
+    listed[i], plans[i] = order, outcome
   end
   if values.list_type == "oco" and listed[1].quantity ~= listed[2].quantity then
     return invalid_list("the orders of an oco have one quantity")
@@ -261,26 +263,26 @@ end
 
 -- ---- place_order_list
 
-local function take_on_dormant(b, o)
-  book.admit(b, o)
-  order_reports.accepted(b, o)
-  book.wait(b, o)
-  return replies.order(b, o, "open", "[]")
+local function take_on_dormant(tx, order)
+  book.register_order(tx, order)
+  order_reports.accepted(tx, order)
+  book.wait(tx, order)
+  return replies.order(tx, order, "open", "[]")
 end
 
-local function take_on(b, values, listed, plans)
+local function take_on(tx, values, listed, plans)
   local list = { kind = values.list_type, ids = {}, armed = 0 }
   local texts = {}
-  for i, o in ipairs(listed) do
-    o.order_id = book.new_order_id(b)
-    list.ids[i] = o.order_id
+  for i, order in ipairs(listed) do
+    order.order_id = book.new_order_id(tx)
+    list.ids[i] = order.order_id
     list.id = list.ids[1]
-    o.extras = o.extras or {}
-    o.extras.order_list_id = list.id + 0
+    order.attributes = order.attributes or {}
+    order.attributes.order_list_id = list.id + 0
   end
-  order_lists.keep(b, list)
-  for i, o in ipairs(listed) do
-    texts[i] = plans[i] and order_entry.take_on(b, o, plans[i]) or take_on_dormant(b, o)
+  order_lists.keep(tx, list)
+  for i, order in ipairs(listed) do
+    texts[i] = plans[i] and order_entry.accept(tx, order, plans[i]) or take_on_dormant(tx, order)
   end
   return '{"order_list_id":"'
     .. list.id
@@ -289,7 +291,7 @@ local function take_on(b, values, listed, plans)
     .. '","orders":['
     .. table.concat(texts, ",")
     .. "]"
-    .. b.stamp
+    .. tx.stamp
 end
 
 -- place_order_list: takes on orders that hang together, all or none.
@@ -297,7 +299,7 @@ end
 -- place_order); client_order_id session valid_until_ms.
 -- Reply: order_list_id list_type orders (the reply of place_order to each) sequence timestamp_ms.
 -- Rejects: INVALID_ORDER_LIST, TOO_MANY_OPEN_ORDERS, and those of place_order for each order.
-function place_order_list.run(b, values)
+function place_order_list.run(tx, values)
   local members, refusal = read_list(values)
   if not members then
     return nil, refusal
@@ -305,7 +307,7 @@ function place_order_list.run(b, values)
   local memo_record, again
   if values.client_order_id then
     memo_record, again, refusal = idempotency.recall_new(
-      b,
+      tx,
       "place_order_list",
       meaning(values, members),
       place_order_list.schema
@@ -314,18 +316,18 @@ function place_order_list.run(b, values)
       return again, refusal
     end
   end
-  refusal = name_refusal(b, values, members)
-    or validity.lateness_refusal(b, values)
-    or order_entry.closed_refusal(b)
-    or pre_trade_checks.open_orders_refusal(b, values.account, open_count(members))
+  refusal = name_refusal(tx, values, members)
+    or validity.lateness_refusal(tx, values)
+    or order_entry.closed_refusal(tx)
+    or pre_trade_checks.open_orders_refusal(tx, values.account, open_count(members))
   if refusal then
     return nil, refusal
   end
-  local listed, plans = check_orders(b, values, members)
+  local listed, plans = check_orders(tx, values, members)
   if not listed then
     return nil, plans
   end
-  return idempotency.remember(b, memo_record, take_on(b, values, listed, plans))
+  return idempotency.remember(tx, memo_record, take_on(tx, values, listed, plans))
 end
 
 return place_order_list

@@ -33,8 +33,8 @@ local book_schema = fields.schema({ "depth" }, {})
 
 -- A query of so many levels; `add_json` adds what it tells of them.
 local function depth_query(call_keys, arguments, add_json)
-  local record, values = transaction.open_query(call_keys, arguments, book_schema)
-  if not record then
+  local instrument, values = transaction.open_query(call_keys, arguments, book_schema)
+  if not instrument then
     return reject.json(values)
   end
   local levels = values.depth or "10"
@@ -43,8 +43,8 @@ local function depth_query(call_keys, arguments, add_json)
     return reject.json(reject.new("INVALID_VALUE", "depth must be at most 10000"))
   end
   local head = '{"symbol":"%s","sequence":%.0f,"epoch":%s,'
-  local pieces = { head:format(record.symbol, record.sequence, record.epoch) }
-  add_json(pieces, record, levels)
+  local pieces = { head:format(instrument.symbol, instrument.sequence, instrument.epoch) }
+  add_json(pieces, instrument, levels)
   pieces[#pieces + 1] = "}"
   return table.concat(pieces)
 end
@@ -69,29 +69,29 @@ local order_schema = fields.schema({ "account", "client_order_id", "order_id" },
 -- get_order: one open order.
 -- Fields: order_id, or account and client_order_id. Reply: the order. Rejects: UNKNOWN_ORDER.
 function queries.get_order(call_keys, arguments)
-  local b, refusal = transaction.open_with(working_copy.open, call_keys)
-  local values, o
-  if b then
+  local tx, refusal = transaction.open_with(working_copy.open, call_keys)
+  local values, order
+  if tx then
     values, refusal = fields.from_arguments(arguments, order_schema)
   end
   if values and values.client_order_id and not values.account then
     refusal = reject.new("MISSING_FIELD", "missing field account")
   elseif values then
-    o, refusal = target_order.find_order(b, values)
+    order, refusal = target_order.find_order(tx, values)
   end
-  if not o then
+  if not order then
     return reject.json(refusal, fields.echo_argument(arguments))
   end
-  return replies.open_order(b, o)
-    .. string.format(',"account":"%s","sequence":%.0f}', o.account, b.sequence)
+  return replies.open_order(tx, order)
+    .. string.format(',"account":"%s","sequence":%.0f}', order.account, tx.sequence)
 end
 
 local open_orders_schema = fields.schema({ "account", "after", "limit" }, { "account" })
 
 -- The ids of an account's open orders after one of them, in order.
-local function ids_after(record, account, after)
+local function ids_after(instrument, account, after)
   local ids = {}
-  for _, order_id in ipairs(redis.call("SMEMBERS", keys.account_orders(record.key, account))) do
+  for _, order_id in ipairs(redis.call("SMEMBERS", keys.account_orders(instrument.key, account))) do
     if tonumber(order_id) > after then
       ids[#ids + 1] = order_id
     end
@@ -106,9 +106,9 @@ end
 -- Fields: account; after limit. Reply: account symbol sequence epoch orders more. Rejects:
 -- INVALID_VALUE.
 function queries.get_open_orders(call_keys, arguments)
-  local b, refusal = transaction.open_with(working_copy.open, call_keys)
+  local tx, refusal = transaction.open_with(working_copy.open, call_keys)
   local values
-  if b then
+  if tx then
     values, refusal = fields.from_arguments(arguments, open_orders_schema)
   end
   local limit = tonumber((values or {}).limit or 500)
@@ -118,22 +118,22 @@ function queries.get_open_orders(call_keys, arguments)
   if refusal then
     return reject.json(refusal)
   end
-  local ids = ids_after(b.instrument, values.account, tonumber(values.after or 0))
+  local ids = ids_after(tx.instrument, values.account, tonumber(values.after or 0))
   local page, rows = {}, {}
   for i = 1, math.min(#ids, limit) do
     page[i] = ids[i]
   end
-  orders.prefetch(b, page)
+  orders.prefetch(tx, page)
   for _, order_id in ipairs(page) do
-    local o = orders.find(b, order_id)
-    rows[#rows + 1] = o and replies.open_order(b, o) .. "}"
+    local order = orders.find(tx, order_id)
+    rows[#rows + 1] = order and replies.open_order(tx, order) .. "}"
   end
   return string.format(
     '{"account":"%s","symbol":"%s","sequence":%.0f,"epoch":%s,"orders":[%s],"more":%s}',
     values.account,
-    b.instrument.symbol,
-    b.sequence,
-    b.instrument.epoch,
+    tx.instrument.symbol,
+    tx.sequence,
+    tx.instrument.epoch,
     table.concat(rows, ","),
     tostring(#ids > limit)
   )
@@ -173,10 +173,10 @@ end
 
 -- The latest trades, newest first. An entry has one trade or thousands, so few are read at once,
 -- and more only where those before were short.
-local function latest_trades(record, limit)
+local function latest_trades(instrument, limit)
   local rows, to, chunk = {}, "+", 1
   while #rows < limit do
-    local entries = redis.call("XREVRANGE", keys.trades(record.key), to, "-", "COUNT", chunk)
+    local entries = redis.call("XREVRANGE", keys.trades(instrument.key), to, "-", "COUNT", chunk)
     local bytes = add_trades(rows, entries, limit)
     if #entries < chunk then
       break
@@ -190,24 +190,24 @@ end
 -- get_trades: the most recent trades, oldest first.
 -- Fields: limit (1 to 1000; 50). Reply: symbol sequence epoch trades. Rejects: INVALID_VALUE.
 function queries.get_trades(call_keys, arguments)
-  local record, values = transaction.open_query(call_keys, arguments, trades_schema)
-  if not record then
+  local instrument, values = transaction.open_query(call_keys, arguments, trades_schema)
+  if not instrument then
     return reject.json(values)
   end
   local limit = tonumber(values.limit or 50)
   if limit > trades_limit_max then
     return reject.json(reject.new("INVALID_VALUE", "limit must be at most 1000"))
   end
-  local latest = latest_trades(record, limit)
+  local latest = latest_trades(instrument, limit)
   local rows = {}
   for i = math.min(#latest, limit), 1, -1 do
     rows[#rows + 1] = latest[i]
   end
   return string.format(
     '{"symbol":"%s","sequence":%.0f,"epoch":%s,"trades":[%s]}',
-    record.symbol,
-    record.sequence,
-    record.epoch,
+    instrument.symbol,
+    instrument.sequence,
+    instrument.epoch,
     table.concat(rows, ",")
   )
 end
@@ -216,19 +216,19 @@ end
 -- Fields: none. Reply: symbol status indicative_price indicative_quantity imbalance_side
 -- imbalance_quantity sequence epoch. Rejects: NO_AUCTION.
 function queries.get_auction(call_keys, arguments)
-  local record, malformed = transaction.open_query(call_keys, arguments, queries.no_fields)
-  if not record then
+  local instrument, malformed = transaction.open_query(call_keys, arguments, queries.no_fields)
+  if not instrument then
     return reject.json(malformed)
   end
-  if record.status ~= "auction" then
+  if instrument.status ~= "auction" then
     return reject.json(reject.new("NO_AUCTION", "the instrument is in no auction"))
   end
   return string.format(
     '{"symbol":"%s","status":"auction"%s,"sequence":%.0f,"epoch":%s}',
-    record.symbol,
-    auction.outcome_json(working_copy.from(record)),
-    record.sequence,
-    record.epoch
+    instrument.symbol,
+    auction.outcome_json(working_copy.from(instrument)),
+    instrument.sequence,
+    instrument.epoch
   )
 end
 
@@ -238,8 +238,8 @@ local candles_schema = fields.schema({ "interval", "limit", "before" }, { "inter
 -- Fields: interval (1m 5m 15m 1h 1d); limit (1 to 500; 500), before (an open_time_ms).
 -- Reply: symbol interval sequence epoch candles more. Rejects: INVALID_VALUE.
 function queries.get_candles(call_keys, arguments)
-  local record, values = transaction.open_query(call_keys, arguments, candles_schema)
-  if not record then
+  local instrument, values = transaction.open_query(call_keys, arguments, candles_schema)
+  if not instrument then
     return reject.json(values)
   end
   local limit = tonumber(values.limit or candles.candles_max)
@@ -247,13 +247,13 @@ function queries.get_candles(call_keys, arguments)
     return reject.json(reject.new("INVALID_VALUE", "limit must be at most 500"))
   end
   local before_ms = tonumber(values.before or numbers.exact_max)
-  local rows, more = candles.candles(record, values.interval, limit, before_ms)
+  local rows, more = candles.candles(instrument, values.interval, limit, before_ms)
   return string.format(
     '{"symbol":"%s","interval":"%s","sequence":%.0f,"epoch":%s,"candles":%s,"more":%s}',
-    record.symbol,
+    instrument.symbol,
     values.interval,
-    record.sequence,
-    record.epoch,
+    instrument.sequence,
+    instrument.epoch,
     rows,
     tostring(more)
   )
@@ -264,24 +264,24 @@ end
 -- open_24h high_24h low_24h volume_24h change_24h change_percent_24h sequence epoch timestamp_ms.
 -- Rejects: UNKNOWN_SYMBOL, INVALID_BOOK_KEY.
 function queries.get_ticker(call_keys, arguments)
-  local record, refusal = transaction.open_query(call_keys, arguments, queries.no_fields)
-  if not record then
+  local instrument, refusal = transaction.open_query(call_keys, arguments, queries.no_fields)
+  if not instrument then
     return reject.json(refusal)
   end
-  return '{"symbol":"' .. record.symbol .. '"' .. queries.ticker_members(record) .. "}"
+  return '{"symbol":"' .. instrument.symbol .. '"' .. queries.ticker_members(instrument) .. "}"
 end
 
 -- What a ticker tells, as JSON members, each with a comma before it.
-function queries.ticker_members(record)
+function queries.ticker_members(instrument)
   local now_ms = working_copy.clock_ms()
-  local last = record.last_price and ',"last_price":"' .. record.last_price .. '"' or ""
-  return depth.best_members(record)
+  local last = instrument.last_price and ',"last_price":"' .. instrument.last_price .. '"' or ""
+  return depth.best_members(instrument)
     .. last
-    .. candles.day_members(record, now_ms)
+    .. candles.day_members(instrument, now_ms)
     .. string.format(
       ',"sequence":%.0f,"epoch":%s,"timestamp_ms":%.0f',
-      record.sequence,
-      record.epoch,
+      instrument.sequence,
+      instrument.epoch,
       now_ms
     )
 end
@@ -289,22 +289,22 @@ end
 -- get_instrument: the rules and state of an instrument.
 -- Fields: none. Reply: the instrument. Rejects: UNKNOWN_SYMBOL, INVALID_BOOK_KEY.
 function queries.get_instrument(call_keys, arguments)
-  local record, refusal = transaction.open_query(call_keys, arguments, queries.no_fields)
-  if not record then
+  local instrument, refusal = transaction.open_query(call_keys, arguments, queries.no_fields)
+  if not instrument then
     return reject.json(refusal)
   end
-  return instrument_json.text(record, record.sequence)
+  return instrument_json.text(instrument, instrument.sequence)
 end
 
 -- verify_book: checks every invariant of the stored book.
 -- Fields: none. Reply: verified, then orders levels sequence state_hash, or violations. Rejects:
 -- UNKNOWN_SYMBOL.
 function queries.verify_book(call_keys, arguments)
-  local record, refusal = transaction.open_query(call_keys, arguments, queries.no_fields)
-  if not record then
+  local instrument, refusal = transaction.open_query(call_keys, arguments, queries.no_fields)
+  if not instrument then
     return reject.json(refusal)
   end
-  return verify_book.json(record)
+  return verify_book.json(instrument)
 end
 
 return queries

@@ -48,8 +48,8 @@ local methods = {
 
 local function single(method)
   return function(call_keys, arguments)
-    local b, refusal = transaction.open_with(working_copy.open, call_keys)
-    if not b then
+    local tx, refusal = transaction.open_with(working_copy.open, call_keys)
+    if not tx then
       return reject.json(refusal)
     end
     local values, malformed = fields.from_arguments(arguments, method.schema)
@@ -59,7 +59,7 @@ local function single(method)
     else
       one.replies[1] = reject.json(malformed, fields.echo_argument(arguments))
     end
-    local written, refused = transaction.transact(b, one)
+    local written, refused = transaction.transact(tx, one)
     return written and one.replies[1] or refused
   end
 end
@@ -80,10 +80,10 @@ end
 -- Rejects (as one reply): BATCH_TOO_LARGE, MALFORMED_COMMAND (no command), UNKNOWN_SYMBOL,
 -- INVALID_BOOK_KEY.
 local function execute(call_keys, arguments)
-  local b, refusal = transaction.open_with(working_copy.open, call_keys)
-  if b and #arguments > batch_length_max then
+  local tx, refusal = transaction.open_with(working_copy.open, call_keys)
+  if tx and #arguments > batch_length_max then
     refusal = reject.new("BATCH_TOO_LARGE", "one execute takes at most 256 commands")
-  elseif b and #arguments == 0 then
+  elseif tx and #arguments == 0 then
     refusal = reject.new("MALFORMED_COMMAND", "execute needs at least one command")
   end
   if refusal then
@@ -91,7 +91,7 @@ local function execute(call_keys, arguments)
   end
   local list, replies = batch.decode(arguments, methods)
   local many = { list = list, replies = replies, prefetch = batch.prefetch }
-  local written, refused = transaction.transact(b, many)
+  local written, refused = transaction.transact(tx, many)
   return written and replies or refused
 end
 
@@ -104,11 +104,11 @@ local function probe_book(call_keys, arguments)
   if denied then
     return denied
   end
-  local record, refusal = transaction.open_query(call_keys, arguments, queries.no_fields)
-  if not record then
+  local instrument, refusal = transaction.open_query(call_keys, arguments, queries.no_fields)
+  if not instrument then
     return reject.json(refusal)
   end
-  return string.format('{"symbol":"%s","sequence":%.0f}', record.symbol, record.sequence)
+  return string.format('{"symbol":"%s","sequence":%.0f}', instrument.symbol, instrument.sequence)
 end
 
 -- library_version: which library this server runs.

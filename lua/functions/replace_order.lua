@@ -2,7 +2,7 @@
 --
 -- The new order is checked as if the old one were gone, so the old one is lifted out of the working
 -- copy first. Where the new order is refused and either both are to happen or neither, it is put
--- back in its old place (book.restore). The same goes for the orders of a list that end with the
+-- back in its old place (book.put_back). The same goes for the orders of a list that end with the
 -- old one. Reports are made only when it is clear what happens.
 
 local book = require("book/book")
@@ -65,8 +65,8 @@ local function combination_refusal(values)
 end
 
 -- The order that is to go, or nil and why not.
-local function order_to_cancel(b, values)
-  return target_order.find_order(b, {
+local function order_to_cancel(tx, values)
+  return target_order.find_order(tx, {
     account = values.account,
     order_id = values.cancel_order_id,
     client_order_id = values.cancel_client_order_id,
@@ -76,38 +76,38 @@ end
 -- A refusal where the new order cannot have its client_order_id, else nil: another open order has
 -- it, or it was used before. It may be that of the order that goes. `duplicate` is what the memory
 -- of commands says of it.
-local function name_refusal(b, values, old, duplicate)
+local function name_refusal(tx, values, old, duplicate)
   local name = values.client_order_id
   if not name or (old and old.client_order_id == name and old.account == values.account) then
     return nil
   end
-  if not duplicate and orders.find_client_order(b, values.account, name) then
+  if not duplicate and orders.find_client_order(tx, values.account, name) then
     return reject.new("DUPLICATE_CLIENT_ORDER_ID", "an open order has this client_order_id")
   end
   return duplicate
 end
 
 -- The new order and its fills, after every check; nil and why not.
-local function checked_order(b, values, old, duplicate)
-  local refusal = name_refusal(b, values, old, duplicate)
+local function checked_order(tx, values, old, duplicate)
+  local refusal = name_refusal(tx, values, old, duplicate)
   if refusal then
     return nil, refusal
   end
-  return order_entry.check(b, values)
+  return order_entry.check(tx, values)
 end
 
 -- Carries out what can be: `old` is lifted out or nil, `o` is checked or nil. Returns the reply.
-local function carried_out(b, values, change)
+local function carried_out(tx, values, change)
   local canceled, placed
   if change.old then
-    order_reports.canceled(b, change.old, "replaced")
-    order_lists.end_lifted(b, change.others)
-    canceled = replies.canceled(b, change.old)
+    order_reports.canceled(tx, change.old, "replaced")
+    order_lists.end_removed(tx, change.others)
+    canceled = replies.canceled(tx, change.old)
   else
     canceled = reject.json(change.missing)
   end
-  if change.o then
-    placed = order_entry.take_on(b, change.o, change.fills)
+  if change.order then
+    placed = order_entry.accept(tx, change.order, change.fills)
   else
     placed = reject.json(change.refusal, values.client_order_id)
   end
@@ -115,32 +115,32 @@ local function carried_out(b, values, change)
     '{"canceled":%s,"placed":%s,"sequence":%.0f,"timestamp_ms":%s}',
     canceled,
     placed,
-    working_copy.current_sequence(b),
-    b.timestamp_ms
+    working_copy.current_sequence(tx),
+    tx.timestamp_ms
   )
 end
 
 -- Cancels and places, or one of both where that is wanted. nil and why not.
-local function replaced(b, values, duplicate)
+local function replaced(tx, values, duplicate)
   local goes_on = values.on_failure == "continue"
   local change = {}
-  change.old, change.missing = order_to_cancel(b, values)
+  change.old, change.missing = order_to_cancel(tx, values)
   if not change.old and not goes_on then
     return nil, change.missing
   end
-  change.others = change.old and order_lists.lift_others(b, change.old)
-  local way_back = change.old and book.lift(b, change.old)
-  local o, fills = checked_order(b, values, change.old, duplicate)
-  if o then
-    change.o, change.fills = o, fills
+  change.others = change.old and order_lists.remove_others_tentatively(tx, change.old)
+  local removed = change.old and book.remove_tentatively(tx, change.old)
+  local order, fills = checked_order(tx, values, change.old, duplicate)
+  if order then
+    change.order, change.fills = order, fills
   elseif goes_on then
     change.refusal = fills
   else
-    book.restore(b, way_back)
-    order_lists.put_back(b, change.others)
+    book.put_back(tx, removed)
+    order_lists.put_back(tx, change.others)
     return nil, fills
   end
-  return carried_out(b, values, change), nil, change
+  return carried_out(tx, values, change), nil, change
 end
 
 -- replace_order: cancels an open order and places a new one, as one change.
@@ -150,7 +150,7 @@ end
 -- sequence timestamp_ms.
 -- Rejects: as place_order, and UNKNOWN_ORDER; with continue only those of the
 -- fields' forms and TOO_LATE.
-function replace_order.run(b, values)
+function replace_order.run(tx, values)
   local refusal = combination_refusal(values)
   if refusal then
     return nil, refusal
@@ -158,27 +158,27 @@ function replace_order.run(b, values)
   local memo_record, again, duplicate
   if values.client_order_id then
     memo_record = idempotency.memo("replace_order", values, replace_order.schema)
-    again, duplicate = idempotency.answer_again(b, memo_record)
+    again, duplicate = idempotency.answer_again(tx, memo_record)
     if again then
       return again
     end
-    refusal = idempotency.full_refusal(b, memo_record)
+    refusal = idempotency.full_refusal(tx, memo_record)
   end
-  refusal = refusal or (values.rare and validity.lateness_refusal(b, values))
+  refusal = refusal or (values.rare and validity.lateness_refusal(tx, values))
   if refusal then
     return nil, refusal
   end
-  local reply, refused, change = replaced(b, values, duplicate)
+  local reply, refused, change = replaced(tx, values, duplicate)
   if not reply then
     return nil, refused
   end
-  if not change.o or not memo_record then
+  if not change.order or not memo_record then
     return reply
   end
   if change.old and change.old.client_order_id == values.client_order_id then
-    idempotency.name_passes(b, values.account, values.client_order_id)
+    idempotency.name_passes(tx, values.account, values.client_order_id)
   end
-  return idempotency.remember(b, memo_record, reply)
+  return idempotency.remember(tx, memo_record, reply)
 end
 
 return replace_order

@@ -49,12 +49,12 @@ local function open_all(change, call_keys)
     end
   end
   local now_ms = working_copy.clock_ms()
-  for i, b in ipairs(books) do
-    change.current, change.refused = b, change.refused or working_copy.missing_key_error(b)
+  for i, tx in ipairs(books) do
+    change.current, change.refused = tx, change.refused or working_copy.missing_key_error(tx)
     if i > 1 then
-      working_copy.share_limits(books[i - 1], b)
+      working_copy.share_limits(books[i - 1], tx)
     end
-    transaction.begin(b, now_ms)
+    transaction.begin(tx, now_ms)
   end
   return nil
 end
@@ -65,18 +65,18 @@ local function cancel_in(change, values)
   local rows, canceled_count, remaining_count = {}, 0, 0
   local books = change.books
   local before = books[#books]
-  for i, b in ipairs(books) do
-    change.current = b
-    working_copy.share_limits(before, b)
-    before = b
-    local reply, refusal, counts = cancel_all_orders.run(b, values)
+  for i, tx in ipairs(books) do
+    change.current = tx
+    working_copy.share_limits(before, tx)
+    before = tx
+    local reply, refusal, counts = cancel_all_orders.run(tx, values)
     if not reply then
       return nil, refusal
     end
-    transaction.follow_up(b)
+    transaction.process_consequences(tx)
     canceled_count = canceled_count + counts.canceled
     remaining_count = remaining_count + counts.remaining
-    rows[i] = '{"symbol":"' .. b.instrument.symbol .. '",' .. reply:sub(2)
+    rows[i] = '{"symbol":"' .. tx.instrument.symbol .. '",' .. reply:sub(2)
   end
   return string.format(
     '{"account":"%s","books":[%s],"canceled_count":%.0f,"remaining_count":%.0f,"timestamp_ms":%s}',
@@ -90,10 +90,10 @@ end
 
 -- Plans the writes of all books, and looks at everything that could refuse one of them.
 local function plan_all(change)
-  for i, b in ipairs(change.books) do
-    change.current = b
-    local plan, refused = transaction.plan(b)
-    refused = refused or (plan and event_stream.events_refusal(b))
+  for i, tx in ipairs(change.books) do
+    change.current = tx
+    local plan, refused = transaction.plan(tx)
+    refused = refused or (plan and event_stream.events_refusal(tx))
     change.plans[i], change.refused = plan or false, change.refused or refused
   end
 end
@@ -144,8 +144,8 @@ function several_books.cancel_in_books(call_keys, arguments)
   if change.refused then
     return change.refused
   end
-  for i, b in ipairs(change.books) do
-    local refused = change.plans[i] and commit.carry_out(b, change.plans[i])
+  for i, tx in ipairs(change.books) do
+    local refused = change.plans[i] and commit.write(tx, change.plans[i])
     if refused then
       return refused
     end

@@ -12,41 +12,41 @@ local reject = require("values/reject")
 local tick = {}
 
 -- Whether more is due than one call may do.
-local function is_behind(b)
-  local is_trading = b.instrument.status == "trading"
-  local is_limited = b.expiring or b.canceling or trading_status.is_uncrossing(b)
-  return is_limited or (is_trading and trigger_queue.has_items(b))
+local function is_behind(tx)
+  local is_trading = tx.instrument.status == "trading"
+  local is_limited = tx.expiring or tx.canceling or trading_status.is_uncrossing(tx)
+  return is_limited or (is_trading and trigger_queue.has_items(tx))
 end
 
 -- tick: does what is due and nothing else. Hosts call it at each publish interval.
 -- Fields: none. Reply: expired_count canceled_count triggered_count pending sequence. Rejects:
 -- UNKNOWN_SYMBOL, INVALID_BOOK_KEY.
 function tick.call(call_keys, arguments)
-  local record, refusal = transaction.open_query(call_keys, arguments, queries.no_fields)
-  if not record then
+  local instrument, refusal = transaction.open_query(call_keys, arguments, queries.no_fields)
+  if not instrument then
     return reject.json(refusal)
   end
   local done = '{"expired_count":%.0f,"canceled_count":%.0f,"triggered_count":%.0f,"pending":%s,'
     .. '"sequence":%.0f}'
-  local b = working_copy.from(record)
+  local tx = working_copy.from(instrument)
   -- An instrument without features never has anything due, and many hosts ask twice a second.
-  local is_idle = not record.extended and not epoch.is_due(record)
-  local damaged = (is_idle and working_copy.missing_key_error(b))
-    or working_copy.missing_stream_error(b)
+  local is_idle = not instrument.features and not epoch.is_due(instrument)
+  local damaged = (is_idle and working_copy.missing_key_error(tx))
+    or working_copy.missing_stream_error(tx)
   if damaged then
     return damaged
   end
   if is_idle then
-    return done:format(0, 0, 0, "false", record.sequence)
+    return done:format(0, 0, 0, "false", instrument.sequence)
   end
-  local written, refused = transaction.transact(b, { list = {}, replies = {} })
+  local written, refused = transaction.transact(tx, { list = {}, replies = {} })
   if not written then
     return refused
   end
-  b = written
-  local triggered_count = limits.triggers_per_call_max - b.triggers_left
-  local pending, sequence = tostring(is_behind(b)), working_copy.current_sequence(b)
-  return done:format(b.expired_count, b.timer_cancel_count, triggered_count, pending, sequence)
+  tx = written
+  local triggered_count = limits.triggers_per_call_max - tx.triggers_left
+  local pending, sequence = tostring(is_behind(tx)), working_copy.current_sequence(tx)
+  return done:format(tx.expired_count, tx.timer_cancel_count, triggered_count, pending, sequence)
 end
 
 return tick

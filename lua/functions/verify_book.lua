@@ -29,34 +29,35 @@ end
 -- One queue member against its order record.
 local function check_order(walk, side, member, score, text)
   local order_id = order_record.id_of_member(member)
-  local o = text and order_record.parse(order_id, text)
-  if not o then
+  local order = text and order_record.parse(order_id, text)
+  if not order then
     return violate(walk, "ORPHAN_QUEUE_MEMBER", "order " .. order_id .. " has no record")
   end
   if
-    order_record.member(o.priority, order_id) ~= member
-    or order_record.queue_name(o) ~= side.name
-    or (order_record.queue_price(o) or 0) * side.sign ~= tonumber(score)
+    order_record.member(order.priority, order_id) ~= member
+    or order_record.queue_name(order) ~= side.name
+    or (order_record.queue_price(order) or 0) * side.sign ~= tonumber(score)
   then
     violate(walk, "QUEUE_MISMATCH", "order " .. order_id .. " does not queue as its record says")
   end
-  if o.remaining < 1 or o.remaining > o.quantity then
+  if order.remaining < 1 or order.remaining > order.quantity then
     violate(walk, "INVALID_REMAINING", "order " .. order_id .. " has no valid remaining_quantity")
   end
-  local record = walk.record
-  local is_late = tonumber(order_id) > record.last_order_id or o.priority > record.last_priority
-  if is_late or (side.levels and order_record.shown(o) > record.largest_order_lots) then
+  local instrument = walk.instrument
+  local is_late = tonumber(order_id) > instrument.last_order_id
+    or order.priority > instrument.last_priority
+  if is_late or (side.levels and order_record.shown(order) > instrument.largest_order_lots) then
     violate(walk, "COUNTER_BEHIND", "order " .. order_id .. " is beyond the book's counters")
   end
-  if order_record.shown(o) < 1 or order_record.shown(o) > o.remaining then
+  if order_record.shown(order) < 1 or order_record.shown(order) > order.remaining then
     violate(walk, "INVALID_SLICE", "order " .. order_id .. " shows what it has not")
   end
   if side.levels then
-    add_to(side.levels, numbers.integer_text(o.price or 0), order_record.shown(o))
+    add_to(side.levels, numbers.integer_text(order.price or 0), order_record.shown(order))
   end
-  add_to(walk.orders_by_account, o.account, 1)
+  add_to(walk.orders_by_account, order.account, 1)
   walk.orders = walk.orders + 1
-  return o
+  return order
 end
 
 -- Whether a key is there with this type, or not there. Everything else here relies on it.
@@ -71,23 +72,23 @@ end
 
 -- Each order must be found through its account and through its client_order_id.
 local function check_indexes(walk, open)
-  for _, o in ipairs(open) do
-    local account_key = keys.account_orders(walk.record.key, o.account)
+  for _, order in ipairs(open) do
+    local account_key = keys.account_orders(walk.instrument.key, order.account)
     if walk.account_keys[account_key] == nil then
       walk.account_keys[account_key] = check_type(walk, account_key, "set")
     end
     if not walk.account_keys[account_key] then
       return
     end
-    if redis.call("SISMEMBER", account_key, o.order_id) == 0 then
-      violate(walk, "ACCOUNT_INDEX_MISMATCH", "order " .. o.order_id .. " is not its account's")
+    if redis.call("SISMEMBER", account_key, order.order_id) == 0 then
+      violate(walk, "ACCOUNT_INDEX_MISMATCH", "order " .. order.order_id .. " is not its account's")
     end
-    if o.client_order_id then
+    if order.client_order_id then
       walk.client_orders = walk.client_orders + 1
-      local name = o.account .. " " .. o.client_order_id
-      local order_id = redis.call("HGET", keys.client_orders(walk.record.key), name)
-      if order_id ~= o.order_id then
-        local detail = "order " .. o.order_id .. " is not found by its client_order_id"
+      local name = order.account .. " " .. order.client_order_id
+      local order_id = redis.call("HGET", keys.client_orders(walk.instrument.key), name)
+      if order_id ~= order.order_id then
+        local detail = "order " .. order.order_id .. " is not found by its client_order_id"
         violate(walk, "CLIENT_INDEX_MISMATCH", detail)
       end
     end
@@ -95,16 +96,17 @@ local function check_indexes(walk, open)
 end
 
 -- An order placed with a session must be found through it.
-local function check_session(walk, o)
-  local session_key = keys.session_orders(walk.record.key, o.account, o.extras.session)
+local function check_session(walk, order)
+  local session_key =
+    keys.session_orders(walk.instrument.key, order.account, order.attributes.session)
   local found = walk.sessions[session_key]
   if not found then
     found = { count = 0, is_set = check_type(walk, session_key, "set") }
     walk.sessions[session_key] = found
   end
   found.count = found.count + 1
-  if found.is_set and redis.call("SISMEMBER", session_key, o.order_id) == 0 then
-    violate(walk, "SESSION_INDEX_MISMATCH", "order " .. o.order_id .. " is not its session's")
+  if found.is_set and redis.call("SISMEMBER", session_key, order.order_id) == 0 then
+    violate(walk, "SESSION_INDEX_MISMATCH", "order " .. order.order_id .. " is not its session's")
   end
 end
 
@@ -113,20 +115,21 @@ local function find_word(text, word)
 end
 
 -- A trailing stop must be found by its reference.
-local function check_trailing(walk, o)
-  if not o.extras.trailing_offset then
+local function check_trailing(walk, order)
+  if not order.attributes.trailing_offset then
     return
   end
   walk.trailing = walk.trailing + 1
-  local score = redis.call("ZSCORE", keys.trailing_stops(walk.record.key, o.side), o.order_id)
-  if not score or tonumber(score) ~= o.extras.reference_price then
-    violate(walk, "STOPS_MISMATCH", "order " .. o.order_id .. " is not found by its reference")
+  local score =
+    redis.call("ZSCORE", keys.trailing_stops(walk.instrument.key, order.side), order.order_id)
+  if not score or tonumber(score) ~= order.attributes.reference_price then
+    violate(walk, "STOPS_MISMATCH", "order " .. order.order_id .. " is not found by its reference")
   end
 end
 
 -- A quote must be found through its account.
-local function check_quote(walk, o)
-  local quotes_key = keys.account_quotes(walk.record.key, o.account)
+local function check_quote(walk, order)
+  local quotes_key = keys.account_quotes(walk.instrument.key, order.account)
   if walk.quotes_by_key[quotes_key] == nil then
     walk.quotes_by_key[quotes_key] = check_type(walk, quotes_key, "set") and 0
   end
@@ -134,67 +137,75 @@ local function check_quote(walk, o)
     return
   end
   add_to(walk.quotes_by_key, quotes_key, 1)
-  if redis.call("SISMEMBER", quotes_key, o.order_id) == 0 then
-    violate(walk, "QUOTE_INDEX_MISMATCH", "order " .. o.order_id .. " is not its account's quote")
+  if redis.call("SISMEMBER", quotes_key, order.order_id) == 0 then
+    violate(
+      walk,
+      "QUOTE_INDEX_MISMATCH",
+      "order " .. order.order_id .. " is not its account's quote"
+    )
   end
 end
 
 -- An order that waits is counted, and found by what it waits for. One that is paused stands on the
--- agenda: else nothing would ever go on with it.
-local function check_waiting(walk, o)
-  local waits = o.extras.waits
+-- trigger queue: else nothing would ever go on with it.
+local function check_waiting(walk, order)
+  local waits = order.attributes.waits
   if waits == "dormant" then
     walk.dormant = walk.dormant + 1
   elseif waits then
     walk.waiting = walk.waiting + 1
   end
   if order_record.is_triggerable(waits) then
-    check_trailing(walk, o)
+    check_trailing(walk, order)
   end
-  local agenda = walk.record.extended and walk.record.extended.agenda or ""
-  if waits == "paused" and not find_word(agenda, "@" .. o.order_id) then
-    violate(walk, "STOPS_MISMATCH", "order " .. o.order_id .. " is paused, and nothing resumes it")
+  local items = walk.instrument.features and walk.instrument.features.agenda or ""
+  if waits == "paused" and not find_word(items, "@" .. order.order_id) then
+    violate(
+      walk,
+      "STOPS_MISMATCH",
+      "order " .. order.order_id .. " is paused, and nothing resumes it"
+    )
   end
 end
 
 -- An order that expires must be found by when, and rare orders must be counted.
-local function check_rare(walk, o)
-  local extras = o.extras
-  if extras.quote then
-    check_quote(walk, o)
+local function check_rare(walk, order)
+  local attributes = order.attributes
+  if attributes.quote then
+    check_quote(walk, order)
   end
-  if extras.display_quantity then
+  if attributes.display_quantity then
     walk.icebergs = walk.icebergs + 1
   end
-  if extras.session then
-    check_session(walk, o)
+  if attributes.session then
+    check_session(walk, order)
   end
-  check_waiting(walk, o)
-  if extras.order_list_id then
-    local id = numbers.integer_text(extras.order_list_id)
+  check_waiting(walk, order)
+  if attributes.order_list_id then
+    local id = numbers.integer_text(attributes.order_list_id)
     add_to(walk.listed, id, 1)
   end
-  if not extras.expire_time_ms then
+  if not attributes.expire_time_ms then
     return
   end
   walk.expiring = walk.expiring + 1
-  local member = order_record.padded(o.order_id)
-  local score = redis.call("ZSCORE", keys.expiries(walk.record.key), member)
-  if not score or tonumber(score) ~= extras.expire_time_ms then
-    violate(walk, "EXPIRY_MISMATCH", "order " .. o.order_id .. " does not expire when it says")
+  local member = order_record.padded(order.order_id)
+  local score = redis.call("ZSCORE", keys.expiries(walk.instrument.key), member)
+  if not score or tonumber(score) ~= attributes.expire_time_ms then
+    violate(walk, "EXPIRY_MISMATCH", "order " .. order.order_id .. " does not expire when it says")
   end
 end
 
-local function hash_line(o)
+local function hash_line(order)
   return table.concat({
-    o.order_id,
-    o.side,
-    o.price and numbers.integer_text(o.price) or "-",
-    numbers.integer_text(o.quantity),
-    numbers.integer_text(o.remaining),
-    o.account,
-    order_record.client_order_id_text(o),
-    order_record.flags(o),
+    order.order_id,
+    order.side,
+    order.price and numbers.integer_text(order.price) or "-",
+    numbers.integer_text(order.quantity),
+    numbers.integer_text(order.remaining),
+    order.account,
+    order_record.client_order_id_text(order),
+    order_record.flags(order),
   }, " ")
 end
 
@@ -203,16 +214,16 @@ local function walk_chunk(walk, side, rows)
   for i = 1, #rows, 2 do
     ids[#ids + 1] = order_record.id_of_member(rows[i])
   end
-  local texts = redis.call("HMGET", keys.orders(walk.record.key), unpack(ids))
+  local texts = redis.call("HMGET", keys.orders(walk.instrument.key), unpack(ids))
   local open, lines = {}, { walk.hash }
   for i = 1, #ids do
-    local o = check_order(walk, side, rows[i * 2 - 1], rows[i * 2], texts[i])
-    if o then
-      open[#open + 1] = o
-      if o.extras then
-        check_rare(walk, o)
+    local order = check_order(walk, side, rows[i * 2 - 1], rows[i * 2], texts[i])
+    if order then
+      open[#open + 1] = order
+      if order.attributes then
+        check_rare(walk, order)
       end
-      lines[#lines + 1] = hash_line(o)
+      lines[#lines + 1] = hash_line(order)
     end
   end
   check_indexes(walk, open)
@@ -252,18 +263,18 @@ local function check_levels(walk, side)
 end
 
 local function check_counts(walk)
-  local record = walk.record
-  if redis.call("HLEN", keys.orders(record.key)) ~= walk.orders then
+  local instrument = walk.instrument
+  if redis.call("HLEN", keys.orders(instrument.key)) ~= walk.orders then
     violate(walk, "ORPHAN_ORDER", "there are order records that queue nowhere")
   end
-  if record.open_orders ~= walk.orders then
+  if instrument.open_orders ~= walk.orders then
     violate(walk, "OPEN_ORDERS_MISMATCH", "open_orders is not the number of open orders")
   end
-  if redis.call("HLEN", keys.client_orders(record.key)) ~= walk.client_orders then
+  if redis.call("HLEN", keys.client_orders(instrument.key)) ~= walk.client_orders then
     violate(walk, "CLIENT_INDEX_MISMATCH", "there are client_order_ids of orders not open")
   end
   for account, count in pairs(walk.orders_by_account) do
-    local account_key = keys.account_orders(record.key, account)
+    local account_key = keys.account_orders(instrument.key, account)
     if walk.account_keys[account_key] and redis.call("SCARD", account_key) ~= count then
       local detail = "account " .. account .. " lists orders that are not open"
       violate(walk, "ACCOUNT_INDEX_MISMATCH", detail)
@@ -271,7 +282,7 @@ local function check_counts(walk)
   end
 end
 
-local none_extended = {
+local no_features = {
   gtd_orders = 0,
   iceberg_orders = 0,
   waiting_orders = 0,
@@ -282,9 +293,9 @@ local none_extended = {
 }
 
 local function check_timers(walk)
-  local record = walk.record
-  local extended = record.extended or none_extended
-  if redis.call("ZCARD", keys.timers(record.key)) ~= extended.timers then
+  local instrument = walk.instrument
+  local features = instrument.features or no_features
+  if redis.call("ZCARD", keys.timers(instrument.key)) ~= features.timers then
     violate(walk, "TIMERS_MISMATCH", "timers is not the number of timers")
   end
   for session_key, found in pairs(walk.sessions) do
@@ -300,37 +311,37 @@ local function check_rare_counts(walk)
       violate(walk, "QUOTE_INDEX_MISMATCH", "the key " .. quotes_key .. " has quotes not open")
     end
   end
-  local record = walk.record
-  local extended = record.extended or none_extended
-  if redis.call("ZCARD", keys.expiries(record.key)) ~= walk.expiring then
+  local instrument = walk.instrument
+  local features = instrument.features or no_features
+  if redis.call("ZCARD", keys.expiries(instrument.key)) ~= walk.expiring then
     violate(walk, "EXPIRY_MISMATCH", "there are expiries of orders not open")
   end
-  if extended.gtd_orders ~= walk.expiring or extended.iceberg_orders ~= walk.icebergs then
+  if features.gtd_orders ~= walk.expiring or features.iceberg_orders ~= walk.icebergs then
     violate(walk, "RARE_ORDERS_MISMATCH", "gtd_orders or iceberg_orders is not their number")
   end
   local trailing = 0
   for _, side in ipairs({ "buy", "sell" }) do
-    trailing = trailing + redis.call("ZCARD", keys.trailing_stops(record.key, side))
+    trailing = trailing + redis.call("ZCARD", keys.trailing_stops(instrument.key, side))
   end
-  if trailing ~= walk.trailing or extended.trailing_orders ~= walk.trailing then
+  if trailing ~= walk.trailing or features.trailing_orders ~= walk.trailing then
     violate(walk, "STOPS_MISMATCH", "there are references of orders that do not trail")
   end
-  if extended.waiting_orders ~= walk.waiting or extended.dormant_orders ~= walk.dormant then
+  if features.waiting_orders ~= walk.waiting or features.dormant_orders ~= walk.dormant then
     violate(walk, "STOPS_MISMATCH", "waiting_orders or dormant_orders is not their number")
   end
 end
 
 -- An order list has open orders, and no order waits to be armed without one.
 local function check_lists(walk)
-  local record = walk.record
-  local stored = redis.call("HGETALL", keys.order_lists(record.key))
+  local instrument = walk.instrument
+  local stored = redis.call("HGETALL", keys.order_lists(instrument.key))
   for i = 1, #stored, 2 do
     if not walk.listed[stored[i]] then
       violate(walk, "LISTS_MISMATCH", "order list " .. stored[i] .. " has lost its orders")
     end
   end
-  local extended = record.extended or none_extended
-  if #stored / 2 ~= extended.order_lists then
+  local features = instrument.features or no_features
+  if #stored / 2 ~= features.order_lists then
     violate(walk, "LISTS_MISMATCH", "order_lists is not the number of order lists")
   end
   if #stored == 0 and walk.dormant > 0 then
@@ -340,14 +351,14 @@ end
 
 -- A stream ahead of the book is a command broken off between its first write and its last.
 local function check_streams(walk)
-  local record = walk.record
+  local instrument = walk.instrument
   for _, stream in ipairs({ "events", "trades" }) do
-    local rows = redis.call("XREVRANGE", keys[stream](record.key), "+", "-", "COUNT", 1)
+    local rows = redis.call("XREVRANGE", keys[stream](instrument.key), "+", "-", "COUNT", 1)
     local last = rows[1] and tonumber(string.match(rows[1][1], "^%d+"))
-    if last and last > record.sequence then
+    if last and last > instrument.sequence then
       violate(walk, "HALF_WRITTEN_COMMAND", "the stream " .. stream .. " is ahead of the book")
     end
-    if last and last < record.sequence and stream == "events" then
+    if last and last < instrument.sequence and stream == "events" then
       violate(walk, "LOST_EVENTS", "the stream events is behind the book")
     end
   end
@@ -359,7 +370,7 @@ local function result_json(walk)
       '{"verified":true,"orders":%.0f,"levels":%.0f,"sequence":%.0f,"state_hash":"%s"}',
       walk.orders,
       walk.levels,
-      walk.record.sequence,
+      walk.instrument.sequence,
       walk.hash
     )
   end
@@ -369,15 +380,15 @@ local function result_json(walk)
   end
   return string.format(
     '{"verified":false,"sequence":%.0f,"violations":[%s]}',
-    walk.record.sequence,
+    walk.instrument.sequence,
     table.concat(rows, ",")
   )
 end
 
 local function check_types(walk)
-  local wanted = keys.of_book(walk.record.key)
+  local wanted = keys.of_book(walk.instrument.key)
   for _, interval in ipairs(candles.intervals) do
-    wanted.zset[#wanted.zset + 1] = keys.interval_candles(walk.record.key, interval)
+    wanted.zset[#wanted.zset + 1] = keys.interval_candles(walk.instrument.key, interval)
   end
   for kind, names in pairs(wanted) do
     for _, name in ipairs(names) do
@@ -389,11 +400,11 @@ end
 -- Keys that must be there, as the counters and the other keys say. An order queue and its levels
 -- stand or fall together; a book has told its own definition, and its trades twice.
 local function check_presence(walk, sides)
-  local record = walk.record
+  local instrument = walk.instrument
   local needed = {
-    [keys.events(record.key)] = record.sequence > 0,
-    [keys.trades(record.key)] = record.last_price ~= nil,
-    [keys.orders(record.key)] = record.open_orders > 0,
+    [keys.events(instrument.key)] = instrument.sequence > 0,
+    [keys.trades(instrument.key)] = instrument.last_price ~= nil,
+    [keys.orders(instrument.key)] = instrument.open_orders > 0,
   }
   for _, side in ipairs(sides) do
     local levels_key = keys.levels(side.key)
@@ -407,18 +418,18 @@ local function check_presence(walk, sides)
   end
 end
 
-local function header(record)
+local function header(instrument)
   return table.concat({
-    instrument_json.text(record, record.sequence),
-    numbers.integer_text(record.last_order_id),
-    numbers.integer_text(record.last_trade_id),
+    instrument_json.text(instrument, instrument.sequence),
+    numbers.integer_text(instrument.last_order_id),
+    numbers.integer_text(instrument.last_trade_id),
   }, "\n")
 end
 
 -- The verdict on a book as JSON.
-function verify_book.json(record)
+function verify_book.json(instrument)
   local walk = {
-    record = record,
+    instrument = instrument,
     violations = {},
     orders = 0,
     levels = 0,
@@ -433,10 +444,10 @@ function verify_book.json(record)
     account_keys = {},
     quotes_by_key = {},
     sessions = {},
-    hash = redis.sha1hex(header(record)),
+    hash = redis.sha1hex(header(instrument)),
   }
-  local bids = { name = "buy", key = keys.bids(record.key), sign = -1, levels = {} }
-  local asks = { name = "sell", key = keys.asks(record.key), sign = 1, levels = {} }
+  local bids = { name = "buy", key = keys.bids(instrument.key), sign = -1, levels = {} }
+  local asks = { name = "sell", key = keys.asks(instrument.key), sign = 1, levels = {} }
   check_types(walk)
   if #walk.violations > 0 then
     return result_json(walk)
@@ -446,11 +457,11 @@ function verify_book.json(record)
     walk_side(walk, side)
     check_levels(walk, side)
   end
-  walk_side(walk, { name = "rising", key = keys.stops_rising(record.key), sign = 1 })
-  walk_side(walk, { name = "falling", key = keys.stops_falling(record.key), sign = -1 })
-  walk_side(walk, { name = "dormant", key = keys.dormant_orders(record.key), sign = 1 })
-  walk_side(walk, { name = "paused", key = keys.paused_orders(record.key), sign = 1 })
-  local may_cross = record.status == "auction"
+  walk_side(walk, { name = "rising", key = keys.stops_rising(instrument.key), sign = 1 })
+  walk_side(walk, { name = "falling", key = keys.stops_falling(instrument.key), sign = -1 })
+  walk_side(walk, { name = "dormant", key = keys.dormant_orders(instrument.key), sign = 1 })
+  walk_side(walk, { name = "paused", key = keys.paused_orders(instrument.key), sign = 1 })
+  local may_cross = instrument.status == "auction"
   if bids.best and asks.best and bids.best >= asks.best and not may_cross then
     violate(walk, "CROSSED_BOOK", "the best bid is not below the best ask")
   end

@@ -33,12 +33,12 @@ candles.candles_max = 500
 -- ---- candles: { open_ms, open, high, low, close, volume, trades }
 
 -- Counts a trade of a call, in ticks and lots, into the candle of its minute.
-function candles.count(b, price, lots)
-  local candle = b.candle
-  local volume = lots * b.instrument.quantity_step.size
+function candles.count(tx, price, lots)
+  local candle = tx.candle
+  local volume = lots * tx.instrument.quantity_step.size
   if not candle then
     candle = { open = price, high = price, low = price, close = price, trades = 0 }
-    candle.billions, candle.remainder, b.candle = 0, 0, candle
+    candle.billions, candle.remainder, tx.candle = 0, 0, candle
   end
   if price > candle.high then
     candle.high = price
@@ -66,15 +66,15 @@ local function counted_volume(candle, decimals)
 end
 
 -- What a call has counted, as a candle.
-local function counted(b)
-  local record, candle = b.instrument, b.candle
+local function counted(tx)
+  local instrument, candle = tx.instrument, tx.candle
   return {
-    open_ms = b.now_ms - b.now_ms % length_ms["1m"],
-    open = instrument_record.price_text(record, candle.open),
-    high = instrument_record.price_text(record, candle.high),
-    low = instrument_record.price_text(record, candle.low),
-    close = instrument_record.price_text(record, candle.close),
-    volume = counted_volume(candle, record.quantity_step.decimals),
+    open_ms = tx.now_ms - tx.now_ms % length_ms["1m"],
+    open = instrument_record.price_text(instrument, candle.open),
+    high = instrument_record.price_text(instrument, candle.high),
+    low = instrument_record.price_text(instrument, candle.low),
+    close = instrument_record.price_text(instrument, candle.close),
+    volume = counted_volume(candle, instrument.quantity_step.decimals),
     trades = candle.trades,
   }
 end
@@ -179,8 +179,8 @@ end
 
 -- Plans what a call's trades write; reads one hash. `add` takes a command, a key and what is to be
 -- written.
-function candles.plan(b, add)
-  local key, candle = keys.candles(b.key), counted(b)
+function candles.plan(tx, add)
+  local key, candle = keys.candles(tx.key), counted(tx)
   local minute, finished = parse(redis.call("HGET", key, "1m")), {}
   local lines = { "1m", false }
   if minute and minute.open_ms == candle.open_ms then
@@ -194,16 +194,16 @@ function candles.plan(b, add)
   end
   for _, row in ipairs(finished) do
     local interval, text = row[1], json(row[2], true)
-    add("ZADD", keys.interval_candles(b.key, interval), ("%d"):format(row[2].open_ms), text)
+    add("ZADD", keys.interval_candles(tx.key, interval), ("%d"):format(row[2].open_ms), text)
   end
-  b.candles_finished = finished
+  tx.candles_finished = finished
 end
 
 -- Plans the writes that drop the oldest of what a call has finished more than is kept: see
 -- commit.lua.
-function candles.plan_trims(b, later)
-  for _, row in ipairs(b.candles_finished) do
-    local candles_key = keys.interval_candles(b.key, row[1])
+function candles.plan_trims(tx, later)
+  for _, row in ipairs(tx.candles_finished) do
+    local candles_key = keys.interval_candles(tx.key, row[1])
     later("ZREMRANGEBYRANK", candles_key, { 0, -kept_max[row[1]] - 1 })
   end
 end
@@ -211,8 +211,8 @@ end
 -- ---- queries
 
 -- The candles of an interval that are not finished, oldest first: at most two.
-local function unfinished(record, interval)
-  local stored = redis.call("HMGET", keys.candles(record.key), "1m", interval)
+local function unfinished(instrument, interval)
+  local stored = redis.call("HMGET", keys.candles(instrument.key), "1m", interval)
   local minute, wide = parse(stored[1]), parse(stored[2])
   if not minute or interval == "1m" then
     return { minute }
@@ -226,8 +226,8 @@ end
 
 -- The JSON of an interval's candles that opened before a time, the latest `limit` of them, oldest
 -- first; and whether there are more.
-function candles.candles(record, interval, limit, before_ms)
-  local open, rows = unfinished(record, interval), {}
+function candles.candles(instrument, interval, limit, before_ms)
+  local open, rows = unfinished(instrument, interval), {}
   local now = redis.call("TIME")
   local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
   for i = #open, 1, -1 do
@@ -237,7 +237,7 @@ function candles.candles(record, interval, limit, before_ms)
     end
   end
   local to = "(" .. numbers.integer_text(before_ms)
-  local key = keys.interval_candles(record.key, interval)
+  local key = keys.interval_candles(instrument.key, interval)
   local stored = redis.call("ZREVRANGEBYSCORE", key, to, "-inf", "LIMIT", 0, limit + 1)
   for i = 1, #stored do
     rows[#rows + 1] = stored[i]
@@ -250,8 +250,8 @@ function candles.candles(record, interval, limit, before_ms)
 end
 
 -- Finished candles of an interval that opened from one time on and before another.
-local function finished_between(record, interval, from_ms, to_ms)
-  local key = keys.interval_candles(record.key, interval)
+local function finished_between(instrument, interval, from_ms, to_ms)
+  local key = keys.interval_candles(instrument.key, interval)
   local from, to = numbers.integer_text(from_ms), "(" .. numbers.integer_text(to_ms)
   local rows = redis.call("ZRANGEBYSCORE", key, from, to)
   for i = 1, #rows do
@@ -262,12 +262,12 @@ end
 
 -- The candles of the last 24 hours by the minute, oldest first: minutes up to the first full hour,
 -- then hours, then the minute that is not finished.
-local function last_day(record, now_ms)
+local function last_day(instrument, now_ms)
   local from_ms = opening(now_ms - day_ms + minute_ms, "1m")
   local hour_ms = opening(from_ms + length_ms["1h"] - 1, "1h")
-  local stored = redis.call("HMGET", keys.candles(record.key), "1m", "1h")
-  local rows = finished_between(record, "1m", from_ms, hour_ms)
-  for _, row in ipairs(finished_between(record, "1h", hour_ms, now_ms + 1)) do
+  local stored = redis.call("HMGET", keys.candles(instrument.key), "1m", "1h")
+  local rows = finished_between(instrument, "1m", from_ms, hour_ms)
+  for _, row in ipairs(finished_between(instrument, "1h", hour_ms, now_ms + 1)) do
     rows[#rows + 1] = row
   end
   local minute, hour = parse(stored[1]), parse(stored[2])
@@ -297,8 +297,8 @@ end
 
 -- Open, high, low, volume and change of the last 24 hours as JSON members, each with a comma before
 -- it; only the volume where there were no trades.
-function candles.day_members(record, now_ms)
-  local rows = last_day(record, now_ms)
+function candles.day_members(instrument, now_ms)
+  local rows = last_day(instrument, now_ms)
   local day = rows[1]
   if not day then
     return ',"volume_24h":"0"'

@@ -59,12 +59,12 @@ end
 
 -- The checksum of both sides as JSON members with a comma before them, and the steps by which a
 -- reader can compute it.
-function checksum.json_fields(record, asks_text, bids_text)
+function checksum.json_fields(instrument, asks_text, bids_text)
   return string.format(
     ',"checksum":%.0f,"tick_size":"%s","lot_size":"%s"',
     crc32(asks_text .. bids_text),
-    record.price_step.text,
-    record.quantity_step.text
+    instrument.price_step.text,
+    instrument.quantity_step.text
   )
 end
 

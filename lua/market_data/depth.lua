@@ -70,11 +70,11 @@ local function place_at(side_key, index)
 end
 
 -- Adds the levels there are at these prices in ticks, as far as count levels.
-local function add_levels_at(record, side_key, ticks, levels, count)
+local function add_levels_at(instrument, side_key, ticks, levels, count)
   for from = 1, #ticks, arguments_max do
     local names = {}
     for i = from, math.min(from + arguments_max - 1, #ticks) do
-      names[#names + 1] = instrument_record.ticks_text(record, ticks[i])
+      names[#names + 1] = instrument_record.ticks_text(instrument, ticks[i])
     end
     local totals = redis.call("HMGET", keys.levels(side_key), unpack(names))
     for i = 1, #totals do
@@ -82,8 +82,8 @@ local function add_levels_at(record, side_key, ticks, levels, count)
         return
       end
       if totals[i] then
-        local quantity = instrument_record.quantity_text(record, totals[i] + 0)
-        add_level(levels, instrument_record.price_text(record, ticks[from + i - 1]), quantity)
+        local quantity = instrument_record.quantity_text(instrument, totals[i] + 0)
+        add_level(levels, instrument_record.price_text(instrument, ticks[from + i - 1]), quantity)
       end
     end
   end
@@ -91,7 +91,7 @@ end
 
 -- The best levels of a side: those at the ticks next to its best price, then by stepping from one
 -- to the next.
-local function stepped_levels(record, side_key, sign, count)
+local function stepped_levels(instrument, side_key, sign, count)
   local levels, near, far = {}, {}, {}
   local best = place_at(side_key, 0)
   if not best then
@@ -101,7 +101,7 @@ local function stepped_levels(record, side_key, sign, count)
   for i = 1, near_count do
     near[i] = (best + i - 1) * sign
   end
-  add_levels_at(record, side_key, near, levels, count)
+  add_levels_at(instrument, side_key, near, levels, count)
   local missing = count - #levels / pieces_per_level
   if missing == 0 then
     return levels
@@ -110,7 +110,7 @@ local function stepped_levels(record, side_key, sign, count)
   for i, score in ipairs(scores_beyond(side_key, last_near, missing)) do
     far[i] = score * sign
   end
-  add_levels_at(record, side_key, far, levels, count)
+  add_levels_at(instrument, side_key, far, levels, count)
   return levels
 end
 
@@ -149,24 +149,24 @@ local function indexes_in_order(side_key, rows, sign)
 end
 
 -- Makes decimal text of what the rows of a side's totals have in ticks and lots.
-local function show_as_text(record, rows)
-  if not record.price_step.is_unit then
+local function show_as_text(instrument, rows)
+  if not instrument.price_step.is_unit then
     for i = 1, #rows, 2 do
-      rows[i] = instrument_record.price_text(record, rows[i] + 0)
+      rows[i] = instrument_record.price_text(instrument, rows[i] + 0)
     end
   end
-  if not record.quantity_step.is_unit then
+  if not instrument.quantity_step.is_unit then
     for i = 2, #rows, 2 do
-      rows[i] = instrument_record.quantity_text(record, rows[i] + 0)
+      rows[i] = instrument_record.quantity_text(instrument, rows[i] + 0)
     end
   end
 end
 
 -- The same of a side that is read whole.
-local function whole_levels(record, side_key, sign, count)
+local function whole_levels(instrument, side_key, sign, count)
   local rows = redis.call("HGETALL", keys.levels(side_key))
   local indexes = indexes_in_order(side_key, rows, sign)
-  show_as_text(record, rows)
+  show_as_text(instrument, rows)
   local levels, n, opening, n_max = {}, 0, '[["', count * pieces_per_level
   for place = 1, #indexes do
     local i = indexes[place]
@@ -183,21 +183,21 @@ local function whole_levels(record, side_key, sign, count)
 end
 
 -- The best levels of a side, at most count of them.
-local function side_levels(record, side_key, sign, count)
+local function side_levels(instrument, side_key, sign, count)
   if redis.call("HLEN", keys.levels(side_key)) > count * whole_side_factor then
-    return stepped_levels(record, side_key, sign, count)
+    return stepped_levels(instrument, side_key, sign, count)
   end
-  return whole_levels(record, side_key, sign, count)
+  return whole_levels(instrument, side_key, sign, count)
 end
 
 -- The best bid and ask as JSON members, each with a comma before it.
-function depth.best_members(record)
+function depth.best_members(instrument)
   local text = ""
   for _, side in ipairs({
-    { name = "best_bid", key = keys.bids(record.key), sign = -1 },
-    { name = "best_ask", key = keys.asks(record.key), sign = 1 },
+    { name = "best_bid", key = keys.bids(instrument.key), sign = -1 },
+    { name = "best_ask", key = keys.asks(instrument.key), sign = 1 },
   }) do
-    local best = side_levels(record, side.key, side.sign, 1)
+    local best = side_levels(instrument, side.key, side.sign, 1)
     if best[1] then
       text = text .. ',"' .. side.name .. '":"' .. best[2]
       text = text .. '","' .. side.name .. '_quantity":"' .. best[4] .. '"'
@@ -213,10 +213,10 @@ local function add_levels_json(pieces, levels, count)
   pieces[#pieces + 1] = shown > 0 and '"]]' or "[]"
 end
 
-local function checksum_text(record, levels)
+local function checksum_text(instrument, levels)
   local parts = {}
   local price_decimals, quantity_decimals =
-    record.price_step.decimals, record.quantity_step.decimals
+    instrument.price_step.decimals, instrument.quantity_step.decimals
   local length = math.min(#levels, checksum.levels * pieces_per_level)
   for i = pieces_per_level, length, pieces_per_level do
     parts[#parts + 1] = checksum.digits_of(levels[i - 2], price_decimals)
@@ -229,16 +229,16 @@ end
 -- bids asks checksum tick_size lot_size. The checksum is that of the published levels, however many
 -- are asked for. Pieces, because a full book is long, and every string that it passes through costs
 -- as much again.
-function depth.add_json(pieces, record, levels_count)
+function depth.add_json(pieces, instrument, levels_count)
   local read_count = math.max(levels_count, checksum.levels)
-  local bids = side_levels(record, keys.bids(record.key), -1, read_count)
-  local asks = side_levels(record, keys.asks(record.key), 1, read_count)
+  local bids = side_levels(instrument, keys.bids(instrument.key), -1, read_count)
+  local asks = side_levels(instrument, keys.asks(instrument.key), 1, read_count)
   pieces[#pieces + 1] = '"bids":'
   add_levels_json(pieces, bids, levels_count)
   pieces[#pieces + 1] = ',"asks":'
   add_levels_json(pieces, asks, levels_count)
-  local asks_text, bids_text = checksum_text(record, asks), checksum_text(record, bids)
-  pieces[#pieces + 1] = checksum.json_fields(record, asks_text, bids_text)
+  local asks_text, bids_text = checksum_text(instrument, asks), checksum_text(instrument, bids)
+  pieces[#pieces + 1] = checksum.json_fields(instrument, asks_text, bids_text)
 end
 
 return depth

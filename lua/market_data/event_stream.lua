@@ -21,39 +21,39 @@ function event_stream.new()
 end
 
 -- The beginning of a message of a channel.
-function event_stream.head(b, channel)
+function event_stream.head(tx, channel)
   return '{"channel":"'
     .. channel
     .. '","symbol":"'
-    .. b.instrument.symbol
+    .. tx.instrument.symbol
     .. '","type":"update","sequence":'
-    .. b.sequence_text
+    .. tx.sequence_text
     .. ',"epoch":'
-    .. b.instrument.epoch
+    .. tx.instrument.epoch
 end
 
 -- The instrument was defined, or its rules or status changed: told as it is at the end of the call.
-function event_stream.instrument_changed(b)
-  b.events.instrument = true
+function event_stream.instrument_changed(tx)
+  tx.events.instrument = true
 end
 
 -- History before this entry may have been lost.
-function event_stream.epoch_begun(b)
-  b.events.epoch = true
+function event_stream.epoch_begun(tx)
+  tx.events.epoch = true
 end
 
-local function level_rows(b, side, prices)
+local function level_rows(tx, side, prices)
   if #prices == 0 then
     return "[]"
   end
-  local record = b.instrument
+  local instrument = tx.instrument
   local rows = {}
   for i = 1, #prices do
     local price = prices[i]
     rows[i] = '["'
-      .. instrument_record.price_text(record, price)
+      .. instrument_record.price_text(instrument, price)
       .. '","'
-      .. instrument_record.quantity_text(record, side.totals[price])
+      .. instrument_record.quantity_text(instrument, side.totals[price])
       .. '"]'
   end
   return "[" .. table.concat(rows, ",") .. "]"
@@ -65,43 +65,47 @@ local function add(list, topic, message)
 end
 
 -- A new epoch, with the counters as they are at the end of the call: they skip what was lost.
-local function epoch_message(b)
-  local record = b.instrument
-  return event_stream.head(b, "epoch")
+local function epoch_message(tx)
+  local instrument = tx.instrument
+  return event_stream.head(tx, "epoch")
     .. ',"last_order_id":"'
-    .. numbers.integer_text(record.last_order_id)
+    .. numbers.integer_text(instrument.last_order_id)
     .. '","last_trade_id":"'
-    .. numbers.integer_text(record.last_trade_id)
+    .. numbers.integer_text(instrument.last_trade_id)
     .. '"}'
 end
 
 -- Topic, message, topic, message … of this call.
-local function topics(b, bid_prices, ask_prices, trades_message)
-  local list, told = {}, b.events
+local function topics(tx, bid_prices, ask_prices, trades_message)
+  local list, told = {}, tx.events
   if trades_message then
     add(list, "trades", trades_message)
   end
   if #bid_prices + #ask_prices > 0 then
-    local bids = level_rows(b, b.buy, bid_prices)
-    local asks = level_rows(b, b.sell, ask_prices)
+    local bids = level_rows(tx, tx.buy, bid_prices)
+    local asks = level_rows(tx, tx.sell, ask_prices)
     add(
       list,
       "level2",
-      event_stream.head(b, "level2") .. ',"bids":' .. bids .. ',"asks":' .. asks .. "}"
+      event_stream.head(tx, "level2") .. ',"bids":' .. bids .. ',"asks":' .. asks .. "}"
     )
   end
   for i = 1, #told.accounts do
     local account = told.accounts[i]
     local pieces = told.reports[account]
-    pieces[#pieces] = b.last_report_end
+    pieces[#pieces] = tx.last_report_end
     add(list, "orders:" .. account, table.concat(pieces))
   end
   if told.instrument then
-    local text = instrument_json.text(b.instrument, b.call_sequence)
-    add(list, "instruments", event_stream.head(b, "instruments") .. ',"instrument":' .. text .. "}")
+    local text = instrument_json.text(tx.instrument, tx.call_sequence)
+    add(
+      list,
+      "instruments",
+      event_stream.head(tx, "instruments") .. ',"instrument":' .. text .. "}"
+    )
   end
   if told.epoch then
-    add(list, "epoch", epoch_message(b))
+    add(list, "epoch", epoch_message(tx))
   end
   return list
 end
@@ -123,8 +127,8 @@ end
 
 -- An error reply where the stream of trades has the call's sequence already, else nil. The stream
 -- of events needs no look: its entry is the first write, and Redis refuses it by itself.
-function event_stream.trades_refusal(b)
-  if #b.events.trades > 0 and taken(keys.trades(b.key), b.call_sequence) then
+function event_stream.trades_refusal(tx)
+  if #tx.events.trades > 0 and taken(keys.trades(tx.key), tx.call_sequence) then
     return is_ahead("trades")
   end
   return nil
@@ -132,8 +136,8 @@ end
 
 -- The same of the stream of events: for a call that writes several books, of which all but the
 -- first are refused too late.
-function event_stream.events_refusal(b)
-  if taken(b.names.events, b.call_sequence) then
+function event_stream.events_refusal(tx)
+  if taken(tx.names.events, tx.call_sequence) then
     return is_ahead("events")
   end
   return nil
@@ -141,15 +145,15 @@ end
 
 -- The call's entry: the messages for the stream of events, and the one for the stream of trades or
 -- nil. bid_prices and ask_prices are the levels that the call changed.
-function event_stream.entry(b, bid_prices, ask_prices)
+function event_stream.entry(tx, bid_prices, ask_prices)
   local trades_message
-  if #b.events.trades > 0 then
-    trades_message = event_stream.head(b, "trades")
+  if #tx.events.trades > 0 then
+    trades_message = event_stream.head(tx, "trades")
       .. ',"trades":['
-      .. table.concat(b.events.trades)
+      .. table.concat(tx.events.trades)
       .. "]}"
   end
-  return { messages = topics(b, bid_prices, ask_prices, trades_message), trades = trades_message }
+  return { messages = topics(tx, bid_prices, ask_prices, trades_message), trades = trades_message }
 end
 
 -- Appends to a stream with the id of a sequence. Returns nil, or an error reply where the stream
@@ -170,10 +174,10 @@ end
 
 -- Appends the call's entry to the stream of events, the first write of every call. Returns nil, or
 -- an error reply where the stream refused it: nothing was written then.
-function event_stream.append(b, entry)
-  local events_key, length_max = b.names.events, b.instrument.events_length_max
-  local id, list = b.sequence_text .. "-0", entry.messages
-  if b.sequence == 0 then
+function event_stream.append(tx, entry)
+  local events_key, length_max = tx.names.events, tx.instrument.events_length_max
+  local id, list = tx.sequence_text .. "-0", entry.messages
+  if tx.sequence == 0 then
     return append_to("events", events_key, "MAXLEN", "~", length_max, id, unpack(list))
   end
   -- Only a new book has no stream yet.
@@ -182,25 +186,25 @@ function event_stream.append(b, entry)
 end
 
 -- Plans the write of the call's trades to their own stream: see commit.lua.
-function event_stream.plan_trades(b, entry, later)
+function event_stream.plan_trades(tx, entry, later)
   if entry.trades then
-    local length_max, id = b.instrument.trades_length_max, b.sequence_text .. "-0"
-    later("XADD", keys.trades(b.key), { "MAXLEN", "~", length_max, id, "trades", entry.trades })
+    local length_max, id = tx.instrument.trades_length_max, tx.sequence_text .. "-0"
+    later("XADD", keys.trades(tx.key), { "MAXLEN", "~", length_max, id, "trades", entry.trades })
   end
 end
 
 -- An error reply where the caller's Redis user may not append to the stream of events, else nil.
-function event_stream.right_error(b)
-  return acceptance.right_error("XADD", b.names.events)
+function event_stream.right_error(tx)
+  return acceptance.right_error("XADD", tx.names.events)
 end
 
 -- Writes the half-second book and what goes with it (topic, message, …) under the sequence that it
 -- shows. Returns nil or an error reply.
-function event_stream.publish_book(record, list)
-  local id = string.format("%.0f-0", record.sequence)
-  local stream_key, length_max = keys.published_book(record.key), record.book_length_max
+function event_stream.publish_book(instrument, list)
+  local id = string.format("%.0f-0", instrument.sequence)
+  local stream_key, length_max = keys.published_book(instrument.key), instrument.book_length_max
   local refused = acceptance.right_error("XADD", stream_key)
-    or acceptance.right_error("HSET", record.key)
+    or acceptance.right_error("HSET", instrument.key)
   if refused then
     return refused
   end

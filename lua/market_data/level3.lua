@@ -14,18 +14,18 @@ local orders_chunk = 500
 local row_format = '["%s","%s","%s",%.0f]'
 
 -- Adds an order to the rows of a side, and to the text of its checksum.
-local function add_order(record, side, order_id, text)
+local function add_order(instrument, side, order_id, text)
   local ticks, lots, priority, displayed_id = order_record.parse_public(text)
   if not ticks then
     return
   end
   order_id = displayed_id or order_id
-  local price = instrument_record.price_text(record, ticks)
-  local quantity = instrument_record.quantity_text(record, lots)
+  local price = instrument_record.price_text(instrument, ticks)
+  local quantity = instrument_record.quantity_text(instrument, lots)
   side.count = side.count + 1
   if side.count <= checksum_orders_max and side.levels <= checksum.levels then
-    side.digits[#side.digits + 1] = checksum.digits_of(price, record.price_step.decimals)
-      .. checksum.digits_of(quantity, record.quantity_step.decimals)
+    side.digits[#side.digits + 1] = checksum.digits_of(price, instrument.price_step.decimals)
+      .. checksum.digits_of(quantity, instrument.quantity_step.decimals)
       .. order_id
   end
   if side.levels <= side.levels_wanted then
@@ -34,12 +34,12 @@ local function add_order(record, side, order_id, text)
 end
 
 -- Adds a chunk of a side's queue. Returns whether it reached beyond the levels that are read.
-local function add_orders(record, side, members)
+local function add_orders(instrument, side, members)
   local ids = {}
   for i = 1, #members, 2 do
     ids[#ids + 1] = order_record.id_of_member(members[i])
   end
-  local texts = redis.call("HMGET", keys.orders(record.key), unpack(ids))
+  local texts = redis.call("HMGET", keys.orders(instrument.key), unpack(ids))
   for i = 1, #ids do
     local score = members[i * 2]
     if score ~= side.score then
@@ -49,7 +49,7 @@ local function add_orders(record, side, members)
       return true
     end
     if texts[i] then
-      add_order(record, side, ids[i], texts[i])
+      add_order(instrument, side, ids[i], texts[i])
     end
   end
   return false
@@ -57,14 +57,14 @@ end
 
 -- The orders of a side's best levels in queue order, as rows of JSON and as the text of their
 -- checksum; `more` tells that there were too many.
-local function side_orders(record, side_key, levels_wanted)
+local function side_orders(instrument, side_key, levels_wanted)
   local levels_read = math.max(levels_wanted, checksum.levels)
   local side = { levels = 0, levels_wanted = levels_wanted, levels_read = levels_read }
   side.score, side.count, side.rows, side.digits = false, 0, {}, {}
   for from = 0, orders_max - 1, orders_chunk do
     local to = from + orders_chunk - 1
     local members = redis.call("ZRANGE", side_key, from, to, "WITHSCORES")
-    if #members == 0 or add_orders(record, side, members) then
+    if #members == 0 or add_orders(instrument, side, members) then
       return side
     end
   end
@@ -81,16 +81,16 @@ end
 
 -- Adds the common part of get_level3's reply to a list of pieces of text: bids asks more checksum
 -- tick_size lot_size. The checksum is that of the published levels, however many are asked for.
-function level3.add_json(pieces, record, levels_count)
-  local bids = side_orders(record, keys.bids(record.key), levels_count)
-  local asks = side_orders(record, keys.asks(record.key), levels_count)
+function level3.add_json(pieces, instrument, levels_count)
+  local bids = side_orders(instrument, keys.bids(instrument.key), levels_count)
+  local asks = side_orders(instrument, keys.asks(instrument.key), levels_count)
   pieces[#pieces + 1] = '"bids":'
   add_rows_json(pieces, bids.rows)
   pieces[#pieces + 1] = ',"asks":'
   add_rows_json(pieces, asks.rows)
   pieces[#pieces + 1] = ',"more":' .. tostring(bids.more or asks.more or false)
   local asks_text, bids_text = table.concat(asks.digits), table.concat(bids.digits)
-  pieces[#pieces + 1] = checksum.json_fields(record, asks_text, bids_text)
+  pieces[#pieces + 1] = checksum.json_fields(instrument, asks_text, bids_text)
 end
 
 return level3

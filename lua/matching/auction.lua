@@ -26,16 +26,16 @@ local numbers = require("values/numbers")
 local auction = {}
 
 -- Whether two orders in the book could trade with each other.
-function auction.is_crossed(b)
-  local bid, ask = queue.best_price(b, "buy"), queue.best_price(b, "sell")
+function auction.is_crossed(tx)
+  local bid, ask = queue.best_price(tx, "buy"), queue.best_price(tx, "sell")
   return bid and ask and bid >= ask or false
 end
 
 -- ---- the price
 
 -- price -> lots of a side, what this call has changed included, as far as it could trade.
-local function levels_within(b, side_name, best_of_other)
-  local side, levels = b[side_name], {}
+local function levels_within(tx, side_name, best_of_other)
+  local side, levels = tx[side_name], {}
   local stored = redis.call("HGETALL", keys.levels(side.key))
   for i = 1, #stored, 2 do
     levels[stored[i] + 0] = stored[i + 1] + 0
@@ -52,12 +52,13 @@ local function levels_within(b, side_name, best_of_other)
 end
 
 -- Adds what icebergs hide.
-local function add_hidden(b, side_name, levels)
-  for o in queue.orders(b, side_name) do
-    if not levels[o.price] then
+local function add_hidden(tx, side_name, levels)
+  for order in queue.orders(tx, side_name) do
+    if not levels[order.price] then
       return
     end
-    levels[o.price] = decimal.add(levels[o.price], o.remaining - order_record.shown(o))
+    levels[order.price] =
+      decimal.add(levels[order.price], order.remaining - order_record.shown(order))
   end
 end
 
@@ -97,8 +98,8 @@ end
 
 -- The outcome nearest to the last trade price, of two as near the lower one; without such a price
 -- the lowest.
-local function nearest(record, outcomes)
-  local last = record.last_price and last_price.measured(record, record.last_price)
+local function nearest(instrument, outcomes)
+  local last = instrument.last_price and last_price.measured(instrument, instrument.last_price)
   local best, least
   for _, outcome in ipairs(outcomes) do
     local distance = last and last_price.distance(last, outcome.price) or 0
@@ -144,15 +145,15 @@ end
 
 -- What an uncross would come to: { price, volume, imbalance, side } (`side` is the one of which
 -- something is left over, else false), or nil where nothing would trade.
-function auction.outcome(b)
-  if not auction.is_crossed(b) then
+function auction.outcome(tx)
+  if not auction.is_crossed(tx) then
     return nil
   end
-  local bids = levels_within(b, "buy", queue.best_price(b, "sell"))
-  local asks = levels_within(b, "sell", queue.best_price(b, "buy"))
-  if b.has_icebergs then
-    add_hidden(b, "buy", bids)
-    add_hidden(b, "sell", asks)
+  local bids = levels_within(tx, "buy", queue.best_price(tx, "sell"))
+  local asks = levels_within(tx, "sell", queue.best_price(tx, "buy"))
+  if tx.has_icebergs then
+    add_hidden(tx, "buy", bids)
+    add_hidden(tx, "sell", asks)
   end
   local prices = sorted_prices(bids, asks)
   local demand, supply = cumulated(bids, reversed(prices)), cumulated(asks, prices)
@@ -166,24 +167,24 @@ function auction.outcome(b)
       tied[#tied + 1] = outcome
     end
   end
-  return nearest(b.instrument, under_pressure(tied))
+  return nearest(tx.instrument, under_pressure(tied))
 end
 
 -- The outcome as JSON members, each with a comma before it; empty where nothing would trade.
-function auction.outcome_json(b)
-  local outcome, record = auction.outcome(b), b.instrument
+function auction.outcome_json(tx)
+  local outcome, instrument = auction.outcome(tx), tx.instrument
   if not outcome then
     return ""
   end
   local text = ',"indicative_price":"'
-    .. instrument_record.price_text(record, outcome.price)
+    .. instrument_record.price_text(instrument, outcome.price)
     .. '","indicative_quantity":"'
-    .. numbers.text(outcome.volume, record.quantity_step)
+    .. numbers.text(outcome.volume, instrument.quantity_step)
     .. '"'
   if not outcome.side then
     return text
   end
-  local imbalance = numbers.text(outcome.imbalance, record.quantity_step)
+  local imbalance = numbers.text(outcome.imbalance, instrument.quantity_step)
   return text
     .. ',"imbalance_side":"'
     .. outcome.side
@@ -195,79 +196,79 @@ end
 -- ---- uncrossing
 
 -- An order that traded shows its next slice, or is gone.
-local function reduce(b, o, lots)
-  if book.reduce(b, o, lots) then
-    return o
+local function reduce(tx, order, lots)
+  if book.reduce(tx, order, lots) then
+    return order
   end
   return nil
 end
 
 -- The heads of both queues trade, an iceberg with all it has: what it hides has no turn of its own
 -- in an auction. Nobody is the aggressor; the younger order is called the taker.
-local function trade(b, bid, ask, price)
-  local record = b.instrument
+local function trade(tx, bid, ask, price)
+  local instrument = tx.instrument
   local taker, maker = bid, ask
   if tonumber(ask.order_id) > tonumber(bid.order_id) then
     taker, maker = ask, bid
   end
   local lots = math.min(bid.remaining, ask.remaining)
-  record.last_trade_id = record.last_trade_id + 1
-  local quantity = instrument_record.quantity_text(record, lots)
-  candles.count(b, price, lots)
-  local refreshed = { reduce(b, taker, lots) }
-  refreshed[#refreshed + 1] = reduce(b, maker, lots)
-  order_reports.auction_trade(b, taker, maker, {
-    trade_id = numbers.integer_text(record.last_trade_id),
+  instrument.last_trade_id = instrument.last_trade_id + 1
+  local quantity = instrument_record.quantity_text(instrument, lots)
+  candles.count(tx, price, lots)
+  local refreshed = { reduce(tx, taker, lots) }
+  refreshed[#refreshed + 1] = reduce(tx, maker, lots)
+  order_reports.auction_trade(tx, taker, maker, {
+    trade_id = numbers.integer_text(instrument.last_trade_id),
     terms = '","price":"'
-      .. instrument_record.price_text(record, price)
+      .. instrument_record.price_text(instrument, price)
       .. '","quantity":"'
       .. quantity,
   })
-  for _, o in ipairs(refreshed) do
-    book.refresh(b, o)
+  for _, order in ipairs(refreshed) do
+    book.refresh(tx, order)
   end
-  b.fills_left = b.fills_left - 1
+  tx.fills_left = tx.fills_left - 1
 end
 
-local function may_go_on(b)
-  return b.fills_left > 0 and #b.events.accounts < limits.accounts_per_call_max
+local function may_go_on(tx)
+  return tx.fills_left > 0 and #tx.events.accounts < limits.accounts_per_call_max
 end
 
 -- Trades at the price what can, as far as one call may. Whether that was all.
-local function trade_all(b, price)
-  local price_text = instrument_record.price_text(b.instrument, price)
+local function trade_all(tx, price)
+  local price_text = instrument_record.price_text(tx.instrument, price)
   local traded = false
-  while may_go_on(b) do
-    local bid, ask = queue.best_price(b, "buy"), queue.best_price(b, "sell")
+  while may_go_on(tx) do
+    local bid, ask = queue.best_price(tx, "buy"), queue.best_price(tx, "sell")
     if not bid or not ask or bid < price or ask > price then
       return true, traded
     end
-    trade(b, queue.orders(b, "buy")(), queue.orders(b, "sell")(), price)
-    b.instrument.last_price, traded = price_text, true
+    trade(tx, queue.orders(tx, "buy")(), queue.orders(tx, "sell")(), price)
+    tx.instrument.last_price, traded = price_text, true
   end
   return false, traded
 end
 
 -- Goes on uncrossing until nothing crosses, as far as one call may. The book's status is trading
 -- when it is done.
-function auction.uncross(b)
-  local extended = b.instrument.extended
-  while auction.is_crossed(b) do
-    local price = tonumber(extended.uncrossing) or auction.outcome(b).price
-    extended.uncrossing = numbers.integer_text(price)
-    local is_done, traded = trade_all(b, price)
-    if traded and b.agenda then
-      b.agenda[#b.agenda + 1] = price
+function auction.uncross(tx)
+  local features = tx.instrument.features
+  while auction.is_crossed(tx) do
+    local price = tonumber(features.uncrossing) or auction.outcome(tx).price
+    features.uncrossing = numbers.integer_text(price)
+    local is_done, traded = trade_all(tx, price)
+    if traded and tx.trigger_queue then
+      tx.trigger_queue[#tx.trigger_queue + 1] = price
     end
     if not is_done then
-      b.changed = true
+      tx.changed = true
       return
     end
-    extended.uncrossing = "begun"
+    features.uncrossing = "begun"
   end
-  extended.uncrossing = ""
-  b.instrument.status = "trading"
-  book.change_rules(b)
+  features.uncrossing = ""
+  tx.instrument.status = "trading"
+  book.change_rules(tx)
 end
 
 return auction

@@ -13,48 +13,50 @@ local numbers = require("values/numbers")
 local circuit_breaker = {}
 
 -- Sets up the breaker of a call, where the instrument has one.
-function circuit_breaker.start(b)
-  local extended = b.instrument.extended
-  local parts = numbers.percent(extended.limit_percent)
+function circuit_breaker.start(tx)
+  local features = tx.instrument.features
+  local parts = numbers.percent(features.limit_percent)
   if parts > 0 then
-    b.breaker = { parts = parts, window_ms = extended.window_ms + 0, is_tripped = false }
+    tx.breaker = { parts = parts, window_ms = features.window_ms + 0, is_tripped = false }
   end
 end
 
 -- Shows a trade to the breaker, before it becomes the last one.
-function circuit_breaker.check_trade(b, price)
-  local record, breaker = b.instrument, b.breaker
-  local extended = record.extended
-  local is_over = b.now_ms - extended.window_start_ms > breaker.window_ms
-  if extended.breaker_reference == "" or is_over then
-    extended.breaker_reference = record.last_price or instrument_record.price_text(record, price)
-    extended.window_start_ms = b.timestamp_ms
+function circuit_breaker.check_trade(tx, price)
+  local instrument, breaker = tx.instrument, tx.breaker
+  local features = instrument.features
+  local is_over = tx.now_ms - features.window_start_ms > breaker.window_ms
+  if features.breaker_reference == "" or is_over then
+    features.breaker_reference = instrument.last_price
+      or instrument_record.price_text(instrument, price)
+    features.window_start_ms = tx.timestamp_ms
     breaker.reference = nil
   end
-  breaker.reference = breaker.reference or last_price.measured(record, extended.breaker_reference)
+  breaker.reference = breaker.reference
+    or last_price.measured(instrument, features.breaker_reference)
   if not last_price.is_within(breaker.reference, price, breaker.parts) then
     breaker.is_tripped = true
   end
 end
 
-function circuit_breaker.begin_window_anew(extended)
-  extended.breaker_reference, extended.window_start_ms = "", "0"
+function circuit_breaker.begin_window_anew(features)
+  features.breaker_reference, features.window_start_ms = "", "0"
 end
 
 -- Where the breaker has tripped, the status changes.
-function circuit_breaker.apply(b)
-  local record = b.instrument
-  local extended = record.extended
-  if not b.breaker.is_tripped or record.status ~= "trading" then
+function circuit_breaker.apply(tx)
+  local instrument = tx.instrument
+  local features = instrument.features
+  if not tx.breaker.is_tripped or instrument.status ~= "trading" then
     return
   end
-  b.breaker.is_tripped = false
-  record.status = extended.breaker_status
-  local duration_ms = extended.breaker_duration_ms + 0
-  local reopens = duration_ms > 0 and b.now_ms + duration_ms or 0
-  extended.reopen_time_ms = numbers.integer_text(reopens)
-  circuit_breaker.begin_window_anew(extended)
-  book.change_rules(b)
+  tx.breaker.is_tripped = false
+  instrument.status = features.breaker_status
+  local duration_ms = features.breaker_duration_ms + 0
+  local reopens = duration_ms > 0 and tx.now_ms + duration_ms or 0
+  features.reopen_time_ms = numbers.integer_text(reopens)
+  circuit_breaker.begin_window_anew(features)
+  book.change_rules(tx)
 end
 
 return circuit_breaker

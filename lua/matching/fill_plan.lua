@@ -32,11 +32,11 @@ local function crosses(taker, price)
 end
 
 -- Whether a taker would trade at once. In an auction nobody does.
-function fill_plan.would_trade(b, taker)
-  if b.instrument.status == "auction" then
+function fill_plan.would_trade(tx, taker)
+  if tx.instrument.status == "auction" then
     return false
   end
-  local best = queue.best_price(b, sides.opposite[taker.side])
+  local best = queue.best_price(tx, sides.opposite[taker.side])
   return best and crosses(taker, best)
 end
 
@@ -52,12 +52,12 @@ end
 
 -- Cuts fills off for whose accounts one stream entry has no room beside those of the call before,
 -- and the taker's.
-local function cut_to_accounts(b, taker, fills)
+local function cut_to_accounts(tx, taker, fills)
   local seen = { [taker.account] = true }
-  local count = #b.events.accounts + (b.events.reports[taker.account] and 0 or 1)
+  local count = #tx.events.accounts + (tx.events.reports[taker.account] and 0 or 1)
   for i = 1, #fills do
     local account = fills[i].maker.account
-    if not seen[account] and not b.events.reports[account] then
+    if not seen[account] and not tx.events.reports[account] then
       seen[account] = true
       count = count + 1
     end
@@ -80,14 +80,14 @@ local function wanted_at(walk, price)
     return walk.left
   end
   local lots =
-    decimal.quotient(walk.quote_left, instrument_record.lot_cost(walk.b.instrument, price))
+    decimal.quotient(walk.quote_left, instrument_record.lot_cost(walk.tx.instrument, price))
   return type(lots) == "number" and lots or numbers.exact_max
 end
 
 -- The taker wants so many lots less.
 local function count_step(walk, maker, lots)
   if walk.quote_left then
-    local cost = decimal.multiply(instrument_record.lot_cost(walk.b.instrument, maker.price), lots)
+    local cost = decimal.multiply(instrument_record.lot_cost(walk.tx.instrument, maker.price), lots)
     walk.quote_left = decimal.subtract(walk.quote_left, cost)
   else
     walk.left = walk.left - lots
@@ -97,7 +97,7 @@ end
 -- One step of the plan: lots that are traded, of those wanted, or what self-trade prevention does
 -- with the maker.
 local function add_step(walk, maker, lots, wanted, prevented)
-  if #walk.fills == walk.b.fills_left then
+  if #walk.fills == walk.tx.fills_left then
     walk.done, walk.fills.is_cut = true, true
     return
   end
@@ -134,13 +134,13 @@ local function prevent(walk, maker, wanted)
 end
 
 local function meet(walk, maker, wanted)
-  if walk.prevention and self_trade_prevention.are_one_trader(walk.b, walk.taker, maker) then
+  if walk.prevention and self_trade_prevention.are_one_trader(walk.tx, walk.taker, maker) then
     return prevent(walk, maker, wanted)
   end
   local shown = order_record.shown(maker)
   add_step(walk, maker, math.min(wanted, shown), wanted)
   if walk.quote_left and wanted < shown then
-    walk.done, walk.fills.is_spent = true, true
+    walk.done, walk.fills.quote_spent = true, true
   end
   if wanted >= shown and maker.remaining > shown then
     walk.refreshed[#walk.refreshed + 1] = { maker = maker, rest = maker.remaining - shown }
@@ -151,7 +151,7 @@ end
 local function lots_of_rounds(icebergs, rounds)
   local total = 0
   for i = 1, #icebergs do
-    local rest, slice = icebergs[i].rest, icebergs[i].maker.extras.display_quantity
+    local rest, slice = icebergs[i].rest, icebergs[i].maker.attributes.display_quantity
     total = total + math.min(rest, rounds * slice)
   end
   return total
@@ -162,7 +162,7 @@ end
 local function whole_rounds(icebergs, wanted)
   local rounds, too_many = 0, 1
   for i = 1, #icebergs do
-    local slice = icebergs[i].maker.extras.display_quantity
+    local slice = icebergs[i].maker.attributes.display_quantity
     too_many = math.max(too_many, math.ceil(icebergs[i].rest / slice) + 1)
   end
   while too_many - rounds > 1 do
@@ -184,7 +184,7 @@ local function joined_slices(icebergs, wanted)
   local left = wanted - lots_of_rounds(icebergs, rounds)
   for i = 1, #icebergs do
     local maker, rest = icebergs[i].maker, icebergs[i].rest
-    local slice = maker.extras.display_quantity
+    local slice = maker.attributes.display_quantity
     local lots = math.min(rest, rounds * slice)
     local round = math.min(rounds, math.ceil(rest / slice))
     local next_slice = math.min(slice, rest - lots)
@@ -220,7 +220,7 @@ local function meet_refreshed(walk)
   local wanted, taken = wanted_at(walk, icebergs[1].maker.price), 0
   local last, steps = walk.fills[#walk.fills], joined_slices(icebergs, wanted)
   local is_lone = not icebergs[2] and last.maker == icebergs[1].maker
-  if not is_lone and #walk.fills + #steps > walk.b.fills_left then
+  if not is_lone and #walk.fills + #steps > walk.tx.fills_left then
     walk.done, walk.fills.is_cut = true, true
     return
   end
@@ -235,14 +235,14 @@ local function meet_refreshed(walk)
   end
   if walk.quote_left and lots_of_rounds(icebergs, math.huge) > wanted then
     -- The orders behind, at worse prices, are not for this taker, be they worth a lot.
-    walk.done, walk.fills.is_spent = true, true
+    walk.done, walk.fills.quote_spent = true, true
   end
 end
 
 -- The taker goes through the queue of the other side, level by level.
 local function walk_queue(walk)
   local taker, level = walk.taker, nil
-  for maker in queue.orders(walk.b, sides.opposite[taker.side]) do
+  for maker in queue.orders(walk.tx, sides.opposite[taker.side]) do
     if maker.price ~= level then
       meet_refreshed(walk)
       level = maker.price
@@ -251,7 +251,7 @@ local function walk_queue(walk)
       break
     end
     local wanted = wanted_at(walk, maker.price)
-    walk.fills.is_spent = wanted == 0
+    walk.fills.quote_spent = wanted == 0
     if wanted == 0 then
       break
     end
@@ -276,24 +276,24 @@ local function settle_quote(walk)
   for i = 1, #fills do
     bought = bought + (fills[i].prevented and 0 or fills[i].lots)
   end
-  if bought > walk.b.instrument.lots_max then
+  if bought > walk.tx.instrument.lots_max then
     return reject.with("QUANTITY_TOO_LARGE", "quote_quantity buys more than the engine can hold")
   end
   fills.bought = bought
   local last = fills[#fills]
-  local is_short = fills.is_spent or (last and wanted_at(walk, last.maker.price) == 0)
-  fills.is_spent = bought > 0 and is_short and not fills.ended
+  local is_short = fills.quote_spent or (last and wanted_at(walk, last.maker.price) == 0)
+  fills.quote_spent = bought > 0 and is_short and not fills.ended
   return fills
 end
 
-local function plan_with_care(b, taker)
+local function plan_with_care(tx, taker)
   local walk = {
-    b = b,
+    tx = tx,
     taker = taker,
     fills = {},
     left = taker.remaining,
-    quote_left = taker.extras and taker.extras.quote_units,
-    prevention = self_trade_prevention.mode_of(b, taker),
+    quote_left = taker.attributes and taker.attributes.quote_units,
+    prevention = self_trade_prevention.mode_of(tx, taker),
     refreshed = {},
   }
   walk_queue(walk)
@@ -314,17 +314,17 @@ end
 
 -- ---- the plan
 
--- The fills of an order without rare terms; nil where it meets an order that has some.
-local function plan_plainly(b, taker)
+-- The fills of an order without optional attributes; nil where it meets an order that has some.
+local function plan_plainly(tx, taker)
   local fills, left = {}, taker.remaining
-  for maker in queue.orders(b, sides.opposite[taker.side]) do
+  for maker in queue.orders(tx, sides.opposite[taker.side]) do
     if left == 0 or not crosses(taker, maker.price) then
       break
     end
-    if maker.extras and maker.extras.slice then
+    if maker.attributes and maker.attributes.slice then
       return nil
     end
-    if #fills == b.fills_left then
+    if #fills == tx.fills_left then
       fills.is_cut = true
       break
     end
@@ -335,41 +335,43 @@ local function plan_plainly(b, taker)
   return fills, left
 end
 
--- Whether an order on an instrument with rare rules, or with rare terms, has any that matter here.
-local function needs_care(b, taker)
-  local by_quote = taker.extras and taker.extras.quote_units
-  return by_quote or taker.protection_price or self_trade_prevention.mode_of(b, taker)
+-- Whether an order on an instrument with rare rules, or with optional attributes, has any that
+-- matter here.
+local function needs_care(tx, taker)
+  local by_quote = taker.attributes and taker.attributes.quote_units
+  return by_quote or taker.protection_price or self_trade_prevention.mode_of(tx, taker)
 end
 
 -- Whether a taker cannot be done in parts: all of it trades or nothing, or what it buys in all must
 -- be known first.
 local function is_decided_whole(taker)
-  return taker.time_in_force == "fok" or (taker.extras and taker.extras.quote_units)
+  return taker.time_in_force == "fok" or (taker.attributes and taker.attributes.quote_units)
 end
 
--- The fills of a taker { side, price (nil for market), remaining, account, time_in_force, extras }:
--- a list of { maker, lots, prevented }, and the lots left over. `prevented` tells what self-trade
--- prevention does in place of a trade (cancel, decrement); `ended` in the list why the taker ends
--- before its time. Changes nothing. Where there would be more than a call may do the list is cut to
--- as many as it may (`is_cut`); of a taker that has to be decided whole, nil and a refusal.
-function fill_plan.make(b, taker)
-  local best = queue.best_price(b, sides.opposite[taker.side])
-  if not best or not crosses(taker, best) or b.instrument.status == "auction" then
+-- The fills of a taker { side, price (nil for market), remaining, account, time_in_force,
+-- attributes }: a list of { maker, lots, prevented }, and the lots left over. `prevented` tells
+-- what self-trade prevention does in place of a trade (cancel, decrement); `ended` in the list why
+-- the taker ends before its time. Changes nothing. Where there would be more than a call may do the
+-- list is cut to as many as it may (`is_cut`); of a taker that has to be decided whole, nil and a
+-- refusal.
+function fill_plan.make(tx, taker)
+  local best = queue.best_price(tx, sides.opposite[taker.side])
+  if not best or not crosses(taker, best) or tx.instrument.status == "auction" then
     return fill_plan.no_fills, taker.remaining
   end
   local fills, left
-  local is_plain = not taker.extras and not b.instrument.extended
-  if is_plain or not needs_care(b, taker) then
-    fills, left = plan_plainly(b, taker)
+  local is_plain = not taker.attributes and not tx.instrument.features
+  if is_plain or not needs_care(tx, taker) then
+    fills, left = plan_plainly(tx, taker)
   end
   if not fills and not left then
-    fills, left = plan_with_care(b, taker)
+    fills, left = plan_with_care(tx, taker)
   end
   if not fills then
     return nil, left
   end
-  if #fills + #b.events.accounts >= limits.accounts_per_call_max then
-    cut_to_accounts(b, taker, fills)
+  if #fills + #tx.events.accounts >= limits.accounts_per_call_max then
+    cut_to_accounts(tx, taker, fills)
   end
   if fills.is_cut and is_decided_whole(taker) then
     return too_many_fills()

@@ -14,8 +14,8 @@ local million = 1000000
 local beyond = numbers.exact_max + 1
 
 -- The price of a text as naturals { price, tick } in one unit, the last decimal of either.
-function last_price.measured(record, text)
-  local step = record.price_step
+function last_price.measured(instrument, text)
+  local step = instrument.price_step
   local ticks = numbers.parse(text, step)
   if ticks then
     return { price = ticks, tick = 1 }
@@ -31,22 +31,22 @@ end
 
 -- The last tick that is not above the last trade price, zero where there is none; nil without a
 -- trade.
-function last_price.floor(record)
-  if not record.last_price then
+function last_price.floor(instrument)
+  if not instrument.last_price then
     return nil
   end
-  local measured = last_price.measured(record, record.last_price)
+  local measured = last_price.measured(instrument, instrument.last_price)
   local ticks = decimal.quotient(measured.price, measured.tick)
   return type(ticks) == "number" and ticks or beyond
 end
 
 -- The first tick that is not below the last trade price; nil without a trade.
-function last_price.ceiling(record)
-  local ticks = last_price.floor(record)
+function last_price.ceiling(instrument)
+  local ticks = last_price.floor(instrument)
   if not ticks or ticks == beyond then
     return ticks
   end
-  local measured = last_price.measured(record, record.last_price)
+  local measured = last_price.measured(instrument, instrument.last_price)
   local is_exact = decimal.compare(decimal.multiply(ticks, measured.tick), measured.price) == 0
   return is_exact and ticks or ticks + 1
 end

@@ -10,89 +10,89 @@ local reject = require("values/reject")
 
 local order_attributes = {}
 
-local function read_quote(b, extras, text)
-  local units = instrument_record.notional(b.instrument, text)
+local function read_quote(tx, attributes, text)
+  local units = instrument_record.notional(tx.instrument, text)
   if not units then
-    return nil, instrument_record.notional_refusal(b.instrument, "quote_quantity", text)
+    return nil, instrument_record.notional_refusal(tx.instrument, "quote_quantity", text)
   end
   if units == 0 then
     return reject.with("QUANTITY_TOO_SMALL", "quote_quantity must be above zero")
   end
-  extras.quote_units = units
-  extras.quote_quantity = instrument_record.notional_text(b.instrument, units)
-  return extras
+  attributes.quote_units = units
+  attributes.quote_quantity = instrument_record.notional_text(tx.instrument, units)
+  return attributes
 end
 
-local function read_display(b, extras, o, text)
-  local lots, refusal = instrument_record.lots(b.instrument, text, "display_quantity")
+local function read_display(tx, attributes, order, text)
+  local lots, refusal = instrument_record.lots(tx.instrument, text, "display_quantity")
   if not lots then
     return nil, refusal
   end
-  if lots == 0 or lots > o.quantity then
+  if lots == 0 or lots > order.quantity then
     return reject.with("INVALID_DISPLAY_QUANTITY", "display_quantity must be within quantity")
   end
-  refusal = instrument_record.display_refusal(b.instrument, o.quantity, lots)
+  refusal = instrument_record.display_refusal(tx.instrument, order.quantity, lots)
   if refusal then
     return nil, refusal
   end
-  extras.display_quantity = lots
-  return extras
+  attributes.display_quantity = lots
+  return attributes
 end
 
-local function read_expiry(b, extras, text)
-  extras.expire_time_ms = text + 0
-  if extras.expire_time_ms <= b.now_ms then
+local function read_expiry(tx, attributes, text)
+  attributes.expire_time_ms = text + 0
+  if attributes.expire_time_ms <= tx.now_ms then
     return reject.with("EXPIRE_TIME_PASSED", "expire_time_ms is not in the future")
   end
-  return extras
+  return attributes
 end
 
 -- An order is placed with a session only while the session's timer runs: so none outlives it.
-local function read_session(b, extras, o, text)
-  if not timers.time_ms(b, o.account, text) then
+local function read_session(tx, attributes, order, text)
+  if not timers.time_ms(tx, order.account, text) then
     return reject.with("SESSION_NOT_ARMED", "the session has no timer: send cancel_all_after first")
   end
-  extras.session = text
-  return extras
+  attributes.session = text
+  return attributes
 end
 
-local function read_group(b, extras, o, text)
-  if stp_groups.of(b, o.account) ~= text then
+local function read_group(tx, attributes, order, text)
+  if stp_groups.of(tx, order.account) ~= text then
     return reject.with("NOT_IN_STP_GROUP", "no operator has put the account into this stp_group")
   end
-  extras.stp_group = text
-  return extras
+  attributes.stp_group = text
+  return attributes
 end
 
--- Adds the rare terms to a drafted order; nil and why not.
-function order_attributes.read(b, o, values)
-  local extras = o.extras or {}
+-- Adds the optional attributes to a drafted order; nil and why not.
+function order_attributes.read(tx, order, values)
+  local attributes = order.attributes or {}
   local read, refusal = true, nil
-  o.extras = extras
+  order.attributes = attributes
   if values.stop_price or values.trailing_offset then
-    stop_orders.read(b, o, values)
+    stop_orders.read(tx, order, values)
   end
   if values.quote_quantity then
-    read, refusal = read_quote(b, extras, values.quote_quantity)
+    read, refusal = read_quote(tx, attributes, values.quote_quantity)
   end
   if read and values.display_quantity then
-    read, refusal = read_display(b, extras, o, values.display_quantity)
+    read, refusal = read_display(tx, attributes, order, values.display_quantity)
   end
   if read and values.expire_time_ms then
-    read, refusal = read_expiry(b, extras, values.expire_time_ms)
+    read, refusal = read_expiry(tx, attributes, values.expire_time_ms)
   end
   if read and values.session then
-    read, refusal = read_session(b, extras, o, values.session)
+    read, refusal = read_session(tx, attributes, order, values.session)
   end
   if read and values.stp_group then
-    read, refusal = read_group(b, extras, o, values.stp_group)
+    read, refusal = read_group(tx, attributes, order, values.stp_group)
   end
   if not read then
     return nil, refusal
   end
-  extras.self_trade_prevention = values.self_trade_prevention
-  extras.protection = values.protection and numbers.percent_text(values.protection)
-  return o
+  attributes.self_trade_prevention = values.self_trade_prevention
+  attributes.protection = values.protection and numbers.percent_text(values.protection)
+  return order
 end
 
 return order_attributes

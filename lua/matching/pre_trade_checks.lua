@@ -15,36 +15,37 @@ local sides = require("values/sides")
 local pre_trade_checks = {}
 
 -- A refusal where a limit price is too far from the last trade's, else nil.
-function pre_trade_checks.band_refusal(b, price)
-  local record = b.instrument
-  local parts = record.extended and numbers.percent(record.extended.price_band) or 0
-  if parts == 0 or not record.last_price then
+function pre_trade_checks.band_refusal(tx, price)
+  local instrument = tx.instrument
+  local parts = instrument.features and numbers.percent(instrument.features.price_band) or 0
+  if parts == 0 or not instrument.last_price then
     return nil
   end
-  local last = last_price.measured(record, record.last_price)
+  local last = last_price.measured(instrument, instrument.last_price)
   if not last_price.is_within(last, price, parts) then
     return reject.new("PRICE_OUT_OF_BAND", "price is outside the band around the last price")
   end
   return nil
 end
 
--- A refusal where an order { order_type, price, quantity, extras } is worth too little, else nil.
-function pre_trade_checks.notional_refusal(b, o)
-  local record = b.instrument
-  local least = instrument_record.notional(record, record.extended.min_notional)
+-- A refusal where an order { order_type, price, quantity, attributes } is worth too little, else
+-- nil.
+function pre_trade_checks.notional_refusal(tx, order)
+  local instrument = tx.instrument
+  local least = instrument_record.notional(instrument, instrument.features.min_notional)
   if least == 0 then
     return nil
   end
-  local quote_units = o.extras and o.extras.quote_units
-  local price = o.price or (o.extras and o.extras.stop_price)
-  if o.order_type == "market" then
-    price = queue.best_price(b, sides.opposite[o.side])
+  local quote_units = order.attributes and order.attributes.quote_units
+  local price = order.price or (order.attributes and order.attributes.stop_price)
+  if order.order_type == "market" then
+    price = queue.best_price(tx, sides.opposite[order.side])
   end
-  if o.order_type == "trailing_stop" or (not quote_units and not price) then
+  if order.order_type == "trailing_stop" or (not quote_units and not price) then
     return nil
   end
   local notional = quote_units
-    or decimal.multiply(instrument_record.lot_cost(record, price), o.quantity)
+    or decimal.multiply(instrument_record.lot_cost(instrument, price), order.quantity)
   if decimal.compare(notional, least) < 0 then
     return reject.new("NOTIONAL_TOO_SMALL", "price times quantity is below min_notional")
   end
@@ -52,12 +53,12 @@ function pre_trade_checks.notional_refusal(b, o)
 end
 
 -- A refusal where an account may not place so many orders more, else nil.
-function pre_trade_checks.open_orders_refusal(b, account, count)
-  local most = (b.instrument.extended or {}).open_orders_max or "0"
+function pre_trade_checks.open_orders_refusal(tx, account, count)
+  local most = (tx.instrument.features or {}).open_orders_max or "0"
   if most + 0 == 0 then
     return nil
   end
-  if orders.count_open(b, account) + count > most + 0 then
+  if orders.count_open(tx, account) + count > most + 0 then
     return reject.new("TOO_MANY_OPEN_ORDERS", "the account has open_orders_max open orders")
   end
   return nil
@@ -65,35 +66,36 @@ end
 
 -- A refusal of a new order by the rules about prices that few instruments have, else nil. The price
 -- band is for limit orders: a stop order is about a market that has moved.
-function pre_trade_checks.price_refusal(b, o)
-  return o.order_type == "limit" and pre_trade_checks.band_refusal(b, o.price)
-    or pre_trade_checks.notional_refusal(b, o)
+function pre_trade_checks.price_refusal(tx, order)
+  return order.order_type == "limit" and pre_trade_checks.band_refusal(tx, order.price)
+    or pre_trade_checks.notional_refusal(tx, order)
 end
 
 -- A refusal of a new order by the rules that few instruments have, else nil.
-function pre_trade_checks.rule_refusal(b, o)
-  local refusal = pre_trade_checks.price_refusal(b, o)
-  if refusal or not order_types.can_stay_open(o.order_type, o.time_in_force) then
+function pre_trade_checks.rule_refusal(tx, order)
+  local refusal = pre_trade_checks.price_refusal(tx, order)
+  if refusal or not order_types.can_stay_open(order.order_type, order.time_in_force) then
     return refusal
   end
-  return pre_trade_checks.open_orders_refusal(b, o.account, 1)
+  return pre_trade_checks.open_orders_refusal(tx, order.account, 1)
 end
 
 -- Gives a market order the price that its protection means now. One that is paused has it already.
-function pre_trade_checks.protect(b, o)
-  if o.extras and o.extras.waits == "paused" then
-    o.protection_price = o.extras.protection_price
+function pre_trade_checks.protect(tx, order)
+  if order.attributes and order.attributes.waits == "paused" then
+    order.protection_price = order.attributes.protection_price
     return
   end
-  local extended = b.instrument.extended
-  local text = o.extras and o.extras.protection or (extended and extended.protection)
+  local features = tx.instrument.features
+  local text = order.attributes and order.attributes.protection
+    or (features and features.protection)
   local parts = text and numbers.percent(text) or 0
-  local best = parts > 0 and queue.best_price(b, sides.opposite[o.side])
+  local best = parts > 0 and queue.best_price(tx, sides.opposite[order.side])
   if not best then
     return
   end
   local width = numbers.fraction(best, parts)
-  o.protection_price = o.side == "buy" and best + width or best - width
+  order.protection_price = order.side == "buy" and best + width or best - width
 end
 
 return pre_trade_checks

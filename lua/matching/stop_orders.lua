@@ -10,8 +10,8 @@
 -- follows a price the order queues anew at its new stop price.
 --
 -- Trades do not trigger anything while they are made. Their prices are noted in the working copy
--- (its `agenda`), and after each command they are shown to those who wait, one after the other:
--- see triggers.lua.
+-- (its `trigger queue`), and after each command they are shown to those who wait, one after the
+-- other: see triggers.lua.
 
 local book = require("book/book")
 local queue = require("book/queue")
@@ -53,98 +53,104 @@ end
 
 -- How far a trailing stop stays from its reference, in ticks: of a percentage the whole part, at
 -- least one.
-local function offset_ticks(record, text, price)
+local function offset_ticks(instrument, text, price)
   local percent = percentage_of(text)
   if not percent then
-    return (instrument_record.price(record, text))
+    return (instrument_record.price(instrument, text))
   end
   return math.max(1, numbers.fraction(price, numbers.percent(percent)))
 end
 
 -- Sets the reference of a trailing stop, and thereby its stop price: below zero it never triggers,
 -- nor beyond the largest price.
-function stop_orders.refer(record, o, price)
-  local extras = o.extras
-  local offset = offset_ticks(record, extras.trailing_offset, price)
-  local stop_price = o.side == "sell" and price - offset or price + offset
-  extras.reference_price = price
-  extras.stop_price = math.min(stop_price, numbers.exact_max + 1)
+function stop_orders.refer(instrument, order, price)
+  local attributes = order.attributes
+  local offset = offset_ticks(instrument, attributes.trailing_offset, price)
+  local stop_price = order.side == "sell" and price - offset or price + offset
+  attributes.reference_price = price
+  attributes.stop_price = math.min(stop_price, numbers.exact_max + 1)
 end
 
 -- Whether a trailing stop has got its first reference, the last trade price. Where that lies
 -- between two ticks it is the one that is further from the stop price: no price between the two
 -- would trigger it too early.
-function stop_orders.refer_to_last(record, o)
-  local price = o.side == "sell" and last_price.floor(record) or last_price.ceiling(record)
+function stop_orders.refer_to_last(instrument, order)
+  local price = order.side == "sell" and last_price.floor(instrument)
+    or last_price.ceiling(instrument)
   if price then
-    stop_orders.refer(record, o, price)
+    stop_orders.refer(instrument, order, price)
   end
   return price ~= nil
 end
 
 -- Whether the last trade price triggers who waits this way at a stop price.
-function stop_orders.is_due_now(record, waits, stop_price)
+function stop_orders.is_due_now(instrument, waits, stop_price)
   local price
   if waits == "rising" then
-    price = last_price.floor(record)
+    price = last_price.floor(instrument)
   else
-    price = last_price.ceiling(record)
+    price = last_price.ceiling(instrument)
   end
   return price and stop_orders.is_due(waits, stop_price, price)
 end
 
 -- A refusal where a stop price or an offset in price units is no price, else nil.
-function stop_orders.price_refusal(record, values)
+function stop_orders.price_refusal(instrument, values)
   local offset = values.trailing_offset
   local text = values.stop_price or (offset and not percentage_of(offset) and offset)
-  return text and select(2, instrument_record.price(record, text)) or nil
+  return text and select(2, instrument_record.price(instrument, text)) or nil
 end
 
 -- Adds what makes a drafted order wait. Its prices have been looked at.
-function stop_orders.read(b, o, values)
-  local extras = o.extras
-  extras.stop_price = values.stop_price and instrument_record.price(b.instrument, values.stop_price)
-  extras.order_type = o.order_type
-  extras.trailing_offset = values.trailing_offset
-  extras.waits = stop_orders.direction(o.side, o.order_type)
-  if o.time_in_force == "ioc" or o.time_in_force == "fok" then
-    extras.time_in_force = o.time_in_force
+function stop_orders.read(tx, order, values)
+  local attributes = order.attributes
+  attributes.stop_price = values.stop_price
+    and instrument_record.price(tx.instrument, values.stop_price)
+  attributes.order_type = order.order_type
+  attributes.trailing_offset = values.trailing_offset
+  attributes.waits = stop_orders.direction(order.side, order.order_type)
+  if order.time_in_force == "ioc" or order.time_in_force == "fok" then
+    attributes.time_in_force = order.time_in_force
   end
 end
 
 -- A refusal where a stop price is reached already, else nil.
-function stop_orders.would_trigger_refusal(b, waits, stop_price)
-  if stop_orders.is_due_now(b.instrument, waits, stop_price) then
+function stop_orders.would_trigger_refusal(tx, waits, stop_price)
+  if stop_orders.is_due_now(tx.instrument, waits, stop_price) then
     return reject.new("WOULD_TRIGGER", "the last trade price is at the stop price or beyond it")
   end
   return nil
 end
 
 -- A refusal of a new stop order, else nil; a trailing one gets its first reference.
-function stop_orders.refusal(b, o)
-  if not o.extras.trailing_offset then
-    return stop_orders.would_trigger_refusal(b, o.extras.waits, o.extras.stop_price)
+function stop_orders.refusal(tx, order)
+  if not order.attributes.trailing_offset then
+    return stop_orders.would_trigger_refusal(
+      tx,
+      order.attributes.waits,
+      order.attributes.stop_price
+    )
   end
-  if not stop_orders.refer_to_last(b.instrument, o) then
+  if not stop_orders.refer_to_last(tx.instrument, order) then
     return reject.new("NO_LAST_PRICE", "a trailing_stop needs a last trade price")
   end
-  if o.extras.reference_price > numbers.exact_max then
+  if order.attributes.reference_price > numbers.exact_max then
     return reject.new("NO_LAST_PRICE", "the last trade price is beyond what tick_size can count")
   end
   return nil
 end
 
 -- A refusal where no more trailing stops may wait, else nil.
-function stop_orders.count_refusal(b, o)
-  local extended = b.instrument.extended
-  local count = extended and extended.trailing_orders or 0
-  if not o.extras.trailing_offset or count < trailing_orders_per_account_max then
+function stop_orders.count_refusal(tx, order)
+  local features = tx.instrument.features
+  local count = features and features.trailing_orders or 0
+  if not order.attributes.trailing_offset or count < trailing_orders_per_account_max then
     return nil
   end
   if count >= trailing_orders_max then
     return reject.new("TOO_MANY_TRAILING_STOPS", "1000 trailing stops wait in this book")
   end
-  if trailing_stops.count_of(b, o.account) >= trailing_orders_per_account_max then
+  if trailing_stops.count_of(tx, order.account) >= trailing_orders_per_account_max then
     local message = "100 trailing stops of the account wait in this book"
     return reject.new("TOO_MANY_TRAILING_STOPS", message)
   end
@@ -152,24 +158,24 @@ function stop_orders.count_refusal(b, o)
 end
 
 -- Whether the call may move no more trailing stops: each of them will be reported.
-local function are_trails_used_up(b)
-  return b.trails_left == 0 or #b.events.accounts >= limits.accounts_per_call_max
+local function are_trails_used_up(tx)
+  return tx.trails_left == 0 or #tx.events.accounts >= limits.accounts_per_call_max
 end
 
 -- Shows a trade price to the trailing stops of both sides. Whether the call could move all of them.
-local function show_to_trailing(b, price)
+local function show_to_trailing(tx, price)
   for _, side in ipairs(sides) do
-    for _, o in ipairs(trailing_stops.behind(b, side, price)) do
-      if are_trails_used_up(b) then
+    for _, order in ipairs(trailing_stops.behind(tx, side, price)) do
+      if are_trails_used_up(tx) then
         return false
       end
-      b.trails_left = b.trails_left - 1
-      order_reports.expect_report(b, o.account)
-      book.dequeue(b, o)
-      stop_orders.refer(b.instrument, o, price)
-      book.prioritize(b, o)
-      book.wait(b, o)
-      o.extras.trailed = true
+      tx.trails_left = tx.trails_left - 1
+      order_reports.expect_report(tx, order.account)
+      book.remove_from_queue(tx, order)
+      stop_orders.refer(tx.instrument, order, price)
+      book.assign_priority(tx, order)
+      book.wait(tx, order)
+      order.attributes.trailed = true
     end
   end
   return true
@@ -177,43 +183,47 @@ end
 
 -- Reports the trailing stops that have followed the price in this call and still wait, oldest
 -- first.
-function stop_orders.tell_trailed(b)
+function stop_orders.tell_trailed(tx)
   local trailed = {}
-  for _, o in pairs(b.trailing_touched) do
-    if o.queued and order_record.is_triggerable(o.extras.waits) and o.extras.trailed then
-      trailed[#trailed + 1] = o
+  for _, order in pairs(tx.trailing_touched) do
+    if
+      order.queued
+      and order_record.is_triggerable(order.attributes.waits)
+      and order.attributes.trailed
+    then
+      trailed[#trailed + 1] = order
     end
   end
   table.sort(trailed, function(left, right)
     return tonumber(left.order_id) < tonumber(right.order_id)
   end)
-  for _, o in ipairs(trailed) do
-    order_reports.trailed(b, o)
+  for _, order in ipairs(trailed) do
+    order_reports.trailed(tx, order)
   end
 end
 
 -- The next order that a trade price triggers, or nil; rising ones come first.
-function stop_orders.next_due(b, price)
+function stop_orders.next_due(tx, price)
   for _, waits in ipairs(directions) do
-    local stop_price = queue.best_price(b, waits)
+    local stop_price = queue.best_price(tx, waits)
     if stop_price and stop_orders.is_due(waits, stop_price, price) then
-      return queue.orders(b, waits)()
+      return queue.orders(tx, waits)()
     end
   end
   return nil
 end
 
--- Lets the trailing stops follow the price that stands first on the agenda. Whether all have: a
--- call moves a limited number, and the next one goes on with the others.
-function stop_orders.follow(b, price)
-  local agenda = b.agenda
-  if agenda.shown == agenda.first or b.instrument.extended.trailing_orders == 0 then
+-- Lets the trailing stops follow the price that stands first on the trigger queue. Whether all
+-- have: a call moves a limited number, and the next one goes on with the others.
+function stop_orders.follow(tx, price)
+  local items = tx.trigger_queue
+  if items.shown == items.first or tx.instrument.features.trailing_orders == 0 then
     return true
   end
-  if not show_to_trailing(b, price) then
+  if not show_to_trailing(tx, price) then
     return false
   end
-  agenda.shown = agenda.first
+  items.shown = items.first
   return true
 end
 

@@ -16,19 +16,19 @@ local function fill_json(trade, maker)
     .. trade.trade_id
     .. trade.terms
     .. '","maker_order_id":"'
-    .. (maker.extras and order_record.displayed_id(maker) or maker.order_id)
+    .. (maker.attributes and order_record.displayed_id(maker) or maker.order_id)
     .. '"}'
 end
 
-local function note_price(agenda, price)
-  if agenda[#agenda] ~= price or agenda.first > #agenda then
-    agenda[#agenda + 1] = price
+local function note_price(items, price)
+  if items[#items] ~= price or items.first > #items then
+    items[#items + 1] = price
   end
 end
 
 -- Notes the prices of a taker's trades for those who wait for one. They go one way only, so whoever
 -- is due at one between is due at the first or at the last of them.
-local function note_prices(b, fills)
+local function note_prices(tx, fills)
   local first, last
   for i = 1, #fills do
     if not fills[i].prevented then
@@ -37,53 +37,53 @@ local function note_prices(b, fills)
     end
   end
   if first then
-    note_price(b.agenda, first)
-    note_price(b.agenda, last)
+    note_price(tx.trigger_queue, first)
+    note_price(tx.trigger_queue, last)
   end
 end
 
-local function trade_with(b, taker, maker, lots)
-  local record = b.instrument
-  record.last_trade_id = record.last_trade_id + 1
-  local price = instrument_record.price_text(record, maker.price)
-  local quantity = instrument_record.quantity_text(record, lots)
+local function trade_with(tx, taker, maker, lots)
+  local instrument = tx.instrument
+  instrument.last_trade_id = instrument.last_trade_id + 1
+  local price = instrument_record.price_text(instrument, maker.price)
+  local quantity = instrument_record.quantity_text(instrument, lots)
   local trade = {
-    trade_id = numbers.integer_text(record.last_trade_id),
+    trade_id = numbers.integer_text(instrument.last_trade_id),
     terms = '","price":"' .. price .. '","quantity":"' .. quantity,
   }
   taker.remaining = taker.remaining - lots
-  candles.count(b, maker.price, lots)
-  if b.breaker then
-    circuit_breaker.check_trade(b, maker.price)
+  candles.count(tx, maker.price, lots)
+  if tx.breaker then
+    circuit_breaker.check_trade(tx, maker.price)
   end
-  if taker.extras and taker.extras.order_list_id then
-    book.note(b, taker, "traded")
+  if taker.attributes and taker.attributes.order_list_id then
+    book.add_list_event(tx, taker, "traded")
   end
   local text = fill_json(trade, maker)
-  local is_refreshed = book.reduce(b, maker, lots)
-  order_reports.trade(b, taker, maker, trade)
-  record.last_price = price
+  local is_refreshed = book.reduce(tx, maker, lots)
+  order_reports.trade(tx, taker, maker, trade)
+  instrument.last_price = price
   if is_refreshed then
-    book.refresh(b, maker)
+    book.refresh(tx, maker)
   end
   return text
 end
 
 -- Carries out a plan with fills: reduces both orders, reports each trade. Returns the fills as
 -- JSON.
-function trades.execute(b, taker, fills)
+function trades.execute(tx, taker, fills)
   local texts = {}
   for i = 1, #fills do
     local fill = fills[i]
     if fill.prevented then
-      self_trade_prevention.carry_out(b, taker, fill)
+      self_trade_prevention.apply(tx, taker, fill)
     else
-      texts[#texts + 1] = trade_with(b, taker, fill.maker, fill.lots)
+      texts[#texts + 1] = trade_with(tx, taker, fill.maker, fill.lots)
     end
   end
-  b.fills_left = b.fills_left - #fills
-  if b.agenda and b.instrument.extended.waiting_orders > 0 then
-    note_prices(b, fills)
+  tx.fills_left = tx.fills_left - #fills
+  if tx.trigger_queue and tx.instrument.features.waiting_orders > 0 then
+    note_prices(tx, fills)
   end
   return "[" .. table.concat(texts, ",") .. "]"
 end

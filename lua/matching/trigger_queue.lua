@@ -9,37 +9,37 @@ local trigger_queue = {}
 -- in ticks to be shown to those who wait for one, { paused_id } of an order that is to go on, and
 -- { list_id, filled } of order lists to be armed. false where there is nobody who waits. As text:
 -- `@17 10025 17:30000 10030`.
-function trigger_queue.read(extended)
-  if extended.waiting_orders == 0 and extended.order_lists == 0 then
+function trigger_queue.read(features)
+  if features.waiting_orders == 0 and features.order_lists == 0 then
     return false
   end
-  local agenda = { first = 1 }
-  for item in extended.agenda:gmatch("%S+") do
+  local items = { first = 1 }
+  for item in features.agenda:gmatch("%S+") do
     local list_id, filled = item:match("^(%d+):(%d+)$")
     local paused_id = item:match("^@(%d+)$")
     if list_id then
-      agenda[#agenda + 1] = { list_id = list_id, filled = filled + 0 }
+      items[#items + 1] = { list_id = list_id, filled = filled + 0 }
     elseif paused_id then
-      agenda[#agenda + 1] = { paused_id = paused_id }
+      items[#items + 1] = { paused_id = paused_id }
     else
       -- Of an item of earlier libraries, `price@order_id@bound`, the price counts.
-      agenda[#agenda + 1] = item:match("^%d+") + 0
+      items[#items + 1] = item:match("^%d+") + 0
     end
   end
-  return agenda
+  return items
 end
 
 -- Whether trades have led to more than was carried out.
-function trigger_queue.has_items(b)
-  local agenda = b.agenda
-  return agenda and agenda[agenda.first] ~= nil
+function trigger_queue.has_items(tx)
+  local items = tx.trigger_queue
+  return items and items[items.first] ~= nil
 end
 
 -- The trigger queue as text, as it is stored.
-function trigger_queue.text(b)
-  local agenda, texts = b.agenda, {}
-  for i = agenda and agenda.first or 1, agenda and #agenda or 0 do
-    local item = agenda[i]
+function trigger_queue.text(tx)
+  local items, texts = tx.trigger_queue, {}
+  for i = items and items.first or 1, items and #items or 0 do
+    local item = items[i]
     if type(item) == "table" and item.paused_id then
       texts[#texts + 1] = "@" .. item.paused_id
     elseif type(item) == "table" then

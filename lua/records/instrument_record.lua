@@ -50,7 +50,7 @@ local state_pattern = "^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S+)$"
 -- trail one, are not armed yet; how many order lists there are and timers are running; what trades
 -- have led to that is still to be carried out; which internal error halted the book, and how many
 -- there were (isolation.lua).
-local extended_fields = {
+local feature_fields = {
   "self_trade_prevention",
   "protection",
   "price_band",
@@ -77,7 +77,7 @@ local extended_fields = {
   "agenda",
 }
 
-local extended_counters = {
+local feature_counters = {
   "internal_errors",
   "gtd_orders",
   "iceberg_orders",
@@ -89,7 +89,7 @@ local extended_counters = {
 }
 
 -- The rules of an instrument that uses none of them.
-function instrument_record.extended_defaults()
+function instrument_record.feature_defaults()
   return {
     self_trade_prevention = "none",
     protection = "0",
@@ -118,101 +118,102 @@ function instrument_record.extended_defaults()
   }
 end
 
-local function load_extended(book_key)
-  local values = redis.call("HMGET", book_key, unpack(extended_fields))
-  local extended = instrument_record.extended_defaults()
-  for i, name in ipairs(extended_fields) do
-    extended[name] = values[i] or extended[name]
+local function load_features(book_key)
+  local values = redis.call("HMGET", book_key, unpack(feature_fields))
+  local features = instrument_record.feature_defaults()
+  for i, name in ipairs(feature_fields) do
+    features[name] = values[i] or features[name]
   end
-  for _, name in ipairs(extended_counters) do
-    extended[name] = extended[name] + 0
+  for _, name in ipairs(feature_counters) do
+    features[name] = features[name] + 0
   end
-  return extended
+  return features
 end
 
--- The rules and counters that few instruments use, made where an instrument begins to.
-function instrument_record.extend(record)
-  record.extended = record.extended or instrument_record.extended_defaults()
-  return record.extended
+-- The rules and counters of features, made where an instrument begins to.
+function instrument_record.extend(instrument)
+  instrument.features = instrument.features or instrument_record.feature_defaults()
+  return instrument.features
 end
 
 -- A notional is price times quantity, a natural (decimal.lua) in units of the last of the decimals
 -- that both steps have together. From text: nil where it is no strict decimal text, or finer.
-function instrument_record.notional(record, text)
-  return decimal.parse(text, record.price_step.decimals + record.quantity_step.decimals)
+function instrument_record.notional(instrument, text)
+  return decimal.parse(text, instrument.price_step.decimals + instrument.quantity_step.decimals)
 end
 
 -- Why a text is no notional of the instrument.
-function instrument_record.notional_refusal(record, name, text)
+function instrument_record.notional_refusal(instrument, name, text)
   if not decimal.split(text) then
     return reject.new("INVALID_NUMBER", hints.number(name, text))
   end
-  local decimals = record.price_step.decimals + record.quantity_step.decimals
+  local decimals = instrument.price_step.decimals + instrument.quantity_step.decimals
   local rule = name .. " must have at most " .. decimals .. " decimals"
   return reject.new("INVALID_NUMBER", rule .. ", those of tick_size and lot_size together")
 end
 
 -- A notional as the shortest decimal text.
-function instrument_record.notional_text(record, notional)
-  return decimal.text(notional, record.price_step.decimals + record.quantity_step.decimals)
+function instrument_record.notional_text(instrument, notional)
+  return decimal.text(notional, instrument.price_step.decimals + instrument.quantity_step.decimals)
 end
 
 -- What one lot costs at a price.
-function instrument_record.lot_cost(record, ticks)
-  return decimal.multiply(ticks * record.price_step.size, record.quantity_step.size)
+function instrument_record.lot_cost(instrument, ticks)
+  return decimal.multiply(ticks * instrument.price_step.size, instrument.quantity_step.size)
 end
 
 -- Adds what follows from the rules: steps and limits in ticks and lots, and the texts of a call.
-function instrument_record.with_steps(record)
-  record.price_step = numbers.step(record.tick_size)
-  record.quantity_step = numbers.step(record.lot_size)
-  record.lots_max = numbers.steps_max(record.quantity_step)
-  local least, most = record.min_quantity, record.max_quantity
-  record.quantity_min = least and numbers.parse(least, record.quantity_step) or 1
-  record.quantity_max = most and numbers.parse(most, record.quantity_step) or record.lots_max
-  record.ticks_texts, record.lots_texts = {}, {}
-  record.price_texts = record.price_step.is_unit and record.ticks_texts or {}
-  record.quantity_texts = record.quantity_step.is_unit and record.lots_texts or {}
-  return record
+function instrument_record.with_steps(instrument)
+  instrument.price_step = numbers.step(instrument.tick_size)
+  instrument.quantity_step = numbers.step(instrument.lot_size)
+  instrument.lots_max = numbers.steps_max(instrument.quantity_step)
+  local least, most = instrument.min_quantity, instrument.max_quantity
+  instrument.quantity_min = least and numbers.parse(least, instrument.quantity_step) or 1
+  instrument.quantity_max = most and numbers.parse(most, instrument.quantity_step)
+    or instrument.lots_max
+  instrument.ticks_texts, instrument.lots_texts = {}, {}
+  instrument.price_texts = instrument.price_step.is_unit and instrument.ticks_texts or {}
+  instrument.quantity_texts = instrument.quantity_step.is_unit and instrument.lots_texts or {}
+  return instrument
 end
 
 -- Ticks as digits: the name of a level. A call meets the same prices again and again, so it
 -- remembers this and the texts below.
-function instrument_record.ticks_text(record, ticks)
-  local text = record.ticks_texts[ticks]
+function instrument_record.ticks_text(instrument, ticks)
+  local text = instrument.ticks_texts[ticks]
   if not text then
     text = numbers.integer_text(ticks)
-    record.ticks_texts[ticks] = text
+    instrument.ticks_texts[ticks] = text
   end
   return text
 end
 
 -- Lots as digits.
-function instrument_record.lots_text(record, lots)
-  local text = record.lots_texts[lots]
+function instrument_record.lots_text(instrument, lots)
+  local text = instrument.lots_texts[lots]
   if not text then
     text = numbers.integer_text(lots)
-    record.lots_texts[lots] = text
+    instrument.lots_texts[lots] = text
   end
   return text
 end
 
 -- Ticks as decimal text.
-function instrument_record.price_text(record, ticks)
-  local text = record.price_texts[ticks]
+function instrument_record.price_text(instrument, ticks)
+  local text = instrument.price_texts[ticks]
   if not text then
-    text = numbers.text(ticks, record.price_step)
-    record.price_texts[ticks] = text
+    text = numbers.text(ticks, instrument.price_step)
+    instrument.price_texts[ticks] = text
   end
   return text
 end
 
 -- Lots as decimal text.
-function instrument_record.quantity_text(record, lots)
-  local text = record.quantity_texts[lots]
+function instrument_record.quantity_text(instrument, lots)
+  local text = instrument.quantity_texts[lots]
   if not text then
-    text = numbers.text(lots, record.quantity_step)
-    record.quantity_texts[lots] = text
+    text = numbers.text(lots, instrument.quantity_step)
+    instrument.quantity_texts[lots] = text
   end
   return text
 end
@@ -245,30 +246,30 @@ local function rules_from(text)
 end
 
 -- The field `rules` of a record.
-function instrument_record.rules_text(record)
+function instrument_record.rules_text(instrument)
   local words = {}
   for _, name in ipairs(rule_names) do
-    words[#words + 1] = record[name] and name .. "=" .. record[name]
+    words[#words + 1] = instrument[name] and name .. "=" .. instrument[name]
   end
   return table.concat(words, " ")
 end
 
 -- The field `state` of a record, whose book has this sequence.
-function instrument_record.state_text(record, sequence_text)
+function instrument_record.state_text(instrument, sequence_text)
   return ("%s %d %d %d %d %d %s"):format(
     sequence_text,
-    record.last_order_id,
-    record.last_trade_id,
-    record.last_priority,
-    record.open_orders,
-    record.largest_order_lots,
-    record.last_price or "-"
+    instrument.last_order_id,
+    instrument.last_trade_id,
+    instrument.last_priority,
+    instrument.open_orders,
+    instrument.largest_order_lots,
+    instrument.last_price or "-"
   )
 end
 
 -- A record is written out because every call makes one, and a table that is made at its size costs
 -- half of one that grows.
-local function new_record(book_key, rules, state, is_extended)
+local function new_record(book_key, rules, state, has_features)
   local names = keys.names(book_key)
   local sequence, last_order_id, last_trade_id, last_priority, open_orders, largest, last_price =
     state:match(state_pattern)
@@ -288,7 +289,7 @@ local function new_record(book_key, rules, state, is_extended)
     last_price = last_price ~= "-" and last_price or nil,
     open_orders = open_orders + 0,
     largest_order_lots = largest + 0,
-    extended = is_extended and load_extended(book_key),
+    features = has_features and load_features(book_key),
     -- The rules that every command asks for.
     status = steps.status,
     price_step = steps.price_step,
@@ -317,11 +318,11 @@ local function load_old_layout(book_key)
   for i = 1, #state_names do
     counters[i] = counters[i] or "-"
   end
-  local is_extended = redis.call("HGET", book_key, "extended") == "1"
+  local has_features = redis.call("HGET", book_key, "extended") == "1"
   local rules = rules_from(instrument_record.rules_text(values))
-  local record = new_record(book_key, rules, table.concat(counters, " "), is_extended)
-  record.has_old_layout = true
-  return record
+  local instrument = new_record(book_key, rules, table.concat(counters, " "), has_features)
+  instrument.has_old_layout = true
+  return instrument
 end
 
 -- The instrument and the state of its book, or nil where it is not defined.
@@ -343,12 +344,12 @@ function instrument_record.old_fields()
 end
 
 -- Price text in ticks, or nil and why not.
-function instrument_record.price(record, text)
-  local ticks, problem, canonical = numbers.parse(text, record.price_step)
+function instrument_record.price(instrument, text)
+  local ticks, problem, canonical = numbers.parse(text, instrument.price_step)
   if problem == "off_step" then
     return reject.with(
       "PRICE_OFF_TICK",
-      "price is not a multiple of tick_size " .. record.price_step.text
+      "price is not a multiple of tick_size " .. instrument.price_step.text
     )
   end
   if not ticks then
@@ -358,38 +359,38 @@ function instrument_record.price(record, text)
     return reject.with("PRICE_NOT_POSITIVE", "price must be above zero")
   end
   if canonical then
-    record.price_texts[ticks] = text
+    instrument.price_texts[ticks] = text
   end
   return ticks
 end
 
 -- Quantity text in lots, unbounded but for exactness, or nil and why not; name is the field's.
-function instrument_record.lots(record, text, name)
-  local lots, problem, canonical = numbers.parse(text, record.quantity_step)
+function instrument_record.lots(instrument, text, name)
+  local lots, problem, canonical = numbers.parse(text, instrument.quantity_step)
   if problem == "off_step" then
     return reject.with(
       "QUANTITY_OFF_LOT",
-      name .. " is not a multiple of lot_size " .. record.quantity_step.text
+      name .. " is not a multiple of lot_size " .. instrument.quantity_step.text
     )
   end
   if not lots then
     return reject.with("INVALID_NUMBER", hints.number(name, text))
   end
   if canonical then
-    record.quantity_texts[lots] = text
+    instrument.quantity_texts[lots] = text
   end
   return lots
 end
 
 -- A refusal where an order's total is outside the instrument's limits (of which the least is
 -- above zero), else nil.
-function instrument_record.quantity_refusal(record, lots)
-  if lots < record.quantity_min then
-    local least = numbers.text(record.quantity_min, record.quantity_step)
+function instrument_record.quantity_refusal(instrument, lots)
+  if lots < instrument.quantity_min then
+    local least = numbers.text(instrument.quantity_min, instrument.quantity_step)
     return reject.new("QUANTITY_TOO_SMALL", "quantity is below min_quantity " .. least)
   end
-  if lots > record.quantity_max then
-    local most = numbers.text(record.quantity_max, record.quantity_step)
+  if lots > instrument.quantity_max then
+    local most = numbers.text(instrument.quantity_max, instrument.quantity_step)
     return reject.new("QUANTITY_TOO_LARGE", "quantity is above max_quantity " .. most)
   end
   return nil
@@ -397,10 +398,10 @@ end
 
 -- A refusal where an iceberg of so many lots would show too little of them at a time, else nil: who
 -- takes it meets one part after the other.
-function instrument_record.display_refusal(record, lots, display_lots)
-  local parts_max = (record.extended or instrument_record.extended_defaults()).iceberg_parts_max
-  if display_lots < record.quantity_min then
-    local least = numbers.text(record.quantity_min, record.quantity_step)
+function instrument_record.display_refusal(instrument, lots, display_lots)
+  local parts_max = (instrument.features or instrument_record.feature_defaults()).iceberg_parts_max
+  if display_lots < instrument.quantity_min then
+    local least = numbers.text(instrument.quantity_min, instrument.quantity_step)
     local message = "display_quantity is below min_quantity " .. least
     return reject.new("INVALID_DISPLAY_QUANTITY", message)
   end
@@ -422,12 +423,12 @@ local function add_fields(list, names, from)
 end
 
 -- The rules as field, value, … for HSET.
-function instrument_record.rule_pairs(record)
-  local list = { "symbol", record.symbol, "rules", instrument_record.rules_text(record) }
-  if record.extended then
+function instrument_record.rule_pairs(instrument)
+  local list = { "symbol", instrument.symbol, "rules", instrument_record.rules_text(instrument) }
+  if instrument.features then
     list[#list + 1] = "extended"
     list[#list + 1] = "1"
-    add_fields(list, extended_fields, record.extended)
+    add_fields(list, feature_fields, instrument.features)
   end
   return list
 end

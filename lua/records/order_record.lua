@@ -4,10 +4,10 @@
 --   buy  10025 30000    10000     0000000000000041 1700000000000 alice   a1              -
 --
 -- Prices are in ticks, quantities in lots. client_order_id is `-` where none was given, and the
--- client_order_id `-` itself is written `=-`. flags is `-`, or what few orders have:
+-- client_order_id `-` itself is written `=-`. flags is `-`, or optional attributes:
 -- `post_only,display_quantity=300,slice=100,expire_time_ms=1700…`. Where they tell neither type nor
 -- time in force it is a limit order, gtc or, where it expires,
--- gtd. In the table flags are `extras`, false where there are none.
+-- gtd. In the table flags are `attributes`, false where there are none.
 --
 -- An iceberg shows `slice` lots, at most `display_quantity` of what remains. Its next slices are
 -- shown under ids of their own (`displayed_order_id`), so that they look like other orders.
@@ -52,8 +52,8 @@ function order_record.id_of_member(member)
 end
 
 -- The client_order_id of an order in a line of text. No client_order_id has a `=` in it.
-function order_record.client_order_id_text(o)
-  local client_order_id = o.client_order_id
+function order_record.client_order_id_text(order)
+  local client_order_id = order.client_order_id
   return client_order_id == "-" and "=-" or client_order_id or "-"
 end
 
@@ -83,21 +83,21 @@ local function parse_flags(text)
   if text == "-" then
     return false
   end
-  local extras = {}
+  local attributes = {}
   for name, value in text:gmatch("([%w_]+)=?([^,]*)") do
-    extras[name] = value == "" or value
+    attributes[name] = value == "" or value
   end
   for _, name in ipairs(number_flags) do
-    extras[name] = extras[name] and extras[name] + 0
+    attributes[name] = attributes[name] and attributes[name] + 0
   end
-  extras.stored_waits = extras.waits
-  return extras
+  attributes.stored_waits = attributes.waits
+  return attributes
 end
 
 -- Which queue an order stands in: that of its side or, where it waits outside the book, the one
 -- that `waits` names.
-function order_record.queue_name(o)
-  return o.extras and o.extras.waits or o.side
+function order_record.queue_name(order)
+  return order.attributes and order.attributes.waits or order.side
 end
 
 -- Whether the orders of a queue wait for a trade price.
@@ -106,47 +106,47 @@ function order_record.is_triggerable(waits)
 end
 
 -- The price in ticks by which it stands there; of a dormant order its list, of a paused one its id.
-function order_record.queue_price(o)
-  local waits = o.extras and o.extras.waits
+function order_record.queue_price(order)
+  local waits = order.attributes and order.attributes.waits
   if not waits then
-    return o.price
+    return order.price
   end
   if waits == "paused" then
-    return o.order_id + 0
+    return order.order_id + 0
   end
-  return waits == "dormant" and o.extras.order_list_id or o.extras.stop_price
+  return waits == "dormant" and order.attributes.order_list_id or order.attributes.stop_price
 end
 
-local function parse_time_in_force(extras)
-  return extras.time_in_force or (extras.expire_time_ms and "gtd") or "gtc"
+local function parse_time_in_force(attributes)
+  return attributes.time_in_force or (attributes.expire_time_ms and "gtd") or "gtc"
 end
 
 -- The flags of an order as text.
-function order_record.flags(o)
-  local extras = o.extras
-  if not extras then
+function order_record.flags(order)
+  local attributes = order.attributes
+  if not attributes then
     return "-"
   end
-  local flags = { extras.post_only and "post_only" or nil }
-  flags[#flags + 1] = extras.quote and "quote" or nil
+  local flags = { attributes.post_only and "post_only" or nil }
+  flags[#flags + 1] = attributes.quote and "quote" or nil
   for _, name in ipairs(number_flags) do
-    flags[#flags + 1] = extras[name] and name .. "=" .. numbers.integer_text(extras[name])
+    flags[#flags + 1] = attributes[name] and name .. "=" .. numbers.integer_text(attributes[name])
   end
   for _, name in ipairs(text_flags) do
-    flags[#flags + 1] = extras[name] and name .. "=" .. extras[name]
+    flags[#flags + 1] = attributes[name] and name .. "=" .. attributes[name]
   end
   return #flags > 0 and table.concat(flags, ",") or "-"
 end
 
 -- The order_id that an order has in what everybody can see.
-function order_record.displayed_id(o)
-  return o.extras and o.extras.displayed_order_id or o.order_id
+function order_record.displayed_id(order)
+  return order.attributes and order.attributes.displayed_order_id or order.order_id
 end
 
 -- How much of an order the book shows.
-function order_record.shown(o)
-  local extras = o.extras
-  return extras and extras.slice or o.remaining
+function order_record.shown(order)
+  local attributes = order.attributes
+  return attributes and attributes.slice or order.remaining
 end
 
 -- The record of an order as the table the engine works on, or nil where it is not one.
@@ -158,19 +158,19 @@ function order_record.parse(order_id, text)
   end
   -- Arithmetic turns digits into a number at a third of tonumber's price.
   local priority = place + 0
-  local extras = parse_flags(flags)
+  local attributes = parse_flags(flags)
   return {
     order_id = order_id,
     side = side,
-    order_type = extras and extras.order_type or "limit",
-    time_in_force = extras and parse_time_in_force(extras) or "gtc",
+    order_type = attributes and attributes.order_type or "limit",
+    time_in_force = attributes and parse_time_in_force(attributes) or "gtc",
     price = price ~= "-" and price + 0 or nil,
     quantity = quantity + 0,
     remaining = remaining + 0,
     timestamp_ms = timestamp_ms,
     account = account,
     client_order_id = client_id ~= "-" and (client_id == "=-" and "-" or client_id) or nil,
-    extras = extras,
+    attributes = attributes,
     priority = priority,
     queued = true,
     stored_priority = priority,
@@ -186,39 +186,39 @@ function order_record.parse_public(text)
   if not price then
     return nil
   end
-  local extras = parse_flags(flags)
-  if not extras then
+  local attributes = parse_flags(flags)
+  if not attributes then
     return price + 0, remaining + 0, place + 0
   end
-  return price + 0, extras.slice or remaining + 0, place + 0, extras.displayed_order_id
+  return price + 0, attributes.slice or remaining + 0, place + 0, attributes.displayed_order_id
 end
 
 -- The record as text, of an order of this instrument.
-function order_record.record(o, record)
-  return o.side
+function order_record.record(order, instrument)
+  return order.side
     .. " "
-    .. (o.price and instrument_record.ticks_text(record, o.price) or "-")
+    .. (order.price and instrument_record.ticks_text(instrument, order.price) or "-")
     .. " "
-    .. instrument_record.lots_text(record, o.quantity)
+    .. instrument_record.lots_text(instrument, order.quantity)
     .. " "
-    .. instrument_record.lots_text(record, o.remaining)
+    .. instrument_record.lots_text(instrument, order.remaining)
     .. " "
-    .. place_format:format(o.priority)
+    .. place_format:format(order.priority)
     .. " "
-    .. o.timestamp_ms
+    .. order.timestamp_ms
     .. " "
-    .. o.account
+    .. order.account
     .. " "
-    .. (o.client_order_id and order_record.client_order_id_text(o) or "-")
+    .. (order.client_order_id and order_record.client_order_id_text(order) or "-")
     .. " "
-    .. (o.extras and order_record.flags(o) or "-")
+    .. (order.attributes and order_record.flags(order) or "-")
 end
 
-function order_record.status(o)
-  if o.remaining == 0 then
+function order_record.status(order)
+  if order.remaining == 0 then
     return "filled"
   end
-  return o.remaining < o.quantity and "partially_filled" or "open"
+  return order.remaining < order.quantity and "partially_filled" or "open"
 end
 
 return order_record

@@ -74,7 +74,7 @@ end
 
 -- Reads in a few calls what the commands of a batch would ask for one by one: the orders they name,
 -- by whatever id, and the replies to their ids.
-function batch.prefetch(b, list)
+function batch.prefetch(tx, list)
   local order_ids, client_names = {}, {}
   for i = 1, #list do
     local values = list[i]
@@ -87,10 +87,10 @@ function batch.prefetch(b, list)
     end
   end
   if client_names[1] then
-    orders.prefetch_client_orders(b, client_names, order_ids)
-    idempotency.prefetch(b, list)
+    orders.prefetch_client_orders(tx, client_names, order_ids)
+    idempotency.prefetch(tx, list)
   end
-  orders.prefetch(b, order_ids)
+  orders.prefetch(tx, order_ids)
 end
 
 return batch

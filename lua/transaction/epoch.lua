@@ -22,43 +22,43 @@ local hash_span = 1048576
 local hash_digits = 5
 
 -- The number of a history of the book that begins now; `before` is the one that it follows.
-local function unique(b, run_id, before)
-  local source = (run_id or "") .. b.key .. table.concat(redis.call("TIME"), ".")
+local function unique(tx, run_id, before)
+  local source = (run_id or "") .. tx.key .. table.concat(redis.call("TIME"), ".")
   local hash = tonumber(redis.sha1hex(source):sub(1, hash_digits), 16)
-  local time_s = math.max(math.floor(b.now_ms / 1000), math.floor(before / hash_span) + 1)
+  local time_s = math.max(math.floor(tx.now_ms / 1000), math.floor(before / hash_span) + 1)
   return numbers.integer_text(time_s * hash_span + hash)
 end
 
 -- The epoch of a new book. The time of the call must be set.
-function epoch.start(b)
-  local record = b.instrument
-  record.server_run_id = server.run_id() or nil
-  record.run_id = record.server_run_id
-  record.epoch = unique(b, record.run_id, 0)
+function epoch.start(tx)
+  local instrument = tx.instrument
+  instrument.server_run_id = server.run_id() or nil
+  instrument.run_id = instrument.server_run_id
+  instrument.epoch = unique(tx, instrument.run_id, 0)
 end
 
 -- Begins a new epoch on the server process of this id. The time of the call must be set.
-function epoch.begin(b, run_id)
-  local record = b.instrument
-  record.epoch = unique(b, run_id, record.epoch + 0)
-  record.run_id, record.server_run_id = run_id, server.run_id() or run_id
-  record.last_order_id = record.last_order_id + ids_skipped
-  record.last_trade_id = record.last_trade_id + ids_skipped
-  record.last_priority = record.last_priority + ids_skipped
-  b.changed, b.epoch_changed = true, true
-  event_stream.epoch_begun(b)
+function epoch.begin(tx, run_id)
+  local instrument = tx.instrument
+  instrument.epoch = unique(tx, run_id, instrument.epoch + 0)
+  instrument.run_id, instrument.server_run_id = run_id, server.run_id() or run_id
+  instrument.last_order_id = instrument.last_order_id + ids_skipped
+  instrument.last_trade_id = instrument.last_trade_id + ids_skipped
+  instrument.last_priority = instrument.last_priority + ids_skipped
+  tx.changed, tx.epoch_changed = true, true
+  event_stream.epoch_begun(tx)
 end
 
 -- Whether the book was last changed by another server process.
-function epoch.is_due(record)
+function epoch.is_due(instrument)
   local run_id = server.run_id()
-  return run_id and run_id ~= record.server_run_id
+  return run_id and run_id ~= instrument.server_run_id
 end
 
 -- Begins a new epoch where that is due. The time of the call must be set.
-function epoch.follow_server(b)
-  if epoch.is_due(b.instrument) then
-    epoch.begin(b, server.run_id())
+function epoch.follow_server(tx)
+  if epoch.is_due(tx.instrument) then
+    epoch.begin(tx, server.run_id())
   end
 end
 

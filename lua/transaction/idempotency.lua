@@ -41,14 +41,14 @@ local none = {}
 -- What a call knows of an account's replies: `replies` by name (false for none), the `names` of
 -- those to be stored, the names that are `forgotten`, and of the current generation the `count`
 -- and `start_ms`, nil where they were not read or there is none, and whether it `has_previous`.
-local function of_account(b, account)
-  b.memory = b.memory or {}
-  local own = b.memory[account]
+local function of_account(tx, account)
+  tx.memory = tx.memory or {}
+  local own = tx.memory[account]
   if not own then
     own = { replies = {}, names = {}, forgotten = {}, has_previous = true }
-    own.key = keys.stored_replies(b.key, account)
-    own.previous_key = keys.stored_replies_previous(b.key, account)
-    b.memory[account] = own
+    own.key = keys.stored_replies(tx.key, account)
+    own.previous_key = keys.stored_replies_previous(tx.key, account)
+    tx.memory[account] = own
   end
   return own
 end
@@ -60,8 +60,8 @@ end
 
 -- Notes what the current generation says of its beginning. Only one that is the first for certain
 -- spares the look into a previous one.
-local function note_start(b, own, text)
-  b.checked_keys[own.key] = true
+local function note_start(tx, own, text)
+  tx.checked_keys[own.key] = true
   if text then
     local start_ms, mark = text:match("^(%d+)(.*)$")
     own.start_ms, own.has_previous = start_ms + 0, mark ~= " first"
@@ -69,11 +69,11 @@ local function note_start(b, own, text)
 end
 
 -- The reply stored under a name and whether it answered this content; nil where there is none.
-local function recall(b, own, name, content)
+local function recall(tx, own, name, content)
   local text = own.replies[name]
   if text == nil then
     local current = redis.call("HMGET", own.key, name, start_field)
-    note_start(b, own, current[2])
+    note_start(tx, own, current[2])
     text = current[1] or (own.has_previous and redis.call("HGET", own.previous_key, name))
     own.replies[name] = text
   end
@@ -99,8 +99,8 @@ local function current_count(own)
 end
 
 -- Whether the current generation has to give way to a new one.
-local function has_ended(b, own)
-  local age_ms = own.start_ms and b.now_ms - own.start_ms or filling_age_max_ms
+local function has_ended(tx, own)
+  local age_ms = own.start_ms and tx.now_ms - own.start_ms or filling_age_max_ms
   local is_full = own.count >= idempotency.generation_length
     and age_ms >= idempotency.reply_age_min_ms
   return is_full or age_ms >= filling_age_max_ms
@@ -108,8 +108,8 @@ end
 
 -- A refusal where an account has stored as many replies as it may within reply_age_min_ms, else
 -- nil.
-local function full_refusal(b, own)
-  if current_count(own) < idempotency.generation_length_max or has_ended(b, own) then
+local function full_refusal(tx, own)
+  if current_count(own) < idempotency.generation_length_max or has_ended(tx, own) then
     return nil
   end
   local message = "the account has sent %d commands with a client_order_id in a minute: "
@@ -143,15 +143,15 @@ function idempotency.memo(method_name, values, schema)
 end
 
 -- Whether a command with this id of its own is remembered.
-function idempotency.is_taken(b, account, client_order_id)
-  return recall(b, of_account(b, account), client_order_id, "") ~= nil
+function idempotency.is_taken(tx, account, client_order_id)
+  return recall(tx, of_account(tx, account), client_order_id, "") ~= nil
 end
 
 -- The first reply to a command that was sent before, or a refusal where its id has another meaning
 -- or its reply could not be stored. nil for a command that is to be carried out.
-function idempotency.answer_again(b, memo_record)
-  local own = of_account(b, memo_record.account)
-  local reply, same = recall(b, own, memo_record.name, memo_record.content)
+function idempotency.answer_again(tx, memo_record)
+  local own = of_account(tx, memo_record.account)
+  local reply, same = recall(tx, own, memo_record.name, memo_record.content)
   if reply and same then
     return reply
   end
@@ -162,16 +162,16 @@ function idempotency.answer_again(b, memo_record)
 end
 
 -- A refusal of an order whose reply could not be stored, else nil.
-function idempotency.full_refusal(b, memo_record)
-  return full_refusal(b, of_account(b, memo_record.account))
+function idempotency.full_refusal(tx, memo_record)
+  return full_refusal(tx, of_account(tx, memo_record.account))
 end
 
-function idempotency.remember(b, memo_record, reply)
+function idempotency.remember(tx, memo_record, reply)
   if not memo_record then
     return reply
   end
-  local own = of_account(b, memo_record.account)
-  if not full_refusal(b, own) then
+  local own = of_account(tx, memo_record.account)
+  if not full_refusal(tx, own) then
     own.replies[memo_record.name] = memo_record.content .. "\n" .. reply
     own.names[#own.names + 1] = memo_record.name
   end
@@ -180,39 +180,39 @@ end
 
 -- Remembers the reply to an amend or cancel. One that was sent by order_id ends what is
 -- remembered of the order's last amend by name: repeating that one now asks for something new.
-function idempotency.remember_change(b, o, values, memo_record, reply)
-  if values.order_id and o.client_order_id then
-    forget(of_account(b, o.account), target_name(o.client_order_id))
+function idempotency.remember_change(tx, order, values, memo_record, reply)
+  if values.order_id and order.client_order_id then
+    forget(of_account(tx, order.account), target_name(order.client_order_id))
   end
-  return memo_record and idempotency.remember(b, memo_record, reply) or reply
+  return memo_record and idempotency.remember(tx, memo_record, reply) or reply
 end
 
 -- The name of an order that is gone passes to a new one: what is remembered of the old one's last
 -- amend or cancel by name is no answer about the new.
-function idempotency.name_passes(b, account, client_order_id)
-  forget(of_account(b, account), target_name(client_order_id))
+function idempotency.name_passes(tx, account, client_order_id)
+  forget(of_account(tx, account), target_name(client_order_id))
 end
 
 -- The memo of a command that places, with an id of its own, and the first reply where it was sent
 -- before; or why the id cannot be taken.
-function idempotency.recall_new(b, method_name, values, schema)
+function idempotency.recall_new(tx, method_name, values, schema)
   local memo_record = idempotency.memo(method_name, values, schema)
-  local again, refusal = idempotency.answer_again(b, memo_record)
+  local again, refusal = idempotency.answer_again(tx, memo_record)
   if again or refusal then
     return memo_record, again, refusal
   end
-  if orders.find_client_order(b, values.account, values.client_order_id) then
+  if orders.find_client_order(tx, values.account, values.client_order_id) then
     refusal = reject.new("DUPLICATE_CLIENT_ORDER_ID", "an open order has this client_order_id")
   end
-  return memo_record, nil, refusal or idempotency.full_refusal(b, memo_record)
+  return memo_record, nil, refusal or idempotency.full_refusal(tx, memo_record)
 end
 
 -- ---- a call as a whole
 
-local function prefetch_account(b, own, names)
+local function prefetch_account(tx, own, names)
   names[#names + 1] = start_field
   local current = redis.call("HMGET", own.key, unpack(names))
-  note_start(b, own, current[#names])
+  note_start(tx, own, current[#names])
   names[#names] = nil
   local previous = own.has_previous and redis.call("HMGET", own.previous_key, unpack(names))
   for i = 1, #names do
@@ -222,7 +222,7 @@ end
 
 -- Reads what is stored for a batch of commands in one call an account, or two where it has a
 -- previous generation.
-function idempotency.prefetch(b, list)
+function idempotency.prefetch(tx, list)
   local names_of = {}
   for i = 1, #list do
     local values = list[i]
@@ -233,20 +233,20 @@ function idempotency.prefetch(b, list)
     end
   end
   for account, names in pairs(names_of) do
-    prefetch_account(b, of_account(b, account), names)
+    prefetch_account(tx, of_account(tx, account), names)
   end
 end
 
 -- Decides whether an account's generation ends with this call, and whether one begins.
-local function plan_generation(b, own)
+local function plan_generation(tx, own)
   current_count(own)
-  own.ends = own.count > 0 and has_ended(b, own)
+  own.ends = own.count > 0 and has_ended(tx, own)
   own.begins = own.count == 0 or own.ends
   own.is_first = own.begins and not own.ends and redis.call("EXISTS", own.previous_key) == 0
 end
 
 -- The fields to be stored. A name is stored as it stands at the end of the call.
-local function stored_pairs(b, own)
+local function stored_pairs(tx, own)
   local pairs_to_store = {}
   for _, name in ipairs(own.names) do
     local text = own.replies[name]
@@ -257,12 +257,12 @@ local function stored_pairs(b, own)
   end
   if own.begins then
     pairs_to_store[#pairs_to_store + 1] = start_field
-    pairs_to_store[#pairs_to_store + 1] = b.timestamp_ms .. (own.is_first and " first" or "")
+    pairs_to_store[#pairs_to_store + 1] = tx.timestamp_ms .. (own.is_first and " first" or "")
   end
   return pairs_to_store
 end
 
-local function plan_account(b, own, later)
+local function plan_account(tx, own, later)
   if own.forgotten[1] then
     later("HDEL", own.key, own.forgotten)
     later("HDEL", own.previous_key, own.forgotten)
@@ -270,21 +270,21 @@ local function plan_account(b, own, later)
   if not own.names[1] then
     return
   end
-  plan_generation(b, own)
+  plan_generation(tx, own)
   if own.ends then
     later("UNLINK", own.previous_key, {})
     later("RENAME", own.key, { own.previous_key })
   end
-  later("HSET", own.key, stored_pairs(b, own))
+  later("HSET", own.key, stored_pairs(tx, own))
   if own.begins then
     later("PEXPIRE", own.key, { numbers.integer_text(generation_life_ms) })
   end
 end
 
 -- Plans the writes of what was forgotten and what is remembered: see commit.lua.
-function idempotency.plan_writes(b, later)
-  for _, own in pairs(b.memory or none) do
-    plan_account(b, own, later)
+function idempotency.plan_writes(tx, later)
+  for _, own in pairs(tx.memory or none) do
+    plan_account(tx, own, later)
   end
 end
 

@@ -63,11 +63,11 @@ end
 
 -- Notes an error of a run of this batch on a working copy, and changes the batch so that it can be
 -- run again. Returns an error reply where there is no way to go on, else nil.
-function isolation.note(batch, b, problem)
+function isolation.note(batch, tx, problem)
   local reason = reason_of(problem)
-  redis.log(redis.LOG_WARNING, "internal error in " .. b.key .. ": " .. reason)
+  redis.log(redis.LOG_WARNING, "internal error in " .. tx.key .. ": " .. reason)
   batch.errors = (batch.errors or 0) + 1
-  local index = b.command_index
+  local index = tx.command_index
   if index and not damage.is_in(problem) then
     refuse(batch, index)
     if batch.errors >= errors_max then
@@ -86,23 +86,23 @@ end
 
 -- Writes what the runs before have shown into a fresh working copy: the number of errors and, where
 -- one came from what is stored, the halt.
-function isolation.apply(batch, b)
+function isolation.apply(batch, tx)
   if not batch.errors then
     return
   end
-  local extended = instrument_record.extend(b.instrument)
-  extended.internal_errors = extended.internal_errors + batch.errors
+  local features = instrument_record.extend(tx.instrument)
+  features.internal_errors = features.internal_errors + batch.errors
   if batch.halt_reason then
-    b.instrument.status, extended.halt_reason = "halted", batch.halt_reason
-    extended.reopen_time_ms = "0"
+    tx.instrument.status, features.halt_reason = "halted", batch.halt_reason
+    features.reopen_time_ms = "0"
   end
-  book.change_rules(b)
+  book.change_rules(tx)
 end
 
 -- Whether an internal error has halted the book: then nothing that is due runs.
-function isolation.is_halted(b)
-  local extended = b.instrument.extended
-  return extended and extended.halt_reason ~= "" or false
+function isolation.is_halted(tx)
+  local features = tx.instrument.features
+  return features and features.halt_reason ~= "" or false
 end
 
 return isolation

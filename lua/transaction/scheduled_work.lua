@@ -16,68 +16,68 @@ local scheduled_work = {}
 local timers_per_call_max = 1000
 
 -- Takes the orders out whose time is over, as many as the call may; returns them. Where more are
--- due, `b.expiring` tells.
-local function expire(b)
-  local extended, expired = b.instrument.extended, {}
-  if not extended or extended.gtd_orders == 0 then
+-- due, `tx.expiring` tells.
+local function expire(tx)
+  local features, expired = tx.instrument.features, {}
+  if not features or features.gtd_orders == 0 then
     return expired
   end
-  local expiries_key = keys.expiries(b.key)
-  local limit = b.expiries_left + 1
-  local range = { "-inf", b.timestamp_ms, "LIMIT", 0, limit }
+  local expiries_key = keys.expiries(tx.key)
+  local limit = tx.expiries_left + 1
+  local range = { "-inf", tx.timestamp_ms, "LIMIT", 0, limit }
   local members = redis.call("ZRANGEBYSCORE", expiries_key, unpack(range))
-  b.expiring = #members == limit
+  tx.expiring = #members == limit
   local order_ids = {}
-  for i = 1, math.min(#members, b.expiries_left) do
+  for i = 1, math.min(#members, tx.expiries_left) do
     order_ids[i] = members[i]:match("^0*(%d+)$")
   end
-  b.expiries_left = b.expiries_left - #order_ids
-  orders.prefetch(b, order_ids)
+  tx.expiries_left = tx.expiries_left - #order_ids
+  orders.prefetch(tx, order_ids)
   for _, order_id in ipairs(order_ids) do
-    local o = orders.find(b, order_id)
-    if o then
-      book.remove(b, o)
-      expired[#expired + 1] = o
+    local order = orders.find(tx, order_id)
+    if order then
+      book.remove(tx, order)
+      expired[#expired + 1] = order
     end
   end
   return expired
 end
 
 -- Carries out the timers that have run out, the earliest first, as far as one call may. Where more
--- is left, `b.canceling` tells. Returns how many orders were canceled.
-local function fire_timers(b)
-  local due, more = timers.due(b, timers_per_call_max)
-  local left, canceled_count = b.timer_cancels_left, 0
-  b.canceling = more
+-- is left, `tx.canceling` tells. Returns how many orders were canceled.
+local function fire_timers(tx)
+  local due, more = timers.due(tx, timers_per_call_max)
+  local left, canceled_count = tx.timer_cancels_left, 0
+  tx.canceling = more
   for _, timer in ipairs(due) do
     local reason = timer.session and "disconnected" or "cancel_all_after"
-    local canceled, remaining_count = mass_cancel.cancel_open(b, timer, left, reason)
+    local canceled, remaining_count = mass_cancel.cancel_open(tx, timer, left, reason)
     left, canceled_count = left - #canceled, canceled_count + #canceled
     if remaining_count > 0 then
-      b.canceling = true
+      tx.canceling = true
       break
     end
-    timers.set(b, timer.account, timer.session, false)
+    timers.set(tx, timer.account, timer.session, false)
   end
-  b.timer_cancels_left = left
+  tx.timer_cancels_left = left
   return canceled_count
 end
 
 -- Does what is due before the commands of a call; nothing in a book that an internal error halted.
-function scheduled_work.run(b)
-  local extended = b.instrument.extended
-  local expired = extended and expire(b) or {}
+function scheduled_work.run(tx)
+  local features = tx.instrument.features
+  local expired = features and expire(tx) or {}
   for i = 1, #expired do
-    order_reports.expired(b, expired[i])
+    order_reports.expired(tx, expired[i])
   end
-  b.expired_count = #expired
-  if extended then
-    b.timer_cancel_count = extended.timers > 0 and fire_timers(b) or 0
-    circuit_breaker.start(b)
-    trading_status.carry_on(b)
+  tx.expired_count = #expired
+  if features then
+    tx.timer_cancel_count = features.timers > 0 and fire_timers(tx) or 0
+    circuit_breaker.start(tx)
+    trading_status.resume(tx)
   end
-  if b.agenda or b.notes then
-    triggers.run(b)
+  if tx.trigger_queue or tx.list_events then
+    triggers.run(tx)
   end
 end
 

@@ -45,106 +45,106 @@ end
 
 -- What a call does before its commands: the time is set, a new epoch begins where the server is
 -- another one, and what is due is done. Of several books one clock reading is given.
-function transaction.begin(b, now_ms)
-  working_copy.stamp(b, now_ms)
-  epoch.follow_server(b)
-  if not isolation.is_halted(b) then
-    scheduled_work.run(b)
+function transaction.begin(tx, now_ms)
+  working_copy.set_time(tx, now_ms)
+  epoch.follow_server(tx)
+  if not isolation.is_halted(tx) then
+    scheduled_work.run(tx)
   end
 end
 
 -- Carries out what a command has led to. An error in it comes from what is stored.
-function transaction.follow_up(b)
-  b.command_index = false
-  if b.breaker then
-    circuit_breaker.apply(b)
+function transaction.process_consequences(tx)
+  tx.command_index = false
+  if tx.breaker then
+    circuit_breaker.apply(tx)
   end
-  if b.agenda or b.notes then
-    triggers.run(b)
+  if tx.trigger_queue or tx.list_events then
+    triggers.run(tx)
   end
 end
 
 -- Runs commands one after the other, and what the trades of each trigger; false in the list is one
 -- that was refused before. Adds the replies by their places.
-local function run(b, list, replies)
+local function run(tx, list, replies)
   for i = 1, #list do
     local values = list[i]
     if values then
-      b.command_index = i
-      local reply, refusal = values.method.run(b, values)
-      if b.agenda or b.notes or b.breaker then
-        transaction.follow_up(b)
+      tx.command_index = i
+      local reply, refusal = values.method.run(tx, values)
+      if tx.trigger_queue or tx.list_events or tx.breaker then
+        transaction.process_consequences(tx)
       end
       replies[i] = reply or reject.json(refusal, values.client_order_id)
     end
   end
-  b.command_index = false
+  tx.command_index = false
 end
 
 -- The plan of everything that a call has changed. Tells first what is told once a call, as it
 -- stands at its end. Returns as commit.plan.
-function transaction.plan(b)
-  if b.trailing_touched then
-    stop_orders.tell_trailed(b)
+function transaction.plan(tx)
+  if tx.trailing_touched then
+    stop_orders.tell_trailed(tx)
   end
-  return commit.plan(b)
+  return commit.plan(tx)
 end
 
 -- Writes what a call has changed, after the time of the call was set. Returns nil, or an error
 -- reply: nothing was written then.
-function transaction.commit(b)
-  local plan, problem = transaction.plan(b)
-  return problem or (plan and commit.carry_out(b, plan)) or nil
+function transaction.commit(tx)
+  local plan, problem = transaction.plan(tx)
+  return problem or (plan and commit.write(tx, plan)) or nil
 end
 
 -- Runs a batch on a working copy, up to the plan of its writes. Returns as commit.plan.
-local function prepare(b, batch, now_ms)
-  isolation.apply(batch, b)
-  transaction.begin(b, now_ms)
+local function prepare(tx, batch, now_ms)
+  isolation.apply(batch, tx)
+  transaction.begin(tx, now_ms)
   if batch.prefetch then
-    batch.prefetch(b, batch.list)
+    batch.prefetch(tx, batch.list)
   end
-  run(b, batch.list, batch.replies)
-  return transaction.plan(b)
+  run(tx, batch.list, batch.replies)
+  return transaction.plan(tx)
 end
 
 -- Runs a batch { list, replies, prefetch } as one change of the book: does what is due, runs the
 -- commands of the list, and writes. Returns the working copy as it was written, or nil and an error
 -- reply. A command that raises an error is refused, and the others run: see isolation.lua.
-function transaction.transact(b, batch)
+function transaction.transact(tx, batch)
   local now_ms
   while true do
-    local refused = working_copy.missing_key_error(b)
+    local refused = working_copy.missing_key_error(tx)
     if refused then
       return nil, refused
     end
     local plan
     local is_prepared, problem, redis_error = isolation.attempt(function()
-      plan, refused = prepare(b, batch, now_ms)
+      plan, refused = prepare(tx, batch, now_ms)
     end)
     if is_prepared then
-      refused = refused or (plan and commit.carry_out(b, plan))
-      return not refused and b or nil, refused
+      refused = refused or (plan and commit.write(tx, plan))
+      return not refused and tx or nil, refused
     end
-    refused = redis_error or isolation.note(batch, b, problem)
+    refused = redis_error or isolation.note(batch, tx, problem)
     if refused then
       return nil, refused
     end
-    b, now_ms = working_copy.open(b.key), b.now_ms
+    tx, now_ms = working_copy.open(tx.key), tx.now_ms
   end
 end
 
 -- The instrument and the fields of a call that only reads, or nil and why not.
 function transaction.open_query(call_keys, arguments, schema)
-  local record, refusal = transaction.open_with(instrument_record.load, call_keys)
-  if not record then
+  local instrument, refusal = transaction.open_with(instrument_record.load, call_keys)
+  if not instrument then
     return nil, refusal
   end
   local values, malformed = fields.from_arguments(arguments, schema)
   if not values then
     return nil, malformed
   end
-  return record, values
+  return instrument, values
 end
 
 return transaction

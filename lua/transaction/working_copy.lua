@@ -23,11 +23,11 @@ local working_copy = {}
 
 -- The working copy, or nil where the instrument is not defined.
 function working_copy.open(book_key)
-  local record = instrument_record.load(book_key)
-  if not record then
+  local instrument = instrument_record.load(book_key)
+  if not instrument then
     return nil
   end
-  return working_copy.from(record)
+  return working_copy.from(instrument)
 end
 
 -- What every working copy begins with, and few calls change.
@@ -40,7 +40,7 @@ local beginning = {
   canceling = false,
   timers = false,
   stp_groups = false,
-  is_spent = false,
+  budget_exhausted = false,
   has_icebergs = false,
   rising = false,
   falling = false,
@@ -55,26 +55,28 @@ local beginning = {
 local beginning_of_all = { __index = beginning }
 
 -- The working copy around an instrument record (a new instrument is not in Redis yet).
-function working_copy.from(record)
-  local names, extended = keys.names(record.key), record.extended
-  local b = setmetatable({
-    instrument = record,
-    key = record.key,
+function working_copy.from(instrument)
+  local names, features = keys.names(instrument.key), instrument.features
+  local tx = setmetatable({
+    instrument = instrument,
+    key = instrument.key,
     names = names,
-    sequence = record.sequence,
-    call_sequence = record.sequence + 1,
+    sequence = instrument.sequence,
+    call_sequence = instrument.sequence + 1,
     records = {},
     orders = {},
     touched_orders = {},
     client_orders = {},
     checked_keys = {},
-    last_order_id_before = record.last_order_id,
-    lots_safe = math.floor(record.lots_max / (record.open_orders + limits.orders_per_call_max)),
+    last_order_id_before = instrument.last_order_id,
+    lots_safe = math.floor(
+      instrument.lots_max / (instrument.open_orders + limits.orders_per_call_max)
+    ),
     buy = queue.new(names.bids, names.bid_levels, -1),
     sell = queue.new(names.asks, names.ask_levels, 1),
     events = event_stream.new(),
-    agenda = false,
-    notes = false,
+    trigger_queue = false,
+    list_events = false,
     breaker = false,
     candle = false,
     changed = false,
@@ -87,35 +89,36 @@ function working_copy.from(record)
     report_end = false,
     last_report_end = false,
   }, beginning_of_all)
-  if extended then
-    b.has_icebergs = extended.iceberg_orders > 0
-    b.agenda = trigger_queue.read(extended)
+  if features then
+    tx.has_icebergs = features.iceberg_orders > 0
+    tx.trigger_queue = trigger_queue.read(features)
   end
-  return b
+  return tx
 end
 
 -- An error reply where the keys of the orders do not hold as many as the counters say, else nil: a
 -- key is missing (evicted, deleted), or the book is half written. For the beginning of a call that
 -- may change the book; what is read here also shows that these keys have their types.
-function working_copy.missing_key_error(b)
-  local record, bids_key, asks_key = b.instrument, b.buy.key, b.sell.key
-  local orders_key, extended = b.names.orders, record.extended
-  local waiting = extended and extended.waiting_orders + extended.dormant_orders or 0
+function working_copy.missing_key_error(tx)
+  local instrument, bids_key, asks_key = tx.instrument, tx.buy.key, tx.sell.key
+  local orders_key, features = tx.names.orders, instrument.features
+  local waiting = features and features.waiting_orders + features.dormant_orders or 0
   local bids, asks = redis.call("ZCARD", bids_key), redis.call("ZCARD", asks_key)
-  local orders, open = redis.call("HLEN", orders_key), record.open_orders
+  local orders, open = redis.call("HLEN", orders_key), instrument.open_orders
   if orders ~= open or bids + asks ~= open - waiting then
     return redis.error_reply("DAMAGED orders of the book are missing: run verify_book")
   end
-  b.buy.exhausted, b.sell.exhausted = bids == 0, asks == 0
-  local checked = b.checked_keys
-  checked[b.key], checked[bids_key], checked[asks_key], checked[orders_key] = true, true, true, true
+  tx.buy.exhausted, tx.sell.exhausted = bids == 0, asks == 0
+  local checked = tx.checked_keys
+  checked[tx.key], checked[bids_key], checked[asks_key], checked[orders_key] =
+    true, true, true, true
   return nil
 end
 
 -- An error reply where the stream of events is missing, else nil: for every tick, so that damage is
 -- told though nobody trades.
-function working_copy.missing_stream_error(b)
-  if redis.call("EXISTS", b.names.events) == 1 then
+function working_copy.missing_stream_error(tx)
+  if redis.call("EXISTS", tx.names.events) == 1 then
     return nil
   end
   return redis.error_reply("DAMAGED the stream events is missing: run verify_book")
@@ -129,10 +132,10 @@ beginning.expiries_left = limits.expiries_per_call_max
 beginning.timer_cancels_left = limits.timer_cancels_per_call_max
 
 -- One book of a call goes on with what another has left of what the call may do.
-function working_copy.share_limits(from, b)
-  b.fills_left, b.cancels_left = from.fills_left, from.cancels_left
-  b.triggers_left, b.trails_left = from.triggers_left, from.trails_left
-  b.expiries_left, b.timer_cancels_left = from.expiries_left, from.timer_cancels_left
+function working_copy.share_limits(from, tx)
+  tx.fills_left, tx.cancels_left = from.fills_left, from.cancels_left
+  tx.triggers_left, tx.trails_left = from.triggers_left, from.trails_left
+  tx.expiries_left, tx.timer_cancels_left = from.expiries_left, from.timer_cancels_left
 end
 
 -- Redis' clock in milliseconds.
@@ -142,20 +145,20 @@ function working_copy.clock_ms()
 end
 
 -- Sets the time of the call, the clock's where none is given: everything a call does happens at one
--- time. `b.timestamp_ms` and `b.sequence_text` are text, `b.stamp` the end of every reply,
--- `b.report_end` that of every report but the last of a message.
-function working_copy.stamp(b, now_ms)
-  b.now_ms = now_ms or working_copy.clock_ms()
-  b.timestamp_ms = numbers.integer_text(b.now_ms)
-  b.sequence_text = numbers.integer_text(b.call_sequence)
-  local time = ',"timestamp_ms":' .. b.timestamp_ms .. "}"
-  b.stamp = ',"sequence":' .. b.sequence_text .. time
-  b.report_end, b.last_report_end = time .. ",", time .. "]}"
+-- time. `tx.timestamp_ms` and `tx.sequence_text` are text, `tx.stamp` the end of every reply,
+-- `tx.report_end` that of every report but the last of a message.
+function working_copy.set_time(tx, now_ms)
+  tx.now_ms = now_ms or working_copy.clock_ms()
+  tx.timestamp_ms = numbers.integer_text(tx.now_ms)
+  tx.sequence_text = numbers.integer_text(tx.call_sequence)
+  local time = ',"timestamp_ms":' .. tx.timestamp_ms .. "}"
+  tx.stamp = ',"sequence":' .. tx.sequence_text .. time
+  tx.report_end, tx.last_report_end = time .. ",", time .. "]}"
 end
 
 -- The sequence of the book as the command just run leaves it.
-function working_copy.current_sequence(b)
-  return b.changed and b.call_sequence or b.sequence
+function working_copy.current_sequence(tx)
+  return tx.changed and tx.call_sequence or tx.sequence
 end
 
 return working_copy
