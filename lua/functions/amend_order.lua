@@ -293,7 +293,7 @@ function amend_order.run(tx, values)
   if refusal then
     return nil, refusal
   end
-  local order, missing, memo_record, again =
+  local order, missing, reply_key, again =
     target_order.to_change(tx, "amend_order", values, amend_order.schema)
   if not order then
     return again, missing
@@ -325,7 +325,7 @@ function amend_order.run(tx, values)
   if other_leg and other_leg.queued then
     order_lists.resize(tx, other_leg, new.total)
   end
-  return idempotency.remember_change(tx, order, values, memo_record, reply)
+  return idempotency.store_change_reply(tx, order, values, reply_key, reply)
 end
 
 return amend_order

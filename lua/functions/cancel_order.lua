@@ -22,7 +22,7 @@ cancel_order.schema = fields.schema(
 -- Rejects: UNKNOWN_ORDER, DUPLICATE_CLIENT_ORDER_ID, TOO_LATE, and those of the
 -- fields' forms.
 function cancel_order.run(tx, values)
-  local order, refusal, memo_record, again =
+  local order, refusal, reply_key, again =
     target_order.to_change(tx, "cancel_order", values, cancel_order.schema)
   if not order then
     return again, refusal
@@ -33,7 +33,7 @@ function cancel_order.run(tx, values)
   end
   book.remove(tx, order)
   order_reports.canceled(tx, order, "requested")
-  return idempotency.remember_change(tx, order, values, memo_record, replies.canceled(tx, order))
+  return idempotency.store_change_reply(tx, order, values, reply_key, replies.canceled(tx, order))
 end
 
 return cancel_order

@@ -105,7 +105,7 @@ local function place(tx, values, quote)
   order.attributes = order.attributes or {}
   order.attributes.quote = true
   if name then
-    idempotency.name_passes(tx, values.account, name)
+    idempotency.discard_stored_reply(tx, values.account, name)
   end
   return order_entry.accept(tx, order, fills)
 end

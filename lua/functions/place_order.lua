@@ -63,7 +63,7 @@ end
 
 -- The same where neither the order nor the instrument has anything that few have: only its numbers
 -- and its fills are in question.
-local function check_plainly(tx, values)
+local function check_simple(tx, values)
   local order, invalid = order_entry.draft(tx, values)
   if not order then
     return nil, invalid
@@ -95,16 +95,15 @@ function place_order.run(tx, values)
   if refusal then
     return nil, refusal
   end
-  local memo_record, again
+  local reply_key, again
   if values.client_order_id then
-    memo_record, again, refusal =
-      idempotency.recall_new(tx, "place_order", values, place_order.schema)
+    reply_key, again, refusal = idempotency.check_new(tx, "place_order", values, place_order.schema)
     if again or refusal then
       return again, refusal
     end
   end
   local is_plain = is_common and not instrument.features and instrument.status == "trading"
-  local order, fills = (is_plain and check_plainly or order_entry.check)(tx, values)
+  local order, fills = (is_plain and check_simple or order_entry.check)(tx, values)
   if not order then
     return nil, fills
   end
@@ -112,7 +111,7 @@ function place_order.run(tx, values)
     return valid_reply(tx, order, fills)
   end
   local reply = order_entry.accept(tx, order, fills)
-  return memo_record and idempotency.remember(tx, memo_record, reply) or reply
+  return reply_key and idempotency.store_reply(tx, reply_key, reply) or reply
 end
 
 return place_order

@@ -304,9 +304,9 @@ function place_order_list.run(tx, values)
   if not members then
     return nil, refusal
   end
-  local memo_record, again
+  local reply_key, again
   if values.client_order_id then
-    memo_record, again, refusal = idempotency.recall_new(
+    reply_key, again, refusal = idempotency.check_new(
       tx,
       "place_order_list",
       meaning(values, members),
@@ -327,7 +327,7 @@ function place_order_list.run(tx, values)
   if not listed then
     return nil, plans
   end
-  return idempotency.remember(tx, memo_record, take_on(tx, values, listed, plans))
+  return idempotency.store_reply(tx, reply_key, take_on(tx, values, listed, plans))
 end
 
 return place_order_list

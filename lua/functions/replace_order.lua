@@ -155,14 +155,14 @@ function replace_order.run(tx, values)
   if refusal then
     return nil, refusal
   end
-  local memo_record, again, duplicate
+  local reply_key, again, duplicate
   if values.client_order_id then
-    memo_record = idempotency.memo("replace_order", values, replace_order.schema)
-    again, duplicate = idempotency.answer_again(tx, memo_record)
+    reply_key = idempotency.reply_key("replace_order", values, replace_order.schema)
+    again, duplicate = idempotency.find_stored_reply(tx, reply_key)
     if again then
       return again
     end
-    refusal = idempotency.full_refusal(tx, memo_record)
+    refusal = idempotency.full_refusal(tx, reply_key)
   end
   refusal = refusal or (values.rare and validity.lateness_refusal(tx, values))
   if refusal then
@@ -172,13 +172,13 @@ function replace_order.run(tx, values)
   if not reply then
     return nil, refused
   end
-  if not change.order or not memo_record then
+  if not change.order or not reply_key then
     return reply
   end
   if change.old and change.old.client_order_id == values.client_order_id then
-    idempotency.name_passes(tx, values.account, values.client_order_id)
+    idempotency.discard_stored_reply(tx, values.account, values.client_order_id)
   end
-  return idempotency.remember(tx, memo_record, reply)
+  return idempotency.store_reply(tx, reply_key, reply)
 end
 
 return replace_order

@@ -230,7 +230,7 @@ local function trade(tx, bid, ask, price)
   tx.fills_left = tx.fills_left - 1
 end
 
-local function may_go_on(tx)
+local function has_budget(tx)
   return tx.fills_left > 0 and #tx.events.accounts < limits.accounts_per_call_max
 end
 
@@ -238,7 +238,7 @@ end
 local function trade_all(tx, price)
   local price_text = instrument_record.price_text(tx.instrument, price)
   local traded = false
-  while may_go_on(tx) do
+  while has_budget(tx) do
     local bid, ask = queue.best_price(tx, "buy"), queue.best_price(tx, "sell")
     if not bid or not ask or bid < price or ask > price then
       return true, traded

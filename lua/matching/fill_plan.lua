@@ -286,7 +286,7 @@ local function settle_quote(walk)
   return fills
 end
 
-local function plan_with_care(tx, taker)
+local function plan_general(tx, taker)
   local walk = {
     tx = tx,
     taker = taker,
@@ -315,7 +315,7 @@ end
 -- ---- the plan
 
 -- The fills of an order without optional attributes; nil where it meets an order that has some.
-local function plan_plainly(tx, taker)
+local function plan_simple(tx, taker)
   local fills, left = {}, taker.remaining
   for maker in queue.orders(tx, sides.opposite[taker.side]) do
     if left == 0 or not crosses(taker, maker.price) then
@@ -337,7 +337,7 @@ end
 
 -- Whether an order on an instrument with rare rules, or with optional attributes, has any that
 -- matter here.
-local function needs_care(tx, taker)
+local function needs_general_plan(tx, taker)
   local by_quote = taker.attributes and taker.attributes.quote_units
   return by_quote or taker.protection_price or self_trade_prevention.mode_of(tx, taker)
 end
@@ -361,11 +361,11 @@ function fill_plan.make(tx, taker)
   end
   local fills, left
   local is_plain = not taker.attributes and not tx.instrument.features
-  if is_plain or not needs_care(tx, taker) then
-    fills, left = plan_plainly(tx, taker)
+  if is_plain or not needs_general_plan(tx, taker) then
+    fills, left = plan_simple(tx, taker)
   end
   if not fills and not left then
-    fills, left = plan_with_care(tx, taker)
+    fills, left = plan_general(tx, taker)
   end
   if not fills then
     return nil, left

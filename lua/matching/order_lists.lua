@@ -339,7 +339,7 @@ local function enters_at_once(tx, order)
   end
   local waits = stop_orders.direction(order.side, order.order_type)
   return attributes.stop_price
-    and stop_orders.is_due_now(tx.instrument, waits, attributes.stop_price)
+    and stop_orders.is_triggered_now(tx.instrument, waits, attributes.stop_price)
 end
 
 -- The entry of an order's list where the order could meet it, else nil.

@@ -38,7 +38,7 @@ function stop_orders.direction(side, order_type)
 end
 
 -- Whether a trade price triggers who waits this way at a stop price.
-function stop_orders.is_due(waits, stop_price, price)
+function stop_orders.is_triggered(waits, stop_price, price)
   if waits == "rising" then
     return price >= stop_price
   end
@@ -84,14 +84,14 @@ function stop_orders.refer_to_last(instrument, order)
 end
 
 -- Whether the last trade price triggers who waits this way at a stop price.
-function stop_orders.is_due_now(instrument, waits, stop_price)
+function stop_orders.is_triggered_now(instrument, waits, stop_price)
   local price
   if waits == "rising" then
     price = last_price.floor(instrument)
   else
     price = last_price.ceiling(instrument)
   end
-  return price and stop_orders.is_due(waits, stop_price, price)
+  return price and stop_orders.is_triggered(waits, stop_price, price)
 end
 
 -- A refusal where a stop price or an offset in price units is no price, else nil.
@@ -116,7 +116,7 @@ end
 
 -- A refusal where a stop price is reached already, else nil.
 function stop_orders.would_trigger_refusal(tx, waits, stop_price)
-  if stop_orders.is_due_now(tx.instrument, waits, stop_price) then
+  if stop_orders.is_triggered_now(tx.instrument, waits, stop_price) then
     return reject.new("WOULD_TRIGGER", "the last trade price is at the stop price or beyond it")
   end
   return nil
@@ -183,7 +183,7 @@ end
 
 -- Reports the trailing stops that have followed the price in this call and still wait, oldest
 -- first.
-function stop_orders.tell_trailed(tx)
+function stop_orders.report_trailed(tx)
   local trailed = {}
   for _, order in pairs(tx.trailing_touched) do
     if
@@ -203,10 +203,10 @@ function stop_orders.tell_trailed(tx)
 end
 
 -- The next order that a trade price triggers, or nil; rising ones come first.
-function stop_orders.next_due(tx, price)
+function stop_orders.next_triggered(tx, price)
   for _, waits in ipairs(directions) do
     local stop_price = queue.best_price(tx, waits)
-    if stop_price and stop_orders.is_due(waits, stop_price, price) then
+    if stop_price and stop_orders.is_triggered(waits, stop_price, price) then
       return queue.orders(tx, waits)()
     end
   end

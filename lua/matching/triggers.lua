@@ -1,15 +1,17 @@
--- The cascade: stop orders that trades have triggered enter the market, and trade, and their trades
--- trigger more.
+-- Processes the trigger queue: stop orders that trades have triggered enter the market and trade, and
+-- their trades trigger more.
 --
--- The prices of trades are shown to those who wait one after the other, oldest first. At each, who
--- is due comes in one by one, as a taker with a new priority; the prices of his own trades go to
--- the end of the trigger queue. So a cascade runs breadth first and ends, for every order triggers
--- once. What an order list arms stands on the same trigger queue: nobody is shown a price from
--- before he was armed. A call carries out a limited number, and with it no more fills than one call
--- may make; the rest of the trigger queue is kept, and the next call or tick goes on with it before
--- anything else. An order that has more to trade is paused (order_entry.lua), and then stands first
--- on the trigger queue. Nothing goes on while the instrument does not trade, nor while orders that
--- are to expire or to be canceled by now are still there to be met.
+-- Trade prices are applied to the pending stop orders one after the other, oldest first. At each
+-- price the triggered orders enter one by one, as takers with a new priority, and the prices of
+-- their own trades go to the end of the trigger queue. So the queue is processed breadth first, and
+-- it ends, because every order triggers once. Order lists that are to be armed stand in the same
+-- queue: no order gets a price from before it was armed.
+--
+-- A call processes a limited number of items, and with them no more fills than one call may make.
+-- The rest of the queue is stored, and the next call or tick goes on with it before anything else.
+-- An order that has more to trade is paused (order_entry.lua) and then stands first. Nothing is
+-- processed while the instrument does not trade, nor while orders that are to expire or to be
+-- canceled by now are still in the book.
 
 local book = require("book/book")
 local orders = require("book/orders")
@@ -23,8 +25,8 @@ local limits = require("values/limits")
 
 local triggers = {}
 
--- A stop order enters the market, unless it has to be decided whole and its trades are more than
--- what is left to this call. The other orders of its list end before.
+-- Triggers a stop order: the other orders of its list end, and it enters the market. An order that
+-- has to be decided whole waits for the next call if it has more trades than this call may make.
 local function trigger(tx, order)
   local fills, refusal = order_lists.plan(tx, order)
   if not fills and order_entry.is_for_next_call(tx, refusal) then
@@ -42,7 +44,8 @@ local function trigger(tx, order)
   order_entry.execute_triggered(tx, order, fills)
 end
 
-local function may_go_on(tx)
+-- Whether this call may process one more item.
+local function has_budget(tx)
   return tx.triggers_left > 0
     and not tx.budget_exhausted
     and tx.fills_left > 0
@@ -52,20 +55,21 @@ local function may_go_on(tx)
     and not tx.canceling
 end
 
--- Shows a price to those who wait: to one of them at a time.
-local function show(tx, price)
+-- Applies the oldest trade price to the pending stop orders: moves the trailing stops, then triggers
+-- at most one order. A price that triggers nothing more leaves the queue.
+local function apply_trade_price(tx, price)
   if not stop_orders.follow(tx, price) then
     tx.budget_exhausted = true
     return
   end
-  local order = stop_orders.next_due(tx, price)
+  local order = stop_orders.next_triggered(tx, price)
   if order then
     return trigger(tx, order)
   end
   tx.trigger_queue.first = tx.trigger_queue.first + 1
 end
 
--- Goes on with an order that was paused, if it is still there.
+-- Goes on with a paused order, if it is still open.
 local function resume(tx, item)
   tx.trigger_queue.first = tx.trigger_queue.first + 1
   local order = orders.find(tx, item.paused_id)
@@ -80,17 +84,17 @@ local function resume(tx, item)
   order_entry.execute_triggered(tx, order, fills)
 end
 
--- Carries out the first item of the trigger queue, or a part of it.
-local function carry_out(tx)
+-- Processes the first item of the trigger queue, or a part of it.
+local function process_item(tx)
   local items = tx.trigger_queue
   local item = items[items.first]
   if type(item) ~= "table" then
-    return show(tx, item)
+    return apply_trade_price(tx, item)
   end
   if item.paused_id then
     return resume(tx, item)
   end
-  -- It goes first: a leg that is paused takes the place before what is left.
+  -- The item leaves the queue first, because a leg that is paused goes to the front of the queue.
   items.first = items.first + 1
   if not order_lists.arm(tx, item) then
     items.first = items.first - 1
@@ -98,11 +102,11 @@ local function carry_out(tx)
   end
 end
 
--- Carries out what the command before has led to, as far as one call may.
+-- Processes what earlier orders have led to, as far as this call may.
 function triggers.run(tx)
   order_lists.process_events(tx)
-  while trigger_queue.has_items(tx) and may_go_on(tx) do
-    carry_out(tx)
+  while trigger_queue.has_items(tx) and has_budget(tx) do
+    process_item(tx)
     order_lists.process_events(tx)
     if tx.breaker then
       circuit_breaker.apply(tx)

@@ -69,7 +69,7 @@ local function note_start(tx, own, text)
 end
 
 -- The reply stored under a name and whether it answered this content; nil where there is none.
-local function recall(tx, own, name, content)
+local function read_reply(tx, own, name, content)
   local text = own.replies[name]
   if text == nil then
     local current = redis.call("HMGET", own.key, name, start_field)
@@ -85,7 +85,7 @@ local function recall(tx, own, name, content)
 end
 
 -- What was stored under a name is no answer any more.
-local function forget(own, name)
+local function discard(own, name)
   own.replies[name] = false
   own.forgotten[#own.forgotten + 1] = name
 end
@@ -127,16 +127,16 @@ local function owns_id(method_name, values)
   return own_id_methods[method_name] or values.order_id ~= nil
 end
 
-local function memo_name(method_name, values)
+local function reply_name(method_name, values)
   local client_order_id = values.client_order_id
   return owns_id(method_name, values) and client_order_id or target_name(client_order_id)
 end
 
 -- Where the reply to a command with a client_order_id is stored: { account, name, content, owned }.
-function idempotency.memo(method_name, values, schema)
+function idempotency.reply_key(method_name, values, schema)
   return {
     account = values.account,
-    name = memo_name(method_name, values),
+    name = reply_name(method_name, values),
     content = fields.content(method_name, values, schema),
     owned = owns_id(method_name, values),
   }
@@ -144,67 +144,67 @@ end
 
 -- Whether a command with this id of its own is remembered.
 function idempotency.is_taken(tx, account, client_order_id)
-  return recall(tx, of_account(tx, account), client_order_id, "") ~= nil
+  return read_reply(tx, of_account(tx, account), client_order_id, "") ~= nil
 end
 
 -- The first reply to a command that was sent before, or a refusal where its id has another meaning
 -- or its reply could not be stored. nil for a command that is to be carried out.
-function idempotency.answer_again(tx, memo_record)
-  local own = of_account(tx, memo_record.account)
-  local reply, same = recall(tx, own, memo_record.name, memo_record.content)
+function idempotency.find_stored_reply(tx, reply_key)
+  local own = of_account(tx, reply_key.account)
+  local reply, same = read_reply(tx, own, reply_key.name, reply_key.content)
   if reply and same then
     return reply
   end
-  if reply and memo_record.owned then
+  if reply and reply_key.owned then
     return nil, reject.new("DUPLICATE_CLIENT_ORDER_ID", "client_order_id was used before")
   end
   return nil
 end
 
 -- A refusal of an order whose reply could not be stored, else nil.
-function idempotency.full_refusal(tx, memo_record)
-  return full_refusal(tx, of_account(tx, memo_record.account))
+function idempotency.full_refusal(tx, reply_key)
+  return full_refusal(tx, of_account(tx, reply_key.account))
 end
 
-function idempotency.remember(tx, memo_record, reply)
-  if not memo_record then
+function idempotency.store_reply(tx, reply_key, reply)
+  if not reply_key then
     return reply
   end
-  local own = of_account(tx, memo_record.account)
+  local own = of_account(tx, reply_key.account)
   if not full_refusal(tx, own) then
-    own.replies[memo_record.name] = memo_record.content .. "\n" .. reply
-    own.names[#own.names + 1] = memo_record.name
+    own.replies[reply_key.name] = reply_key.content .. "\n" .. reply
+    own.names[#own.names + 1] = reply_key.name
   end
   return reply
 end
 
 -- Remembers the reply to an amend or cancel. One that was sent by order_id ends what is
 -- remembered of the order's last amend by name: repeating that one now asks for something new.
-function idempotency.remember_change(tx, order, values, memo_record, reply)
+function idempotency.store_change_reply(tx, order, values, reply_key, reply)
   if values.order_id and order.client_order_id then
-    forget(of_account(tx, order.account), target_name(order.client_order_id))
+    discard(of_account(tx, order.account), target_name(order.client_order_id))
   end
-  return memo_record and idempotency.remember(tx, memo_record, reply) or reply
+  return reply_key and idempotency.store_reply(tx, reply_key, reply) or reply
 end
 
 -- The name of an order that is gone passes to a new one: what is remembered of the old one's last
 -- amend or cancel by name is no answer about the new.
-function idempotency.name_passes(tx, account, client_order_id)
-  forget(of_account(tx, account), target_name(client_order_id))
+function idempotency.discard_stored_reply(tx, account, client_order_id)
+  discard(of_account(tx, account), target_name(client_order_id))
 end
 
--- The memo of a command that places, with an id of its own, and the first reply where it was sent
--- before; or why the id cannot be taken.
-function idempotency.recall_new(tx, method_name, values, schema)
-  local memo_record = idempotency.memo(method_name, values, schema)
-  local again, refusal = idempotency.answer_again(tx, memo_record)
+-- Checks the client_order_id of a new order. Returns where its reply is to be stored, and the stored
+-- reply if the command was sent before, or why the id cannot be taken.
+function idempotency.check_new(tx, method_name, values, schema)
+  local reply_key = idempotency.reply_key(method_name, values, schema)
+  local again, refusal = idempotency.find_stored_reply(tx, reply_key)
   if again or refusal then
-    return memo_record, again, refusal
+    return reply_key, again, refusal
   end
   if orders.find_client_order(tx, values.account, values.client_order_id) then
     refusal = reject.new("DUPLICATE_CLIENT_ORDER_ID", "an open order has this client_order_id")
   end
-  return memo_record, nil, refusal or idempotency.full_refusal(tx, memo_record)
+  return reply_key, nil, refusal or idempotency.full_refusal(tx, reply_key)
 end
 
 -- ---- a call as a whole
@@ -229,7 +229,7 @@ function idempotency.prefetch(tx, list)
     if values and values.client_order_id and values.account then
       local names = names_of[values.account] or {}
       names_of[values.account] = names
-      names[#names + 1] = memo_name(values.method.name, values)
+      names[#names + 1] = reply_name(values.method.name, values)
     end
   end
   for account, names in pairs(names_of) do

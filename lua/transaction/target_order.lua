@@ -30,32 +30,34 @@ function target_order.find_order(tx, values)
   return order
 end
 
--- The order a command with a client_order_id is about, or nil and why not; then its memo, and the
--- first reply where the command was sent before. A name can pass from an order that is gone to a
--- new one: what is remembered of the old order is no answer about the new.
-local function recall_change(tx, method_name, values, schema)
+-- Finds the order that a command names by its client_order_id. Returns the order or nil, why not,
+-- where the reply is to be stored, and the stored reply if the command was sent before. A name can
+-- pass from an order that has ended to a new one: a reply about the old order is no answer about
+-- the new one.
+local function find_by_name(tx, method_name, values, schema)
   if not values.account then
     return reject.with("MISSING_FIELD", "missing field account")
   end
-  local memo_record = idempotency.memo(method_name, values, schema)
-  local again, duplicate = idempotency.answer_again(tx, memo_record)
+  local reply_key = idempotency.reply_key(method_name, values, schema)
+  local again, duplicate = idempotency.find_stored_reply(tx, reply_key)
   if duplicate then
     return nil, duplicate
   end
-  local named = again and not memo_record.owned
+  local named = again and not reply_key.owned
   local order_id = named and orders.find_client_order(tx, values.account, values.client_order_id)
   if again and (not order_id or string.find(again, '"order_id":"' .. order_id .. '"', 1, true)) then
     return nil, nil, nil, again
   end
   local order, refusal = target_order.find_order(tx, values)
-  refusal = refusal or (method_name ~= "cancel_order" and idempotency.full_refusal(tx, memo_record))
-  return not refusal and order or nil, refusal, memo_record
+  refusal = refusal or (method_name ~= "cancel_order" and idempotency.full_refusal(tx, reply_key))
+  return not refusal and order or nil, refusal, reply_key
 end
 
--- The order a command is about and its memo, or nil and why not, and the first reply.
+-- Returns the order that a command names and where its reply is to be stored; or nil and why not,
+-- and the stored reply if the command was sent before.
 function target_order.to_change(tx, method_name, values, schema)
   if values.client_order_id then
-    return recall_change(tx, method_name, values, schema)
+    return find_by_name(tx, method_name, values, schema)
   end
   return target_order.find_order(tx, values)
 end

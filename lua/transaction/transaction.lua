@@ -85,7 +85,7 @@ end
 -- stands at its end. Returns as commit.plan.
 function transaction.plan(tx)
   if tx.trailing_touched then
-    stop_orders.tell_trailed(tx)
+    stop_orders.report_trailed(tx)
   end
   return commit.plan(tx)
 end
