@@ -1,5 +1,5 @@
--- Processes the trigger queue: stop orders that trades have triggered enter the market and trade, and
--- their trades trigger more.
+-- Processes the trigger queue: stop orders that trades have triggered enter the market and trade,
+-- and their trades trigger more.
 --
 -- Trade prices are applied to the pending stop orders one after the other, oldest first. At each
 -- price the triggered orders enter one by one, as takers with a new priority, and the prices of
@@ -55,8 +55,8 @@ local function has_budget(tx)
     and not tx.canceling
 end
 
--- Applies the oldest trade price to the pending stop orders: moves the trailing stops, then triggers
--- at most one order. A price that triggers nothing more leaves the queue.
+-- Applies the oldest trade price to the pending stop orders: moves the trailing stops, then
+-- triggers at most one order. A price that triggers nothing more leaves the queue.
 local function apply_trade_price(tx, price)
   if not stop_orders.follow(tx, price) then
     tx.budget_exhausted = true

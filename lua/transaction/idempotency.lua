@@ -193,8 +193,8 @@ function idempotency.discard_stored_reply(tx, account, client_order_id)
   discard(of_account(tx, account), target_name(client_order_id))
 end
 
--- Checks the client_order_id of a new order. Returns where its reply is to be stored, and the stored
--- reply if the command was sent before, or why the id cannot be taken.
+-- Checks the client_order_id of a new order. Returns where its reply is to be stored, and the
+-- stored reply if the command was sent before, or why the id cannot be taken.
 function idempotency.check_new(tx, method_name, values, schema)
   local reply_key = idempotency.reply_key(method_name, values, schema)
   local again, refusal = idempotency.find_stored_reply(tx, reply_key)
