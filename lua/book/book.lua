@@ -21,7 +21,7 @@ local order_record = require("records/order_record")
 
 local book = {}
 
--- The instrument's rules or status are others: they are written, and told.
+-- The rules or the status of the instrument have changed: they are stored and reported.
 function book.change_rules(tx)
   tx.changed, tx.rules_changed = true, true
   event_stream.instrument_changed(tx)

@@ -110,8 +110,8 @@ local function shrink(tx, order, new)
   return replies.order(tx, order, order_record.status(order), "[]")
 end
 
--- The fills of an order that is to queue anew, after the last rules that can refuse it; nil and why
--- not.
+-- Returns the fills of an order that leaves its place in the queue, after the last rules that can
+-- refuse it; or nil and why not.
 local function plan_requeue(tx, order, new)
   local taker = {
     side = order.side,

@@ -61,8 +61,8 @@ local function valid_reply(tx, order, fills)
   )
 end
 
--- The same where neither the order nor the instrument has anything that few have: only its numbers
--- and its fills are in question.
+-- Validates a limit order without optional attributes on an instrument without features. Only its
+-- price, its quantity and its fills can refuse it; the other checks of order_entry.check cannot.
 local function check_simple(tx, values)
   local order, invalid = order_entry.draft(tx, values)
   if not order then

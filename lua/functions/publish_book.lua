@@ -1,4 +1,4 @@
--- The half-second stream: the top of the book, the ticker and the candles for all who follow.
+-- The half-second stream: the top of the book, the ticker and the candles.
 
 local queries = require("functions/queries")
 local candles = require("market_data/candles")

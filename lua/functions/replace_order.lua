@@ -96,7 +96,8 @@ local function checked_order(tx, values, old, duplicate)
   return order_entry.check(tx, values)
 end
 
--- Carries out what can be: `old` is lifted out or nil, `o` is checked or nil. Returns the reply.
+-- Cancels `old` and places the new order, as far as both were found good. `old` has been removed
+-- tentatively or is nil, the new order is checked or nil. Returns the reply.
 local function carried_out(tx, values, change)
   local canceled, placed
   if change.old then

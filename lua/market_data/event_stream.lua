@@ -32,7 +32,8 @@ function event_stream.head(tx, channel)
     .. tx.instrument.epoch
 end
 
--- The instrument was defined, or its rules or status changed: told as it is at the end of the call.
+-- The rules or the status of the instrument have changed: the entry has them as they are at the end
+-- of the call.
 function event_stream.instrument_changed(tx)
   tx.events.instrument = true
 end

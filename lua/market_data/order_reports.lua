@@ -93,7 +93,7 @@ function order_reports.resumed(tx, order)
   report_place(tx, order, '{"event":"resumed",')
 end
 
--- A trailing stop has followed the price; told once a call, as it stands at its end.
+-- A trailing stop has followed the price: reported once a call, as it stands at its end.
 function order_reports.trailed(tx, order)
   report_place(tx, order, '{"event":"trailed"' .. order_json.waiting_terms(tx, order) .. ",")
 end

@@ -31,7 +31,7 @@ local function crosses(taker, price)
   return price >= limit
 end
 
--- Whether a taker would trade at once. In an auction nobody does.
+-- Whether a taker would trade at once. In an auction no order does.
 function fill_plan.would_trade(tx, taker)
   if tx.instrument.status == "auction" then
     return false
@@ -68,7 +68,7 @@ local function cut_to_accounts(tx, taker, fills)
   end
 end
 
--- The plan of an order that meets nobody.
+-- The plan of an order that meets no other.
 fill_plan.no_fills = {}
 
 -- ---- the general plan: icebergs, self-trade prevention, quote quantities, protection

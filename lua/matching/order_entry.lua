@@ -186,9 +186,8 @@ function order_entry.plan(tx, order)
   return fills
 end
 
--- A refusal while something is still to be done that came before: who trades now would take what a
--- paused order is to get, and an order that waits would be shown trades from before its time. Else
--- nil.
+-- A refusal while the trigger queue has items, else nil: an order that trades now would take what a
+-- paused order is to get, and a stop order would get trade prices from before it was placed.
 local function pending_refusal(tx)
   if trigger_queue.has_items(tx) then
     local message = "what earlier orders have led to is being carried out: try again"

@@ -106,7 +106,7 @@ end
 
 -- ---- what follows
 
--- Adds to an order that is armed. In the book it queues anew.
+-- Adds quantity to an armed order. An order in the book goes to the end of its level.
 local function grow(tx, order, lots)
   local waits = order.attributes.waits
   if waits then

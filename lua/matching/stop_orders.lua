@@ -37,7 +37,7 @@ function stop_orders.direction(side, order_type)
   return (side == "buy") ~= is_profit and "rising" or "falling"
 end
 
--- Whether a trade price triggers who waits this way at a stop price.
+-- Whether a trade price triggers an order that waits this way at a stop price.
 function stop_orders.is_triggered(waits, stop_price, price)
   if waits == "rising" then
     return price >= stop_price
@@ -83,7 +83,7 @@ function stop_orders.refer_to_last(instrument, order)
   return price ~= nil
 end
 
--- Whether the last trade price triggers who waits this way at a stop price.
+-- Whether the last trade price triggers an order that waits this way at a stop price.
 function stop_orders.is_triggered_now(instrument, waits, stop_price)
   local price
   if waits == "rising" then

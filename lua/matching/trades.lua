@@ -26,8 +26,8 @@ local function note_price(items, price)
   end
 end
 
--- Notes the prices of a taker's trades for those who wait for one. They go one way only, so whoever
--- is due at one between is due at the first or at the last of them.
+-- Adds the prices of a taker's trades to the trigger queue. The prices go one way only, so an order
+-- that one in between triggers is triggered by the first or by the last of them.
 local function note_prices(tx, fills)
   local first, last
   for i = 1, #fills do

@@ -1,14 +1,14 @@
--- The trigger queue: what trades have led to and is still to be carried out. triggers.lua goes on
--- with it.
+-- The trigger queue: trade prices that are still to be applied to stop orders, paused orders and
+-- order lists to be armed. triggers.lua processes it.
 
 local numbers = require("values/numbers")
 
 local trigger_queue = {}
 
--- What trades have led to and is still to be carried out, in order, from index `first` on: prices
--- in ticks to be shown to those who wait for one, { paused_id } of an order that is to go on, and
--- { list_id, filled } of order lists to be armed. false where there is nobody who waits. As text:
--- `@17 10025 17:30000 10030`.
+-- Reads the trigger queue of an instrument: its items in their order, from index `first` on. An
+-- item is a trade price in ticks, { paused_id } of an order that is to go on, or { list_id, filled
+-- } of an order list that is to be armed. As text: `@17 10025 17:30000 10030`. Returns false if no
+-- order can be waiting for an item.
 function trigger_queue.read(features)
   if features.waiting_orders == 0 and features.order_lists == 0 then
     return false
@@ -29,7 +29,7 @@ function trigger_queue.read(features)
   return items
 end
 
--- Whether trades have led to more than was carried out.
+-- Whether the trigger queue has items.
 function trigger_queue.has_items(tx)
   local items = tx.trigger_queue
   return items and items[items.first] ~= nil

@@ -223,7 +223,8 @@ end
 local rules_max = 1000
 local rules_of, rules_count = {}, 0
 
--- What the field `rules` says, as the metatable of records. Nobody changes it: calls share it.
+-- Returns what the field `rules` says, as the metatable of instruments. All calls share it, and
+-- none changes it.
 local function read_rules(text)
   local rules = {}
   for name, value in text:gmatch("(%S+)=(%S+)") do

@@ -115,8 +115,8 @@ function working_copy.missing_key_error(tx)
   return nil
 end
 
--- An error reply where the stream of events is missing, else nil: for every tick, so that damage is
--- told though nobody trades.
+-- Returns an error reply if the stream of events is missing, else nil. Every tick asks, so that
+-- damage shows although nothing is traded.
 function working_copy.missing_stream_error(tx)
   if redis.call("EXISTS", tx.names.events) == 1 then
     return nil

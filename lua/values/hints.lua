@@ -8,7 +8,7 @@ local decimal = require("values/decimal")
 
 local hints = {}
 
--- Nobody writes more by mistake.
+-- Longer values are not looked at.
 local given_length_max = 64
 local exponent_max = 20
 

@@ -1,5 +1,5 @@
--- The bounds on the work of one call. Redis runs one call at a time, so who asks for much makes
--- everybody wait.
+-- The bounds on the work of one call. Redis runs one call at a time, so a long call makes all
+-- others wait.
 
 local limits = {}
 
