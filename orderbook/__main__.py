@@ -1,5 +1,5 @@
 """`python -m orderbook` is the command `orderbook`."""
 
-from orderbook.cli import main
+from orderbook.cli.main import main
 
 main()

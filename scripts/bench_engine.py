@@ -32,7 +32,7 @@ from rich.table import Table
 
 from challenge import CANCEL, MODIFY, NEW, Message, Translator, read_messages
 from figures import Figure, at_most
-from orderbook import library
+from orderbook.engine import library
 from rig import Book, Command, Connection, find_data, open_book, open_server, pack, pack_commands
 
 SYMBOL = "BENCH"

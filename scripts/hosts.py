@@ -15,7 +15,7 @@ from typing import Self
 
 import click
 
-from orderbook.workers import HostProcess, WorkerError
+from orderbook.host.workers import HostProcess, WorkerError
 
 
 class Host:

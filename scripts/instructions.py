@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench_engine import FLOOR_KEYS, FLOOR_LIBRARY, FLOOR_VALUE_BYTES, SYNTHETIC, flow, library_of
-from orderbook import library
-from orderbook.server import embedded_binary
+from orderbook.engine import library
+from orderbook.processes.embedded_server import embedded_binary
 from rig import Connection
 
 FIGURES = Path(__file__).with_name("instructions.json")

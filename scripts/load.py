@@ -30,7 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from audit import OrderLedger, TradeTape, Violations
 from client import Client, ClientError, Frame, Params, wait_until
 from hosts import Host, start_hosts
-from orderbook.market import MARKETS, Market
+from orderbook.demo.market import MARKETS, Market
 from rig import open_book, open_server
 from trader import ACTIONS, IN_FLIGHT_MAX, Count, Flow, Schedule, Trader
 

@@ -25,9 +25,9 @@ import msgspec
 from redis.crc import key_slot
 
 from client import Client, Frame, Params
-from orderbook.engine import Engine
-from orderbook.host import Host, HostConfig
-from orderbook.replay import replay
+from orderbook.engine.engine import Engine
+from orderbook.feed.replay import replay
+from orderbook.host.host import Host, HostConfig
 
 SLOTS_MOVED = 40
 TRADERS = 12

@@ -21,8 +21,8 @@ import hiredis
 import msgspec
 from redis.asyncio import Redis
 
-from orderbook import library
-from orderbook.server import EmbeddedServer
+from orderbook.engine import library
+from orderbook.processes.embedded_server import EmbeddedServer
 
 ANSWER_TIMEOUT_S = 60.0
 RECEIVE_BYTES = 1 << 18

@@ -18,7 +18,7 @@ import msgspec
 
 from audit import OrderLedger
 from client import POLL_INTERVAL_S, Client, ClientError, Frame, Params, wait_until
-from orderbook.market import Market
+from orderbook.demo.market import Market
 from rig import Reply
 
 # A schedule may run ahead of the answers by so many orders; beyond it, sending waits.

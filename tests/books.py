@@ -10,8 +10,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from orderbook.mirror import Mirror, decimal_text, displayed_id
-from orderbook.repair import packed, unpacked
+from orderbook.feed.mirror import Mirror, decimal_text, displayed_id
+from orderbook.feed.repair import packed, unpacked
 
 Json = dict[str, Any]
 Words = str | bytes

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from books import Book
-from orderbook.host import Host
+from orderbook.host.host import Host
 from servers import ENGINES, Server, fake_client, hosting, is_installed, load_library, running
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -24,9 +24,9 @@ from redis.exceptions import BusyLoadingError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from orderbook import library
-from orderbook.child import ChildProcess, Surroundings
-from orderbook.host import Host, HostConfig
+from orderbook.engine import library
+from orderbook.host.host import Host, HostConfig
+from orderbook.processes.child_process import ChildProcess, Surroundings
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 20.0

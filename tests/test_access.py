@@ -7,12 +7,13 @@ import pytest
 from click.testing import CliRunner
 
 from clients import connected, eventually
-from orderbook import cli, library
-from orderbook.access import Role, Setting, acl_line, function_commands, rights
-from orderbook.engine import Engine
-from orderbook.host import Host, HostConfig
+from orderbook.cli import main as cli
+from orderbook.engine import library
+from orderbook.engine.access import Role, Setting, acl_line, function_commands, rights
+from orderbook.engine.engine import Engine
+from orderbook.feed.replay import replay
+from orderbook.host.host import Host, HostConfig
 from orderbook.messages import Durability
-from orderbook.replay import replay
 from servers import HOST, Server, load_library, running, running_cluster
 from test_readiness import becomes_ready
 

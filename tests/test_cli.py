@@ -18,10 +18,10 @@ import pytest
 from click.testing import CliRunner, Result
 from redis import Redis
 
-from orderbook import cli
-from orderbook.library import bundle
-from orderbook.market import MARKETS
-from orderbook.server import EmbeddedServer
+from orderbook.cli import main as cli
+from orderbook.demo.market import MARKETS
+from orderbook.engine.library import bundle
+from orderbook.processes.embedded_server import EmbeddedServer
 from processes import DEADLINE_S, children, is_alive, read_terminal, wait_until
 from servers import free_port
 

@@ -14,17 +14,17 @@ from redis.exceptions import ResponseError
 from books import Book
 from clients import connected as client_of
 from clients import eventually
-from orderbook import engine as engine_module
-from orderbook import library, topology
-from orderbook.engine import (
+from orderbook.engine import engine as engine_module
+from orderbook.engine import library, topology
+from orderbook.engine.engine import (
     BATCH_LENGTH_MAX,
     INSTRUMENTS_KEY,
     Batcher,
     Engine,
     EngineError,
 )
-from orderbook.host import Host, HostConfig
-from orderbook.topology import ClusterTopology, Node
+from orderbook.engine.topology import ClusterTopology, Node
+from orderbook.host.host import Host, HostConfig
 from servers import HOST, Server, running, running_cluster
 
 SYMBOL, OTHER_SYMBOL = "BTC-USD", "ETH-USD"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from orderbook.demo import MarketView
-from orderbook.market import MAKER_ORDERS_MAX, MARKETS, FairPrice, Maker, seed_commands
+from orderbook.demo.demo import MarketView
+from orderbook.demo.market import MAKER_ORDERS_MAX, MARKETS, FairPrice, Maker, seed_commands
 from processes import children, is_alive, read_terminal, wait_until
 
 DEADLINE_S = 60.0

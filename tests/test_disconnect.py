@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from clients import Client, connected, new_symbol
-from orderbook.connection import CLOSE_TIMEOUT_S
-from orderbook.engine import Batcher, EngineError, Replies
-from orderbook.guard import Guard
-from orderbook.host import Host, HostConfig
+from orderbook.engine.engine import Batcher, EngineError, Replies
+from orderbook.host.cancel_on_disconnect import Guard
+from orderbook.host.connection import CLOSE_TIMEOUT_S
+from orderbook.host.host import Host, HostConfig
+from orderbook.host.session import MALFORMED_FRAMES_MAX
 from orderbook.messages import RejectCode
-from orderbook.session import MALFORMED_FRAMES_MAX
 from servers import Server
 
 RULES = {"tick_size": "0.01", "lot_size": "1"}

@@ -15,8 +15,8 @@ import aiohttp
 import pytest
 
 from clients import connected, eventually, new_symbol
-from orderbook.door import FRAGMENTS_PER_MESSAGE_MAX, FrameCheck
-from orderbook.host import Host
+from orderbook.host.host import Host
+from orderbook.host.sockets import FRAGMENTS_PER_MESSAGE_MAX, FrameCheck
 from orderbook.limits import Limits
 from servers import Server, hosting
 

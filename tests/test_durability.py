@@ -21,9 +21,9 @@ import pytest
 
 from books import Book
 from clients import Client, eventually
-from orderbook import durability
-from orderbook.engine import Engine, EngineError
-from orderbook.host import Host, HostConfig
+from orderbook.engine import durability
+from orderbook.engine.engine import Engine, EngineError
+from orderbook.host.host import Host, HostConfig
 from orderbook.messages import Durability
 from proxy import Proxy
 from servers import HOST, Server, free_port, is_installed, load_library, running

@@ -13,10 +13,16 @@ from redis.exceptions import RedisError
 
 from books import overwrite
 from clients import eventually, new_symbol
-from orderbook.child import ChildProcess, Surroundings
-from orderbook.engine import BATCH_LENGTH_MAX, KEYS_PER_CALL_MAX, Batcher, Engine, EngineError
-from orderbook.topology import Node
-from orderbook.wire import Wire
+from orderbook.engine.engine import (
+    BATCH_LENGTH_MAX,
+    KEYS_PER_CALL_MAX,
+    Batcher,
+    Engine,
+    EngineError,
+)
+from orderbook.engine.topology import Node
+from orderbook.engine.wire import Wire
+from orderbook.processes.child_process import ChildProcess, Surroundings
 from proxy import Proxy
 from servers import (
     BINARIES,

@@ -14,8 +14,8 @@ import aiohttp
 import pytest
 
 from clients import Client, connected, eventually, new_symbol
-from orderbook.cli import LIMIT_OPTIONS, cli, limit_environment
-from orderbook.engine import (
+from orderbook.cli.main import LIMIT_OPTIONS, cli, limit_environment
+from orderbook.engine.engine import (
     BATCH_BYTES_MAX,
     CANCEL_ALL_SIZE,
     CANCELS_FIRST_MAX,
@@ -24,9 +24,9 @@ from orderbook.engine import (
     Engine,
     Urgency,
 )
-from orderbook.host import Host, HostConfig
+from orderbook.feed.queries import Lane, weight
+from orderbook.host.host import Host, HostConfig
 from orderbook.limits import WEIGHT_MAX, Allowance, Limits, network
-from orderbook.queries import Lane, weight
 from servers import Server
 
 RULES = {"tick_size": "0.01", "lot_size": "1"}
@@ -295,7 +295,7 @@ async def test_who_gives_up_waiting_in_a_lane_costs_nobody_a_turn() -> None:
 async def test_a_call_that_takes_too_long_keeps_no_other_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("orderbook.queries.PLACE_HELD_S_MAX", 0.02)
+    monkeypatch.setattr("orderbook.feed.queries.PLACE_HELD_S_MAX", 0.02)
     lane, ended = Lane(1), asyncio.Event()
     stuck = asyncio.create_task(lane.run("a", ended.wait))
     await asyncio.sleep(0)

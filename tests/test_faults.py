@@ -22,7 +22,7 @@ from redis.exceptions import ResponseError
 
 import clock
 from books import Book, Json, assert_rejected, comparable, contents_of, decode, overwrite, words
-from orderbook import library
+from orderbook.engine import library
 from processes import wait_until
 from servers import Server, load_library, running
 

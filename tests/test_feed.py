@@ -12,8 +12,8 @@ import pytest
 
 from books import overwrite, stored_fields
 from clients import eventually, new_symbol
-from orderbook.engine import Engine
-from orderbook.feed import KEEP_INTERVAL_S, START_TIMEOUT_S, Feed, Wanted
+from orderbook.engine.engine import Engine
+from orderbook.feed.feed import KEEP_INTERVAL_S, START_TIMEOUT_S, Feed, Wanted
 from orderbook.messages import Channel
 from proxy import Proxy
 from servers import Server, free_port, load_library, running, running_cluster
@@ -422,7 +422,7 @@ async def test_a_reader_behind_the_trim_says_so(venue: Venue) -> None:
 async def test_who_knows_more_than_the_reader_is_told_of_a_gap_once(
     venue: Venue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orderbook.feed.GATHER_INTERVAL_S", 1.0)
+    monkeypatch.setattr("orderbook.feed.feed.GATHER_INTERVAL_S", 1.0)
     first = await venue.trade()
     book = venue.feed._books["X"]
     await eventually(lambda: book.position == first, "the reader has come so far, and pauses")

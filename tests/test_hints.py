@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from books import Book
 from clients import Client, connected, new_symbol
 from conftest import NewBook
-from orderbook import cli
+from orderbook.cli import main as cli
 from orderbook.hints import nearest
-from orderbook.host import Host, HostConfig
+from orderbook.host.host import Host, HostConfig
 from servers import Server
 
 RULES = {"tick_size": "0.01", "lot_size": "1"}

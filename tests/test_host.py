@@ -17,11 +17,11 @@ from books import Book
 from checker import SIDES, Checker
 from clients import Client, Json, connected, error_code, eventually, new_symbol
 from flow import random_commands
-from orderbook.engine import Engine
-from orderbook.feed import KEEP_INTERVAL_S
-from orderbook.host import Host, HostConfig
+from orderbook.engine.engine import Engine
+from orderbook.feed.feed import KEEP_INTERVAL_S
+from orderbook.host.host import Host, HostConfig
+from orderbook.host.readiness import PROBE_INTERVAL_S
 from orderbook.limits import Limits
-from orderbook.readiness import PROBE_INTERVAL_S
 from servers import Server, hosting, load_library, running, running_cluster
 
 RULES = {"tick_size": "0.01", "lot_size": "1"}

@@ -18,8 +18,8 @@ import aiohttp
 import pytest
 
 from clients import Client, Json, connected, eventually
-from orderbook.child import STOP_TIMEOUT_S, ChildProcess, Surroundings
-from orderbook.engine import Engine
+from orderbook.engine.engine import Engine
+from orderbook.processes.child_process import STOP_TIMEOUT_S, ChildProcess, Surroundings
 from servers import Server, load_library, running
 
 RULES = {"tick_size": "0.01", "lot_size": "1"}

@@ -10,8 +10,8 @@ from redis import Redis
 
 import clock
 from books import Book, assert_rejected, decode, words
-from orderbook import library
-from orderbook.server import EmbeddedServer
+from orderbook.engine import library
+from orderbook.processes.embedded_server import EmbeddedServer
 from servers import Server, load_library, running
 
 # Of an account: how many replies are kept at least, and how many a generation has at most.

@@ -12,7 +12,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from books import Book, Json, assert_rejected, decode, words
-from orderbook import library
+from orderbook.engine import library
 from servers import library_for, running
 
 BROKEN_LINE = "function place_order.run(tx, values)\n"

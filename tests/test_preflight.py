@@ -14,9 +14,10 @@ from click.testing import CliRunner, Result
 from packaging.version import Version
 from redis.asyncio import Redis as AsyncRedis
 
-from orderbook import cli, library, preflight
-from orderbook.engine import Engine, EngineError
-from orderbook.library import InstalledLibrary
+from orderbook.cli import main as cli
+from orderbook.engine import library, preflight
+from orderbook.engine.engine import Engine, EngineError
+from orderbook.engine.library import InstalledLibrary
 from processes import wait_until
 from servers import HOST, Server, load_library, running
 

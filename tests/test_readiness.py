@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from books import Book
 from clients import connected, eventually
-from orderbook.host import Host, HostConfig
+from orderbook.host.host import Host, HostConfig
 from servers import HOST, Server, load_library, running
 from test_faults import CASES, Case, prepared, run_recorded, shimmed
 from test_rights import grant

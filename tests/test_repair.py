@@ -13,11 +13,11 @@ from books import Book, overwrite, stored_fields
 from checker import Checker
 from clients import eventually
 from conftest import NewBook
-from orderbook.cli import EXIT_SERVER, cli
-from orderbook.engine import Engine
-from orderbook.feed import Feed, Wanted
+from orderbook.cli.main import EXIT_SERVER, cli
+from orderbook.engine.engine import Engine
+from orderbook.feed.feed import Feed, Wanted
+from orderbook.feed.repair import Repair, RepairError, repair
 from orderbook.messages import Channel
-from orderbook.repair import Repair, RepairError, repair
 from test_faults import (  # noqa: F401
     CASES,
     TIMERS,

@@ -12,10 +12,10 @@ from redis import Redis
 from books import Book
 from conftest import ROOT, NewBook
 from flow import RULES, random_batches
-from orderbook import cli
-from orderbook.market import MARKETS, seed_commands
-from orderbook.mirror import NUMBER_FLAGS, TEXT_FLAGS
-from orderbook.server import EmbeddedServer
+from orderbook.cli import main as cli
+from orderbook.demo.market import MARKETS, seed_commands
+from orderbook.feed.mirror import NUMBER_FLAGS, TEXT_FLAGS
+from orderbook.processes.embedded_server import EmbeddedServer
 from servers import load_library
 from test_cli import Orderbook
 

@@ -101,7 +101,7 @@ import pytest
 
 from books import Book, Json, decode, words
 from clock import set_clock, shimmed
-from orderbook import library
+from orderbook.engine import library
 from servers import fake_client, library_for, running
 
 SCENARIOS = Path(__file__).resolve().parent / "scenarios"

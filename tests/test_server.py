@@ -12,15 +12,15 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from orderbook.child import ChildProcess, Surroundings
-from orderbook.server import EmbeddedServer, ServerError
+from orderbook.processes.child_process import ChildProcess, Surroundings
+from orderbook.processes.embedded_server import EmbeddedServer, ServerError
 from processes import is_alive, wait_until
 
 # Starts a server, tells its process id and URL, and waits to be killed.
 HOLDER = """
 import sys
 from pathlib import Path
-from orderbook.server import EmbeddedServer
+from orderbook.processes.embedded_server import EmbeddedServer
 data_dir = Path(sys.argv[1]) if len(sys.argv) > 1 else None
 server = EmbeddedServer(data_dir)
 server.start()

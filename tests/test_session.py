@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orderbook.messages import Channel, RejectCode
-from orderbook.session import (
+from orderbook.host.session import (
     MALFORMED_FRAMES_MAX,
     CancelInBooks,
     CancelOnDisconnect,
@@ -27,6 +26,7 @@ from orderbook.session import (
     answer,
     failure,
 )
+from orderbook.messages import Channel, RejectCode
 
 LIMIT_ORDER = {
     "symbol": "BTC-USD",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import reference
 from books import Book, Json, comparable, timeless, words
-from orderbook import library
+from orderbook.engine import library
 from reference import ReferenceBook
 from servers import is_installed, library_for, running
 from test_stateful import PHASES

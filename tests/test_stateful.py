@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from books import Book, Json, comparable, timeless, words
 from clock import set_clock, shimmed
 from conftest import NewBook
-from orderbook import library
+from orderbook.engine import library
 from reference import STOP_TYPES, ReferenceBook
 from servers import fake_client, library_for, running
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import pytest
 
 from conftest import ROOT, documented_codes
-from orderbook.engine import Engine
+from orderbook.engine.engine import Engine
+from orderbook.host.session import METHODS
 from orderbook.messages import RejectCode
-from orderbook.session import METHODS
 
 LINE_LENGTH_MAX = 100
 FUNCTION_LINES_MAX = 70
@@ -24,7 +24,7 @@ PARAMETERS_MAX = 5
 
 LUA = sorted((ROOT / "lua").rglob("*.lua"))
 PYTHON = sorted(
-    path for folder in ("orderbook", "scripts", "tests") for path in (ROOT / folder).glob("*.py")
+    path for folder in ("orderbook", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")
 )
 SCENARIOS = sorted((ROOT / "tests" / "scenarios").glob("*.txt"))
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -42,10 +42,10 @@ HOST_CODES = {
 # line catch what redis raises.
 MAY_IMPORT = {
     "redis": {
-        *("engine", "topology", "wire", "durability", "feed", "library", "cli", "repair"),
+        *("engine", "topology", "wire", "durability", "feed", "library", "main", "repair"),
         *("readiness", "preflight"),
     },
-    "aiohttp": {"host", "connection", "door", "demo"},
+    "aiohttp": {"host", "connection", "sockets", "demo"},
 }
 
 
@@ -234,6 +234,23 @@ def test_violations_are_the_same_in_engine_and_document() -> None:
 
 # ---- who may know whom
 
+# The folders of orderbook/, top layer first. What lies beside them imports nothing of them.
+PYTHON_LAYERS = ("cli", "demo", "host", "feed", "engine", "processes")
+
+
+def test_python_imports_its_own_layer_and_those_below() -> None:
+    for path in (ROOT / "orderbook").rglob("*.py"):
+        folder = path.parent.name
+        found = {
+            parts[1]
+            for parts in (module.split(".") for module in imported_modules(path))
+            if parts[0] == "orderbook" and len(parts) > 1 and parts[1] in PYTHON_LAYERS
+        }
+        below = PYTHON_LAYERS[PYTHON_LAYERS.index(folder) :] if folder in PYTHON_LAYERS else ()
+        is_entry = path.name == "__main__.py"
+        assert is_entry or found <= set(below), path
+
+
 # The folders of lua/, top layer first.
 LUA_LAYERS = (
     *("functions", "transaction", "matching", "book", "market_data", "records", "server"),
@@ -262,14 +279,14 @@ def imported_modules(path: Path) -> set[str]:
 def test_library_is_known_only_where_it_must_be(library: str) -> None:
     knowing = {
         path.stem
-        for path in (ROOT / "orderbook").glob("*.py")
+        for path in (ROOT / "orderbook").rglob("*.py")
         if any(module.partition(".")[0] == library for module in imported_modules(path))
     }
     assert knowing <= MAY_IMPORT[library]
 
 
 def test_session_imports_only_messages_and_hints_of_ours() -> None:
-    modules = imported_modules(ROOT / "orderbook" / "session.py")
+    modules = imported_modules(ROOT / "orderbook" / "host" / "session.py")
     ours = {module for module in modules if module.startswith("orderbook.")}
     assert ours
     assert all(module.startswith(("orderbook.messages", "orderbook.hints")) for module in ours)

@@ -16,7 +16,7 @@ import reference
 from books import Book, Json, assert_rejected
 from clock import set_clock, shimmed
 from conftest import ROOT
-from orderbook import library
+from orderbook.engine import library
 from servers import running
 
 NOON_MS = 1_800_000_000_000

@@ -12,9 +12,9 @@ import pytest
 from checker import Checker
 from clients import eventually, new_symbol
 from flow import RULES, random_batches
-from orderbook.engine import Engine
-from orderbook.feed import Feed, Subscription, Wanted
-from orderbook.levels import Level2, Level3
+from orderbook.engine.engine import Engine
+from orderbook.feed.feed import Feed, Subscription, Wanted
+from orderbook.feed.views import Level2, Level3
 from orderbook.messages import Channel
 from servers import Server
 
@@ -358,7 +358,7 @@ def gone(number: int) -> list[bytes]:
 def test_a_view_ends_before_its_checksum_can_be_wrong(
     channel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orderbook.levels.SNAPSHOT_ROWS_MAX", 13)
+    monkeypatch.setattr("orderbook.feed.views.SNAPSHOT_ROWS_MAX", 13)
     snapshot = snapshot_of(channel, 13)
     view = Level2(snapshot, 5) if channel == "level2" else Level3(snapshot)
     assert view.complete(6, gone(0)) is not None

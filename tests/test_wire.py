@@ -10,9 +10,9 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from clients import eventually
-from orderbook import topology, wire
-from orderbook.topology import Node
-from orderbook.wire import NotSentError, Wire
+from orderbook.engine import topology, wire
+from orderbook.engine.topology import Node
+from orderbook.engine.wire import NotSentError, Wire
 from proxy import Proxy
 from servers import Server
 

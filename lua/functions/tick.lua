@@ -1,4 +1,4 @@
--- tick: scheduled work of books in which nothing is traded.
+-- The scheduled work of books in which nothing is traded.
 
 local queries = require("functions/queries")
 local trading_status = require("matching/trading_status")

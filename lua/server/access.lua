@@ -1,7 +1,7 @@
 -- The rights that a Redis user needs in the functions, besides those to call them.
 --
 -- Redis asks for the right at each command that a function runs. `orderbook functions acl` prints
--- these lists (orderbook/access.py reads them here), and a test compares them with what the
+-- these lists (orderbook/engine/access.py reads them here), and a test compares them with what the
 -- functions run.
 
 local acceptance = require("server/acceptance")

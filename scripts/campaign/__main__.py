@@ -19,8 +19,8 @@ import click
 
 from campaign import failovers, faults
 from campaign.setups import Plan, Setup, judge, proxied
-from orderbook.engine import EngineError
-from orderbook.replay import ReplayError
+from orderbook.engine.engine import EngineError
+from orderbook.feed.replay import ReplayError
 
 # After so many rounds everything is started afresh: the history of a book stays short.
 ROUNDS_PER_SETUP = 10

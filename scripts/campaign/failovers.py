@@ -15,8 +15,8 @@ from redis.exceptions import RedisError
 import reshard
 from campaign.processes import RedisProcess
 from campaign.setups import Plan, Setup, define_books, hosted
-from orderbook.child import ChildProcess, Surroundings
-from orderbook.engine import SEGMENT_DEFAULT
+from orderbook.engine.engine import SEGMENT_DEFAULT
+from orderbook.processes.child_process import ChildProcess, Surroundings
 from servers import BINARIES, SLOTS, connect, free_port, load_library, running_cluster
 
 SENTINELS = 3

@@ -25,8 +25,8 @@ from campaign.ledger import (
     trades_of,
 )
 from client import POLL_INTERVAL_S, Report, Trade
-from orderbook.engine import Engine, EngineError
-from orderbook.replay import replay
+from orderbook.engine.engine import Engine, EngineError
+from orderbook.feed.replay import replay
 
 STREAM_PAGE = 1000
 TOPICS = frozenset({b"trades", b"epoch", b"instruments"})

@@ -17,8 +17,8 @@ from typing import Any
 import click
 from redis.exceptions import RedisError
 
-from orderbook.child import ChildProcess, Surroundings
-from orderbook.workers import HostProcess
+from orderbook.host.workers import HostProcess
+from orderbook.processes.child_process import ChildProcess, Surroundings
 from servers import BINARIES, connect
 
 START_TIMEOUT_S = 20.0

@@ -11,7 +11,7 @@ from random import Random
 from campaign.judge import Judge, wait_until_verified
 from campaign.load import RULES, SYMBOLS, Load
 from campaign.processes import Host, RedisProcess
-from orderbook.engine import Engine
+from orderbook.engine.engine import Engine
 from proxy import Proxy
 from servers import load_library
 

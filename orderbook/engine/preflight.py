@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from orderbook import library
-from orderbook.engine import Engine, EngineError
-from orderbook.library import node_name
+from orderbook.engine import library
+from orderbook.engine.engine import Engine, EngineError
+from orderbook.engine.library import node_name
 
 REDIS_VERSION_MIN = (7, 0)
 # The replies that may wait on the connection that all share, or on that of a stream reader, before

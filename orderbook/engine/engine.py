@@ -35,13 +35,13 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from orderbook import library, topology
-from orderbook.durability import Change
+from orderbook.engine import library, topology
+from orderbook.engine.durability import Change
+from orderbook.engine.topology import ClusterTopology, Node, Topology
+from orderbook.engine.turns import Turns
+from orderbook.engine.wire import NotSentError, RedisReply, Wire
 from orderbook.hints import with_nearest
 from orderbook.messages import UNCONFIRMED, Durability, RejectCode
-from orderbook.topology import ClusterTopology, Node, Topology
-from orderbook.turns import Turns
-from orderbook.wire import NotSentError, RedisReply, Wire
 
 logger = logging.getLogger(__name__)
 

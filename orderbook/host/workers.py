@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from orderbook.child import ChildProcess, Surroundings
+from orderbook.processes.child_process import ChildProcess, Surroundings
 
 START_TIMEOUT_S = 20.0
 # A worker that cannot live is tried again, but does not keep a core busy with dying.

@@ -17,8 +17,8 @@ from aiohttp import web
 from aiohttp.http import WebSocketReader, WSCloseCode
 from aiohttp.web_request import BaseRequest
 
+from orderbook.host.metrics import Limited, Metrics
 from orderbook.limits import Limits
-from orderbook.metrics import Limited, Metrics
 
 # How long a request's body is read that nobody wants.
 LINGERING_S = 1.0

@@ -23,8 +23,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError, ResponseError
 
-from orderbook.durability import Confirmer
-from orderbook.wire import SOCKET_TIMEOUT_S, Wire, information_field, replication_id
+from orderbook.engine.durability import Confirmer
+from orderbook.engine.wire import SOCKET_TIMEOUT_S, Wire, information_field, replication_id
 
 CONNECT_TIMEOUT_S = 2.0
 # Flags of nodes of a cluster that cannot be spoken to.

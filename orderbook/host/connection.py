@@ -29,8 +29,7 @@ import msgspec
 from aiohttp import WSMsgType, web
 from aiohttp.abc import AbstractStreamWriter
 
-from orderbook.door import DoorProtocol
-from orderbook.engine import (
+from orderbook.engine.engine import (
     Acknowledged,
     Batcher,
     Engine,
@@ -38,20 +37,11 @@ from orderbook.engine import (
     Urgency,
     with_durability,
 )
-from orderbook.feed import Feed, Subscription, Wanted
-from orderbook.guard import Guard
-from orderbook.limits import Address, Limits
-from orderbook.messages import (
-    PLACING_METHODS,
-    REJECTED_PREFIX,
-    UNCONFIRMED,
-    Channel,
-    Durability,
-    RejectCode,
-)
-from orderbook.metrics import Limited, Metrics
-from orderbook.queries import Queries, snapshot_weight, weight
-from orderbook.session import (
+from orderbook.feed.feed import Feed, Subscription, Wanted
+from orderbook.feed.queries import Queries, snapshot_weight, weight
+from orderbook.host.cancel_on_disconnect import Guard
+from orderbook.host.metrics import Limited, Metrics
+from orderbook.host.session import (
     CancelInBooks,
     CancelOnDisconnect,
     Close,
@@ -67,6 +57,16 @@ from orderbook.session import (
     answer,
     failure,
     limited,
+)
+from orderbook.host.sockets import DoorProtocol
+from orderbook.limits import Address, Limits
+from orderbook.messages import (
+    PLACING_METHODS,
+    REJECTED_PREFIX,
+    UNCONFIRMED,
+    Channel,
+    Durability,
+    RejectCode,
 )
 
 CLOSE_NORMAL = 1000

@@ -20,10 +20,10 @@ from typing import Any
 import msgspec
 from redis.exceptions import RedisError
 
-from orderbook.engine import Engine
-from orderbook.mirror import Mirror, Order, OrdersMessage, Report
-from orderbook.replay import ENTRIES_PER_PAGE, replay
-from orderbook.wire import RedisReply, Wire
+from orderbook.engine.engine import Engine
+from orderbook.engine.wire import RedisReply, Wire
+from orderbook.feed.mirror import Mirror, Order, OrdersMessage, Report
+from orderbook.feed.replay import ENTRIES_PER_PAGE, replay
 
 ATTEMPTS_MAX = 5
 ARGUMENTS_PER_WRITE = 1000

@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
-from orderbook.engine import Engine
+from orderbook.engine.engine import Engine
+from orderbook.engine.turns import Turns
 from orderbook.limits import WEIGHT_MAX
 from orderbook.messages import Channel
-from orderbook.turns import Turns
 
 QUICK_IN_FLIGHT_MAX = 8
 # The part of a server's time that one host's expensive queries may have.

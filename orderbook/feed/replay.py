@@ -8,8 +8,8 @@ while it trades on.
 from dataclasses import dataclass
 from typing import Any
 
-from orderbook.engine import Engine
-from orderbook.mirror import Mirror
+from orderbook.engine.engine import Engine
+from orderbook.feed.mirror import Mirror
 
 ENTRIES_PER_PAGE = 1000
 

@@ -16,9 +16,9 @@ import asyncio
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from orderbook import library
-from orderbook.engine import Engine, EngineError
-from orderbook.feed import Feed
+from orderbook.engine import library
+from orderbook.engine.engine import Engine, EngineError
+from orderbook.feed.feed import Feed
 
 PROBE_INTERVAL_S = 1.0
 PROBE_TIMEOUT_S = 1.0

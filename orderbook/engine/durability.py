@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
+from orderbook.engine.wire import RedisReply, Wire, information_field, replication_id
 from orderbook.messages import Durability
-from orderbook.wire import RedisReply, Wire, information_field, replication_id
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from rich.console import RenderableType
 
-    from orderbook.engine import Engine
-    from orderbook.server import EmbeddedServer
+    from orderbook.engine.engine import Engine
+    from orderbook.processes.embedded_server import EmbeddedServer
 
 EXIT_OK = 0
 EXIT_REJECTED = 1
@@ -160,7 +160,7 @@ def main() -> None:
 
 @contextlib.asynccontextmanager
 async def _connected(redis_url: str) -> AsyncIterator["Engine"]:
-    from orderbook.engine import Engine
+    from orderbook.engine.engine import Engine
 
     try:
         engine = await Engine.connect(redis_url)
@@ -177,9 +177,9 @@ def _failures_explained(redis_url: str) -> Iterator[None]:
     """Turns what can go wrong with a server into a message and an exit code."""
     from redis.exceptions import RedisError
 
-    from orderbook.engine import EngineError
-    from orderbook.library import LibraryError, bundle
-    from orderbook.preflight import PreflightError
+    from orderbook.engine.engine import EngineError
+    from orderbook.engine.library import LibraryError, bundle
+    from orderbook.engine.preflight import PreflightError
 
     try:
         yield
@@ -199,7 +199,7 @@ def _exit_code(error: Exception) -> int:
     """What a failed call means, told by the error or what caused it."""
     from redis.exceptions import ResponseError
 
-    from orderbook.library import LibraryError
+    from orderbook.engine.library import LibraryError
     from orderbook.messages import RejectCode
 
     code = getattr(error, "code", None)
@@ -240,7 +240,7 @@ def _print(renderable: "RenderableType") -> None:
 
 def _print_reply(reply: Reply, as_json: bool) -> None:
     """Prints one reply of the engine; a reject ends the command."""
-    from orderbook import display
+    from orderbook import terminal
 
     rejected = reply.get("status") == "rejected"
     if as_json:
@@ -250,7 +250,7 @@ def _print_reply(reply: Reply, as_json: bool) -> None:
         return
     if rejected:
         raise Failure(f"{reply['code']}: {reply['message']}", EXIT_REJECTED)
-    _print(display.record(reply))
+    _print(terminal.record(reply))
 
 
 def _given(**fields: str | bool | None) -> dict[str, str | bool]:
@@ -288,9 +288,9 @@ def demo(
     Starts an embedded server and a host, seeds five books, lets traders in over websockets and
     draws the ladders. At the end every book is verified.
     """
-    from orderbook.demo import DemoError, Options, run
-    from orderbook.server import ServerError
-    from orderbook.workers import WorkerError
+    from orderbook.demo.demo import DemoError, Options, run
+    from orderbook.host.workers import WorkerError
+    from orderbook.processes.embedded_server import ServerError
 
     options = Options(duration, traders, rate, random_seed)
     show = not as_json and sys.stdout.isatty()
@@ -303,7 +303,7 @@ def demo(
     if as_json:
         _print_json(summary)
     else:
-        from orderbook.display import demo_summary
+        from orderbook.terminal import demo_summary
 
         _print(demo_summary(summary))
     if not summary["verified"]:
@@ -515,7 +515,7 @@ def _start_embedded(
 
     Where nobody chose a port it takes the one at which the other commands look, if that is free.
     """
-    from orderbook.server import EmbeddedServer, PortTakenError, ServerError
+    from orderbook.processes.embedded_server import EmbeddedServer, PortTakenError, ServerError
 
     try:
         try:
@@ -559,7 +559,7 @@ _Announce = Callable[[int, int], None]
 def _run_host(settings: _HostSettings, reuse_port: bool, announce: _Announce) -> None:
     import logging
 
-    from orderbook.host import HostConfig, run
+    from orderbook.host.host import HostConfig, run
     from orderbook.messages import Durability
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -596,7 +596,7 @@ def _cannot_listen(settings: _HostSettings, error: OSError) -> Failure:
 
 
 def _run_workers(settings: _HostSettings, count: int, announce: _Announce) -> None:
-    from orderbook.workers import WorkerError, Workers
+    from orderbook.host.workers import WorkerError, Workers
 
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -635,7 +635,7 @@ def load_functions(accept: tuple[str, ...], redis_url: str, as_json: bool) -> No
     async def work(engine: "Engine") -> list[Reply]:
         from msgspec import structs
 
-        from orderbook import library, preflight
+        from orderbook.engine import library, preflight
 
         findings = await preflight.server_findings(await engine.every_primary())
         _warn(preflight.told_or_raised(findings, accept))
@@ -653,7 +653,7 @@ def check_functions(accept: tuple[str, ...], redis_url: str, as_json: bool) -> N
 
     Tells what is wrong with the servers as well; exit code 6 where they should not be used.
     """
-    from orderbook import preflight
+    from orderbook.engine import preflight
 
     async def work(engine: "Engine") -> tuple[list[Reply], list[preflight.Finding]]:
         primaries = await engine.every_primary()
@@ -695,7 +695,7 @@ def print_acl(role: str | None, cluster: bool, durability: str, as_json: bool) -
     The loader runs `functions load`; a host `serve` and all other commands but `repair`; a reader
     is enough for --read-url, and for commands that only look. Fill in the passwords.
     """
-    from orderbook.access import Role, Setting, acl_line
+    from orderbook.engine.access import Role, Setting, acl_line
     from orderbook.messages import Durability
 
     setting = Setting(cluster, Durability(durability))
@@ -707,7 +707,7 @@ def print_acl(role: str | None, cluster: bool, durability: str, as_json: bool) -
 
 
 async def _library_on(primary: "Redis") -> Reply:
-    from orderbook import library
+    from orderbook.engine import library
 
     found = await library.installed(primary)
     return {
@@ -807,8 +807,8 @@ def seed_books(
     symbols: tuple[str, ...], levels: int, random_seed: int, redis_url: str, as_json: bool
 ) -> None:
     """Define the demo's instruments (or only SYMBOLS) and fill their books; safe to repeat."""
-    from orderbook.market import MARKETS
-    from orderbook.seed import seed
+    from orderbook.demo.market import MARKETS
+    from orderbook.demo.seed import seed
 
     known = {market.symbol: market for market in MARKETS}
     unknown = [symbol for symbol in symbols if symbol not in known]
@@ -1258,14 +1258,14 @@ def show_book(
 
 
 def _print_book(book: Reply, as_json: bool) -> None:
-    from orderbook import display
+    from orderbook import terminal
 
     if as_json:
         _print_json(book)
     elif sys.stdout.isatty() and "more" not in book:
-        _print(display.ladder(book, max(len(book["bids"]), len(book["asks"]))))
+        _print(terminal.ladder(book, max(len(book["bids"]), len(book["asks"]))))
     else:
-        click.echo(display.book_lines(book))
+        click.echo(terminal.book_lines(book))
     sys.stdout.flush()
 
 
@@ -1273,7 +1273,7 @@ def _watch_book(symbol: str, depth: int, redis_url: str, as_json: bool) -> None:
     """Reads the book twice a second and shows it when it has changed: it needs no host to run."""
     from rich.live import Live
 
-    from orderbook import display
+    from orderbook import terminal
 
     live = Live(auto_refresh=False) if sys.stdout.isatty() and not as_json else None
 
@@ -1291,7 +1291,7 @@ def _watch_book(symbol: str, depth: int, redis_url: str, as_json: bool) -> None:
                 if live is None:
                     _print_book(book, as_json)
                 else:
-                    live.update(display.ladder(book, depth), refresh=True)
+                    live.update(terminal.ladder(book, depth), refresh=True)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_INTERVAL_S):
                     await stopping.wait()
@@ -1307,13 +1307,13 @@ def _watch_book(symbol: str, depth: int, redis_url: str, as_json: bool) -> None:
 @json_option
 def show_trades(symbol: str, limit: int, redis_url: str, as_json: bool) -> None:
     """Show the most recent trades."""
-    from orderbook import display
+    from orderbook import terminal
 
     reply = _call("get_trades", redis_url, symbol, limit=str(limit))
     if as_json or reply.get("status") == "rejected":
         _print_reply(reply, as_json)
     else:
-        _print(display.tape(reply["trades"]))
+        _print(terminal.tape(reply["trades"]))
 
 
 @cli.command("ticker")
@@ -1387,7 +1387,7 @@ def replay_book(
 
     Exit code 1 when they differ. With --to nothing is compared, unless the book stands there.
     """
-    from orderbook.replay import Replay, ReplayError, replay
+    from orderbook.feed.replay import Replay, ReplayError, replay
 
     async def work(engine: "Engine") -> Reply | Replay:
         instrument = await engine.get_instrument(symbol)
@@ -1406,9 +1406,9 @@ def replay_book(
     if as_json:
         _print_json(summary | {side: book[side] for side in ("bids", "asks") if book})
     else:
-        from orderbook import display
+        from orderbook import terminal
 
-        _print(display.record(summary))
+        _print(terminal.record(summary))
         if book:
             _print_book(book, as_json)
     if result.is_equal is False:
@@ -1425,7 +1425,7 @@ def repair_book(symbol: str, redis_url: str, as_json: bool) -> None:
 
     What is replaced is kept under other names. Exit code 4 when the book is still not in order.
     """
-    from orderbook.repair import Repair, RepairError, repair
+    from orderbook.feed.repair import Repair, RepairError, repair
 
     async def work(engine: "Engine") -> Repair:
         await engine.instruments()
@@ -1438,20 +1438,20 @@ def repair_book(symbol: str, redis_url: str, as_json: bool) -> None:
     if as_json:
         _print_json(done.summary())
     else:
-        from orderbook import display
+        from orderbook import terminal
 
-        _print(display.record(done.summary()))
+        _print(terminal.record(done.summary()))
     if not (done.verified and done.equal):
         raise click.exceptions.Exit(EXIT_VIOLATION)
 
 
 def _print_rows(rows: list[Reply], columns: tuple[str, ...], as_json: bool) -> None:
-    from orderbook import display
+    from orderbook import terminal
 
     if as_json:
         _print_json(rows)
         return
-    _print(display.records(rows, columns))
+    _print(terminal.records(rows, columns))
     for row in rows:
         if row.get("status") == "rejected":
             click.echo(f"{row.get('symbol', '')} {row['code']}: {row['message']}", err=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 
-from orderbook.library import lua_directory
+from orderbook.engine.library import lua_directory
 from orderbook.messages import Durability
 
 _LIST = re.compile(r"^access\.(\w+) = \{(.*?)\}$", re.DOTALL | re.MULTILINE)

@@ -23,9 +23,15 @@ from urllib.parse import urlsplit
 import msgspec
 from aiohttp import web
 
-from orderbook import library, preflight
-from orderbook.connection import CLOSE_DRAINING, Connection, Socket, text_frame
-from orderbook.door import (
+from orderbook.engine import library, preflight
+from orderbook.engine.engine import Batcher, Engine, EngineError
+from orderbook.feed.feed import Feed
+from orderbook.feed.queries import Queries
+from orderbook.host.connection import CLOSE_DRAINING, Connection, Socket, text_frame
+from orderbook.host.metrics import Limited, Metrics
+from orderbook.host.readiness import Readiness
+from orderbook.host.session import Session
+from orderbook.host.sockets import (
     ANY_HOST,
     LOOPBACK_NAMES,
     Door,
@@ -33,14 +39,8 @@ from orderbook.door import (
     host_name,
     query_refusal,
 )
-from orderbook.engine import Batcher, Engine, EngineError
-from orderbook.feed import Feed
 from orderbook.limits import Address, Addresses, Limits
 from orderbook.messages import Durability, Refusal, RejectCode
-from orderbook.metrics import Limited, Metrics
-from orderbook.queries import Queries
-from orderbook.readiness import Readiness
-from orderbook.session import Session
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orderbook.market import Market, seed_commands
+from orderbook.demo.market import Market, seed_commands
 
 if TYPE_CHECKING:
-    from orderbook.engine import Engine
+    from orderbook.engine.engine import Engine
 
 # The most that one call of `execute` takes.
 BATCH_LENGTH_MAX = 256

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from orderbook.child import ChildProcess, Surroundings
+from orderbook.processes.child_process import ChildProcess, Surroundings
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 20.0

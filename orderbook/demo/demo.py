@@ -23,12 +23,21 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orderbook import display, library
-from orderbook.engine import Engine
-from orderbook.market import MARKETS, SEED_LEVELS_DEFAULT, FairPrice, Maker, Market, Taker, Trader
-from orderbook.seed import seed
-from orderbook.server import HOST, EmbeddedServer
-from orderbook.workers import Workers
+from orderbook import terminal
+from orderbook.demo.market import (
+    MARKETS,
+    SEED_LEVELS_DEFAULT,
+    FairPrice,
+    Maker,
+    Market,
+    Taker,
+    Trader,
+)
+from orderbook.demo.seed import seed
+from orderbook.engine import library
+from orderbook.engine.engine import Engine
+from orderbook.host.workers import Workers
+from orderbook.processes.embedded_server import HOST, EmbeddedServer
 
 REPLY_TIMEOUT_S = 10.0
 # The last half-second book comes at most about a second after the last order.
@@ -319,14 +328,14 @@ class _Demo:
 
     def _picture(self, width: int) -> RenderableType:
         views = [*self._views.values()]
-        ladder_count = max(1, min(len(views), (width - TAPE_WIDTH) // (display.LADDER_WIDTH + 1)))
+        ladder_count = max(1, min(len(views), (width - TAPE_WIDTH) // (terminal.LADDER_WIDTH + 1)))
         first = int((time.monotonic() - self._started) / FOCUS_SECONDS) % len(views)
         if ladder_count == len(views):
             first = 0
         focus = (views + views)[first : first + ladder_count]
-        ladders = [display.ladder(view.book, LADDER_DEPTH) for view in focus if view.book]
-        row = display.side_by_side([*ladders, display.tape(self._tape)])
-        return Group(self._headline(), display.markets(self._rows()), row)
+        ladders = [terminal.ladder(view.book, LADDER_DEPTH) for view in focus if view.book]
+        row = terminal.side_by_side([*ladders, terminal.tape(self._tape)])
+        return Group(self._headline(), terminal.markets(self._rows()), row)
 
     def _rows(self) -> list[Json]:
         return [

@@ -94,7 +94,7 @@ class Deployment(Protocol):
 
 def lua_directory() -> Path:
     """Return the folder of the Lua files: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     installed = package / "lua"
     return installed if installed.is_dir() else package.parent / "lua"
 

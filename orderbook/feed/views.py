@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
+from orderbook.feed.mirror import Order, Orders, Place, Report, decimal_text, displayed_id
 from orderbook.messages import Channel
-from orderbook.mirror import Order, Orders, Place, Report, decimal_text, displayed_id
 
 CHECKSUM_LEVELS = 10
 CHECKSUM_ORDERS_MAX = 1000

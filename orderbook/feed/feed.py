@@ -41,8 +41,10 @@ from typing import Any, Protocol
 import msgspec
 from redis.exceptions import AskError, ClusterDownError, RedisError, ResponseError, TryAgainError
 
-from orderbook.engine import Engine, EngineError
-from orderbook.levels import View, view_of, with_previous
+from orderbook.engine.engine import Engine, EngineError
+from orderbook.engine.wire import RedisReply, Wire
+from orderbook.feed.queries import Queries
+from orderbook.feed.views import View, view_of, with_previous
 from orderbook.messages import (
     REJECTED_PREFIX,
     Channel,
@@ -53,8 +55,6 @@ from orderbook.messages import (
     RejectCode,
     Ticked,
 )
-from orderbook.queries import Queries
-from orderbook.wire import RedisReply, Wire
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The demo: a market with traders of its own."""

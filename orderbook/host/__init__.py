@@ -1,0 +1,1 @@
+"""The websocket host: stateless, as many of them as are needed."""
