@@ -3,9 +3,9 @@
 --
 --   fields -> remembered? -> checks against instrument and book -> plan -> working copy -> reply
 --
--- A command runs against a working copy (book.lua) and returns its reply as JSON text. Nothing is
--- written before all commands of the call have run; `transaction.transact` writes, once. `execute`
--- is therefore the same as single calls, only that they share one sequence.
+-- A command runs against a working copy (working_copy.lua) and returns its reply as JSON text.
+-- Nothing is written before all commands of the call have run; `transaction.transact` writes, once.
+-- `execute` is therefore the same as single calls, only that they share one sequence.
 
 local amend_order = require("functions/amend_order")
 local begin_epoch = require("functions/begin_epoch")
