@@ -117,7 +117,7 @@ def test_help_lists_every_exit_code() -> None:
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys\n"
-        "from orderbook.cli import cli\n"
+        "from orderbook.cli.main import cli\n"
         "cli.main(['--help'], standalone_mode=False)\n"
         "print(*sorted({'aiohttp', 'redis', 'rich', 'msgspec'} & sys.modules.keys()))"
     )
@@ -188,7 +188,7 @@ def test_full_memory_has_its_own_exit_code(orderbook: Orderbook, redis: Redis) -
 
 
 def test_every_process_makes_the_same_library() -> None:
-    command = "from orderbook.library import bundle; print(bundle().digest)"
+    command = "from orderbook.engine.library import bundle; print(bundle().digest)"
     digests = {
         subprocess.run(
             [sys.executable, "-c", command],
