@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from redis import Redis
 
 from orderbook.cli import main as cli
+from orderbook.cli import shared
 from orderbook.demo.market import MARKETS
 from orderbook.engine.library import bundle
 from orderbook.processes.embedded_server import EmbeddedServer
@@ -110,7 +111,7 @@ def test_help_of_every_command_names_its_environment_variables() -> None:
 def test_help_lists_every_exit_code() -> None:
     text = CliRunner().invoke(cli.cli, ["--help"]).output
     codes = {value for name, value in vars(cli).items() if name.startswith("EXIT_")}
-    for code in codes - {cli.EXIT_INTERRUPTED}:
+    for code in codes - {shared.EXIT_INTERRUPTED}:
         assert re.search(rf"^  +{code}  \S", text, re.MULTILINE), f"exit code {code}"
 
 
@@ -126,17 +127,17 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_unknown_option_is_wrong_usage(orderbook: Orderbook) -> None:
-    assert orderbook("book", SYMBOL, "--dept", "3").exit_code == cli.EXIT_USAGE
+    assert orderbook("book", SYMBOL, "--dept", "3").exit_code == shared.EXIT_USAGE
 
 
 def test_url_of_no_known_kind_is_wrong_usage() -> None:
     result = CliRunner().invoke(cli.cli, ["verify", "--redis-url", "http://127.0.0.1"])
-    assert result.exit_code == cli.EXIT_USAGE
+    assert result.exit_code == shared.EXIT_USAGE
 
 
 def test_embedded_server_options_are_refused_beside_a_redis_url(tmp_path: Path) -> None:
     arguments = ["serve", "--redis-url", UNREACHABLE, "--data-dir", str(tmp_path)]
-    assert CliRunner().invoke(cli.cli, arguments).exit_code == cli.EXIT_USAGE
+    assert CliRunner().invoke(cli.cli, arguments).exit_code == shared.EXIT_USAGE
 
 
 # Failures of the server
@@ -160,7 +161,7 @@ def test_embedded_server_options_are_refused_beside_a_redis_url(tmp_path: Path) 
 )
 def test_unreachable_redis_has_its_own_exit_code(arguments: tuple[str, ...]) -> None:
     result = CliRunner().invoke(cli.cli, [*arguments, "--redis-url", UNREACHABLE])
-    assert result.exit_code == cli.EXIT_UNREACHABLE, result.output
+    assert result.exit_code == shared.EXIT_UNREACHABLE, result.output
     assert "127.0.0.1:1" in result.stderr
     assert not result.stdout
 
@@ -168,7 +169,7 @@ def test_unreachable_redis_has_its_own_exit_code(arguments: tuple[str, ...]) -> 
 def test_password_is_not_shown_in_errors() -> None:
     url = "redis://user:secret@127.0.0.1:1"
     result = CliRunner().invoke(cli.cli, ["verify", "--redis-url", url])
-    assert result.exit_code == cli.EXIT_UNREACHABLE
+    assert result.exit_code == shared.EXIT_UNREACHABLE
     assert "secret" not in result.output
 
 
@@ -177,7 +178,7 @@ def test_full_memory_has_its_own_exit_code(orderbook: Orderbook, redis: Redis) -
     orderbook.json(*place("buy", "1", "1"))
     redis.config_set("maxmemory", "1")
     try:
-        assert orderbook(*place("buy", "1", "1")).exit_code == cli.EXIT_SERVER
+        assert orderbook(*place("buy", "1", "1")).exit_code == shared.EXIT_SERVER
         canceled = orderbook.json("order", "cancel-all", SYMBOL, "--account", "alice")
         assert canceled["canceled_count"] == 1
     finally:
@@ -205,7 +206,7 @@ def test_every_process_makes_the_same_library() -> None:
 
 def test_check_fails_until_the_library_is_loaded(orderbook: Orderbook) -> None:
     before = orderbook("functions", "check", "--json")
-    assert before.exit_code == cli.EXIT_LIBRARY
+    assert before.exit_code == shared.EXIT_LIBRARY
     assert json.loads(before.stdout)[0]["found_version"] is None
     assert orderbook.json("functions", "load")[0]["action"] == "loaded"
     assert orderbook.json("functions", "load")[0]["action"] == "kept"
@@ -218,7 +219,7 @@ def test_newer_library_is_never_replaced(orderbook: Orderbook, redis: Redis) -> 
     redis.function_load(newer)
     for arguments in (("functions", "load"), ("functions", "check")):
         result = orderbook(*arguments)
-        assert result.exit_code == cli.EXIT_LIBRARY, result.output
+        assert result.exit_code == shared.EXIT_LIBRARY, result.output
     installed = json.loads(str(redis.fcall_ro("library_version", 0), "utf-8"))
     assert installed["version"] == "99.0.0"
 
@@ -248,7 +249,7 @@ def test_seeding_fills_all_books_and_repeating_it_changes_nothing(orderbook: Ord
 def test_seeding_one_book_leaves_the_others_undefined(orderbook: Orderbook) -> None:
     orderbook.json("seed", "ETH-USDT", "--levels", "3")
     assert [row["symbol"] for row in orderbook.json("instrument", "list")] == ["ETH-USDT"]
-    assert orderbook("seed", "DOGE-USDT").exit_code == cli.EXIT_USAGE
+    assert orderbook("seed", "DOGE-USDT").exit_code == shared.EXIT_USAGE
 
 
 def test_rules_of_a_book_are_changed_in_whichever_segment_it_is(orderbook: Orderbook) -> None:
@@ -256,7 +257,7 @@ def test_rules_of_a_book_are_changed_in_whichever_segment_it_is(orderbook: Order
     halted = orderbook.json("instrument", "define", SYMBOL, "--status", "halted")
     assert (halted["segment"], halted["status"]) == ("east", "halted")
     moved = orderbook("instrument", "define", SYMBOL, "--segment", "west")
-    assert moved.exit_code == cli.EXIT_REJECTED
+    assert moved.exit_code == shared.EXIT_REJECTED
     assert "east" in moved.stderr
 
 
@@ -269,7 +270,7 @@ def test_open_orders_are_listed_and_shown(orderbook: Orderbook) -> None:
     shown = orderbook.json("order", "show", SYMBOL, "--order-id", placed[1]["order_id"])
     assert shown["price"] == "2"
     missing = orderbook("order", "show", SYMBOL, "--order-id", "99")
-    assert missing.exit_code == cli.EXIT_REJECTED
+    assert missing.exit_code == shared.EXIT_REJECTED
 
 
 def test_order_goes_from_placed_over_amended_to_canceled(orderbook: Orderbook) -> None:
@@ -304,7 +305,7 @@ def test_post_only_and_time_in_force_reach_the_engine(orderbook: Orderbook) -> N
     define(orderbook)
     orderbook.json(*place("sell", "100", "1"))
     crossing = orderbook(*place("buy", "100", "1"), "--post-only", "--json")
-    assert crossing.exit_code == cli.EXIT_REJECTED
+    assert crossing.exit_code == shared.EXIT_REJECTED
     assert json.loads(crossing.stdout)["code"] == "POST_ONLY_WOULD_CROSS"
     ioc = orderbook.json(*place("buy", "99", "1"), "--time-in-force", "ioc")
     assert ioc["status"] == "canceled"
@@ -372,14 +373,14 @@ def test_commands_that_come_too_late_are_rejected(orderbook: Orderbook) -> None:
         ("order", "cancel-all", SYMBOL, "--account", "alice"),
     ):
         result = orderbook(*arguments, *late)
-        assert result.exit_code == cli.EXIT_REJECTED
+        assert result.exit_code == shared.EXIT_REJECTED
         assert json.loads(result.stdout)["code"] == "TOO_LATE"
 
 
 def test_an_order_without_any_quantity_is_wrong_usage(orderbook: Orderbook) -> None:
     arguments = ("order", "place", SYMBOL, "--account", "a", "--side", "buy", "--price", "1")
     result = orderbook(*arguments)
-    assert result.exit_code == cli.EXIT_USAGE
+    assert result.exit_code == shared.EXIT_USAGE
     assert "--quote-quantity" in result.stderr
 
 
@@ -437,7 +438,7 @@ def test_tick_does_what_is_due_in_every_book(orderbook: Orderbook) -> None:
     (row,) = orderbook.json("tick", SYMBOL)
     assert (row["symbol"], row["expired_count"], row["pending"]) == (SYMBOL, 0, False)
     assert "expired_count" in orderbook("tick").stdout
-    assert orderbook("tick", "NONE").exit_code == cli.EXIT_REJECTED
+    assert orderbook("tick", "NONE").exit_code == shared.EXIT_REJECTED
 
 
 def test_timers_are_set_and_stopped(orderbook: Orderbook) -> None:
@@ -450,7 +451,7 @@ def test_timers_are_set_and_stopped(orderbook: Orderbook) -> None:
     assert orderbook.json(*place("buy", "1", "1"), *session)["session"] == "s1"
     orderbook.json(*place("buy", "1", "1"))
     wait_until(lambda: orderbook.json("tick")[0]["canceled_count"] == 1, "the timer has run out")
-    assert orderbook(*timer, "--timeout-ms", "1").exit_code == cli.EXIT_REJECTED
+    assert orderbook(*timer, "--timeout-ms", "1").exit_code == shared.EXIT_REJECTED
     cancel_all = ("order", "cancel-all", SYMBOL, "--account", "alice")
     assert orderbook.json(*cancel_all, *session)["canceled_count"] == 0
     assert orderbook.json(*cancel_all)["canceled_count"] == 1
@@ -459,11 +460,11 @@ def test_timers_are_set_and_stopped(orderbook: Orderbook) -> None:
 def test_rejected_command_says_why_and_returns_one(orderbook: Orderbook) -> None:
     define(orderbook)
     result = orderbook(*place("buy", "100.001", "1"))
-    assert result.exit_code == cli.EXIT_REJECTED
+    assert result.exit_code == shared.EXIT_REJECTED
     assert "PRICE_OFF_TICK" in result.stderr
     assert not result.stdout
     for arguments in (("book", "NONE"), ("trades", "NONE"), ("verify", "NONE")):
-        assert orderbook(*arguments).exit_code == cli.EXIT_REJECTED
+        assert orderbook(*arguments).exit_code == shared.EXIT_REJECTED
 
 
 def test_cancel_all_cancels_more_orders_than_one_call_may(
@@ -503,12 +504,12 @@ def test_orders_are_replaced_and_quoted_and_looked_back_at(orderbook: Orderbook)
     arguments = ("order", "replace", SYMBOL, *terms, "--cancel-order-id", "1")
     replaced = orderbook.json(*arguments, "--on-failure", "stop", "--display-quantity", "1")
     assert (replaced["canceled"]["order_id"], replaced["placed"]["order_id"]) == ("1", "2")
-    assert orderbook(*arguments).exit_code == cli.EXIT_REJECTED
+    assert orderbook(*arguments).exit_code == shared.EXIT_REJECTED
     quotes = '[{"side":"sell","price":"101","quantity":"2"}]'
     quoting = ("order", "mass-quote", SYMBOL, "--account", "bob", "--quotes")
     assert orderbook.json(*quoting, quotes)["placed"][0]["status"] == "filled"
     assert orderbook.json(*quoting, "[]")["canceled_order_ids"] == []
-    assert orderbook(*quoting, "x").exit_code == cli.EXIT_REJECTED
+    assert orderbook(*quoting, "x").exit_code == shared.EXIT_REJECTED
     back = (SYMBOL, "--account", "alice")
     closed = orderbook.json("order", "closed", *back)
     assert [order["order_id"] for order in closed["orders"]] == ["2", "1"]
@@ -519,16 +520,16 @@ def test_orders_are_replaced_and_quoted_and_looked_back_at(orderbook: Orderbook)
     assert "replaced" in orderbook("order", "closed", *back).output
     assert orderbook("order", "trades", *back).exit_code == 0
     missing = orderbook("order", "closed", "NONE", "--account", "alice")
-    assert missing.exit_code == cli.EXIT_REJECTED
+    assert missing.exit_code == shared.EXIT_REJECTED
 
 
 def test_verify_finds_damage_and_names_it(orderbook: Orderbook, redis: Redis) -> None:
     define(orderbook)
     orderbook.json(*place("buy", "1", "1"))
-    assert orderbook("verify").exit_code == cli.EXIT_OK
+    assert orderbook("verify").exit_code == shared.EXIT_OK
     redis.hset(f"orderbook:{{main}}:{SYMBOL}:bids:levels", "100", "77")
     result = orderbook("verify", "--json")
-    assert result.exit_code == cli.EXIT_VIOLATION
+    assert result.exit_code == shared.EXIT_VIOLATION
     violations = json.loads(result.stdout)[0]["violations"]
     assert [violation["name"] for violation in violations] == ["LEVEL_QUANTITY_MISMATCH"]
 
@@ -689,7 +690,7 @@ def test_port_in_use_is_told(server: EmbeddedServer) -> None:
                 timeout=DEADLINE_S,
                 check=False,
             )
-            assert second.returncode == cli.EXIT_USAGE, second.stderr
+            assert second.returncode == shared.EXIT_USAGE, second.stderr
             assert port in second.stderr
             assert "Traceback" not in second.stderr
     finally:
@@ -700,7 +701,7 @@ def test_serve_ends_with_its_embedded_server() -> None:
     process, urls = start_serving("--redis-port", "0")
     server = Redis.from_url(urls["redis"]).info("server")
     os.kill(server["process_id"], signal.SIGKILL)
-    assert process.wait(DEADLINE_S) == cli.EXIT_UNREACHABLE
+    assert process.wait(DEADLINE_S) == shared.EXIT_UNREACHABLE
 
 
 def test_serve_tells_an_address_that_is_none() -> None:
@@ -712,7 +713,7 @@ def test_serve_tells_an_address_that_is_none() -> None:
             timeout=DEADLINE_S,
             check=False,
         )
-        assert result.returncode in {cli.EXIT_USAGE, cli.EXIT_UNREACHABLE}, result.stderr
+        assert result.returncode in {shared.EXIT_USAGE, shared.EXIT_UNREACHABLE}, result.stderr
         assert "Traceback" not in result.stderr
 
 
@@ -724,7 +725,7 @@ def test_serve_without_a_reachable_redis_fails_with_its_exit_code() -> None:
         timeout=DEADLINE_S,
         check=False,
     )
-    assert result.returncode == cli.EXIT_UNREACHABLE, result.stderr
+    assert result.returncode == shared.EXIT_UNREACHABLE, result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -737,7 +738,7 @@ def test_durability_is_asked_for_and_told(orderbook: Orderbook, redis: Redis) ->
     terms = ("--account", "alice", "--side", "buy", "--price", "9", "--quantity", "1")
     order = ("order", "place", SYMBOL, *terms, "--durability", "fsync")
     refused = orderbook(*order, "--json")
-    assert refused.exit_code == cli.EXIT_REJECTED
+    assert refused.exit_code == shared.EXIT_REJECTED
     assert json.loads(refused.stdout)["code"] == "DURABILITY_UNAVAILABLE"
     redis.config_set("appendonly", "yes")
     redis.config_set("appendfsync", "always")
@@ -749,5 +750,5 @@ def test_durability_is_asked_for_and_told(orderbook: Orderbook, redis: Redis) ->
 
 def test_serve_refuses_a_minimum_that_the_server_cannot_confirm(orderbook: Orderbook) -> None:
     refused = orderbook("serve", "--port", "0", "--durability", "fsync")
-    assert refused.exit_code == cli.EXIT_SERVER
+    assert refused.exit_code == shared.EXIT_SERVER
     assert "no append-only file" in refused.stderr

@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 
 from clients import Client, connected, eventually, new_symbol
-from orderbook.cli.main import LIMIT_OPTIONS, cli, limit_environment
+from orderbook.cli.main import cli
+from orderbook.cli.serve import LIMIT_OPTIONS, limit_environment
 from orderbook.engine.engine import (
     BATCH_BYTES_MAX,
     CANCEL_ALL_SIZE,

@@ -11,6 +11,7 @@ from books import Book
 from clients import Client, connected, new_symbol
 from conftest import NewBook
 from orderbook.cli import main as cli
+from orderbook.cli import shared
 from orderbook.hints import nearest
 from orderbook.host.host import Host, HostConfig
 from servers import Server
@@ -166,7 +167,7 @@ def test_the_command_line_says_so_as_well(valkey: Server) -> None:
     book.define()
     arguments = ["book", book.symbol.lower(), "--redis-url", valkey.url]
     result = CliRunner().invoke(cli.cli, arguments)
-    assert result.exit_code == cli.EXIT_REJECTED
+    assert result.exit_code == shared.EXIT_REJECTED
     assert (
         f"there is no such instrument: {book.symbol.lower()}: write {book.symbol}" in result.stderr
     )

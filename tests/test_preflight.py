@@ -15,6 +15,7 @@ from packaging.version import Version
 from redis.asyncio import Redis as AsyncRedis
 
 from orderbook.cli import main as cli
+from orderbook.cli import serve, shared
 from orderbook.engine import library, preflight
 from orderbook.engine.engine import Engine, EngineError
 from orderbook.engine.library import InstalledLibrary
@@ -84,7 +85,7 @@ async def test_a_server_that_takes_no_more_clients_says_so() -> None:
 
 def test_a_sentinel_that_does_not_answer_is_told_in_words() -> None:
     refused = run("functions", "check", "--redis-url", f"redis+sentinel://{HOST}:1/books")
-    assert refused.exit_code == cli.EXIT_UNREACHABLE
+    assert refused.exit_code == shared.EXIT_UNREACHABLE
     assert refused.stderr.strip().endswith("no Sentinel that answers knows a primary of books")
 
 
@@ -127,20 +128,20 @@ def test_a_server_that_evicts_is_refused_unless_that_is_accepted(server: Server)
     for command in ("load", "check"):
         arguments = ("functions", command, "--redis-url", server.url)
         refused = run(*arguments)
-        assert refused.exit_code == cli.EXIT_SERVER
+        assert refused.exit_code == shared.EXIT_SERVER
         assert "maxmemory-policy allkeys-lru throws parts of books away" in refused.stderr
         assert server.client.function_list() == [] or command == "check"
         accepted = run(*arguments, "--accept", "eviction")
         assert (accepted.exit_code, accepted.stderr) == (0, "")
     code, said = started(server)
-    assert code == cli.EXIT_SERVER
+    assert code == shared.EXIT_SERVER
     assert "maxmemory-policy allkeys-lru" in said
     assert "Traceback" not in said
     assert started(server, "--accept", "eviction") == (0, "")
     # Of a book's keys only those of stored replies expire.
     server.client.config_set("maxmemory-policy", "volatile-lru")
     code, said = started(server)
-    assert code == cli.EXIT_SERVER
+    assert code == shared.EXIT_SERVER
     assert "maxmemory-policy volatile-lru throws stored replies away" in said
 
 
@@ -186,11 +187,11 @@ def test_a_user_without_the_rights_is_refused_with_the_right_that_is_missing(
     server.client.execute_command("ACL", "SETUSER", "limited", "-zrem")
     url = f"redis://limited:secret@{HOST}:{server.port}"
     refused = run("functions", "check", "--redis-url", url)
-    assert refused.exit_code == cli.EXIT_SERVER
+    assert refused.exit_code == shared.EXIT_SERVER
     assert "needs the right to ZREM" in refused.stderr
     assert "orderbook functions acl" in refused.stderr
     code, said = started(server, "--redis-url", url)
-    assert code == cli.EXIT_SERVER
+    assert code == shared.EXIT_SERVER
     assert "needs the right to ZREM" in said
 
 
@@ -201,7 +202,7 @@ def test_a_loader_without_the_right_to_load_hears_the_servers_reason(server: Ser
     server.client.execute_command("ACL", "SETUSER", "limited", "-function|load")
     url = f"redis://limited:secret@{HOST}:{server.port}"
     refused = run("functions", "load", "--redis-url", url)
-    assert refused.exit_code == cli.EXIT_SERVER
+    assert refused.exit_code == shared.EXIT_SERVER
     assert "function|load" in refused.stderr
 
 
@@ -213,7 +214,7 @@ def test_a_server_without_functions_is_refused_in_words(tmp_path: Path) -> None:
     with running("redis7", settings) as server:
         for command in ("load", "check"):
             refused = run("functions", command, "--redis-url", server.url)
-            assert refused.exit_code == cli.EXIT_SERVER
+            assert refused.exit_code == shared.EXIT_SERVER
             assert "Redis 7.0 or later, or Valkey, is needed" in refused.stderr
 
 
@@ -239,5 +240,5 @@ async def test_versions_without_functions_are_known(told: dict[str, str], too_ol
 
 
 def test_what_can_be_accepted_is_what_the_command_line_offers() -> None:
-    (option,) = (p for p in cli.serve.params if p.name == "accept")
+    (option,) = (p for p in serve.serve.params if p.name == "accept")
     assert option.to_info_dict()["type"]["choices"] == preflight.ACCEPTABLE

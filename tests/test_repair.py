@@ -13,7 +13,8 @@ from books import Book, overwrite, stored_fields
 from checker import Checker
 from clients import eventually
 from conftest import NewBook
-from orderbook.cli.main import EXIT_SERVER, cli
+from orderbook.cli.main import cli
+from orderbook.cli.shared import EXIT_SERVER
 from orderbook.engine.engine import Engine
 from orderbook.feed.feed import Feed, Wanted
 from orderbook.feed.repair import Repair, RepairError, repair

@@ -12,7 +12,7 @@ from redis import Redis
 from books import Book
 from conftest import ROOT, NewBook
 from flow import RULES, random_batches
-from orderbook.cli import main as cli
+from orderbook.cli import shared
 from orderbook.demo.market import MARKETS, seed_commands
 from orderbook.feed.mirror import NUMBER_FLAGS, TEXT_FLAGS
 from orderbook.processes.embedded_server import EmbeddedServer
@@ -124,7 +124,7 @@ def test_a_book_is_shown_as_it_was(orderbook: Orderbook, stored: Book) -> None:
     assert (summary["sequence"], summary["state_hash"]) == (at, state_hash)
     assert summary["equal"] is None
     too_far = orderbook("replay", SYMBOL, "--to", "100000")
-    assert too_far.exit_code == cli.EXIT_SERVER
+    assert too_far.exit_code == shared.EXIT_SERVER
     assert f"stands at {stored.sequence()}" in too_far.stderr
 
 
@@ -154,7 +154,7 @@ def test_a_damaged_book_is_not_equal(orderbook: Orderbook, stored: Book) -> None
 def test_a_stream_that_was_trimmed_says_what_to_do(orderbook: Orderbook, stored: Book) -> None:
     stored.client.xtrim(stored.stream_key("events"), minid="3-0", approximate=False)
     result = orderbook("replay", SYMBOL)
-    assert result.exit_code == cli.EXIT_SERVER
+    assert result.exit_code == shared.EXIT_SERVER
     assert "begins at sequence 3" in result.stderr
     assert "--events-length-max" in result.stderr
 
@@ -170,7 +170,7 @@ def test_a_stream_with_a_hole_is_told(orderbook: Orderbook, stored: Book) -> Non
 
 def test_an_unknown_book_cannot_be_replayed(orderbook: Orderbook, redis: Redis) -> None:
     assert redis.dbsize() == 0
-    assert replayed(orderbook).exit_code == cli.EXIT_REJECTED
+    assert replayed(orderbook).exit_code == shared.EXIT_REJECTED
 
 
 def test_the_book_is_shown_order_by_order(orderbook: Orderbook, stored: Book) -> None:
@@ -179,4 +179,4 @@ def test_the_book_is_shown_order_by_order(orderbook: Orderbook, stored: Book) ->
     lines = orderbook("book", SYMBOL, "--orders", "--depth", "2").stdout.splitlines()
     price, quantity, order_id, priority = level3["bids"][0]
     assert f"buy {price} {quantity} {order_id} {priority}" in lines
-    assert orderbook("book", SYMBOL, "--orders", "--watch").exit_code == cli.EXIT_USAGE
+    assert orderbook("book", SYMBOL, "--orders", "--watch").exit_code == shared.EXIT_USAGE

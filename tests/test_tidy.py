@@ -42,7 +42,17 @@ HOST_CODES = {
 # line catch what redis raises.
 MAY_IMPORT = {
     "redis": {
-        *("engine", "topology", "wire", "durability", "feed", "library", "main", "repair"),
+        *(
+            "engine",
+            "topology",
+            "wire",
+            "durability",
+            "feed",
+            "library",
+            "shared",
+            "functions",
+            "repair",
+        ),
         *("readiness", "preflight"),
     },
     "aiohttp": {"host", "connection", "sockets", "demo"},
