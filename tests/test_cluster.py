@@ -16,13 +16,9 @@ from clients import connected as client_of
 from clients import eventually
 from orderbook.engine import engine as engine_module
 from orderbook.engine import library, topology
-from orderbook.engine.engine import (
-    BATCH_LENGTH_MAX,
-    INSTRUMENTS_KEY,
-    Batcher,
-    Engine,
-    EngineError,
-)
+from orderbook.engine.batcher import BATCH_LENGTH_MAX, Batcher
+from orderbook.engine.engine import INSTRUMENTS_KEY, Engine
+from orderbook.engine.errors import EngineError
 from orderbook.engine.topology import ClusterTopology, Node
 from orderbook.host.host import Host, HostConfig
 from servers import HOST, Server, running, running_cluster

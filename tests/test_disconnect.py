@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from clients import Client, connected, new_symbol
-from orderbook.engine.engine import Batcher, EngineError, Replies
+from orderbook.engine.batcher import Batcher
+from orderbook.engine.engine import Replies
+from orderbook.engine.errors import EngineError
 from orderbook.host.cancel_on_disconnect import Guard
 from orderbook.host.connection import CLOSE_TIMEOUT_S
 from orderbook.host.host import Host, HostConfig

@@ -22,7 +22,8 @@ import pytest
 from books import Book
 from clients import Client, eventually
 from orderbook.engine import durability
-from orderbook.engine.engine import Engine, EngineError
+from orderbook.engine.engine import Engine
+from orderbook.engine.errors import EngineError
 from orderbook.host.host import Host, HostConfig
 from orderbook.messages import Durability
 from proxy import Proxy

@@ -13,13 +13,9 @@ from redis.exceptions import RedisError
 
 from books import overwrite
 from clients import eventually, new_symbol
-from orderbook.engine.engine import (
-    BATCH_LENGTH_MAX,
-    KEYS_PER_CALL_MAX,
-    Batcher,
-    Engine,
-    EngineError,
-)
+from orderbook.engine.batcher import BATCH_LENGTH_MAX, Batcher
+from orderbook.engine.engine import KEYS_PER_CALL_MAX, Engine
+from orderbook.engine.errors import EngineError
 from orderbook.engine.topology import Node
 from orderbook.engine.wire import Wire
 from orderbook.processes.child_process import ChildProcess, Surroundings

@@ -16,15 +16,15 @@ import pytest
 from clients import Client, connected, eventually, new_symbol
 from orderbook.cli.main import cli
 from orderbook.cli.serve import LIMIT_OPTIONS, limit_environment
-from orderbook.engine.engine import (
+from orderbook.engine.batcher import (
     BATCH_BYTES_MAX,
     CANCEL_ALL_SIZE,
     CANCELS_FIRST_MAX,
     CANCELS_SHARE_MAX,
     Batcher,
-    Engine,
     Urgency,
 )
+from orderbook.engine.engine import Engine
 from orderbook.feed.queries import Lane, weight
 from orderbook.host.host import Host, HostConfig
 from orderbook.limits import WEIGHT_MAX, Allowance, Limits, network

@@ -17,7 +17,8 @@ from redis.asyncio import Redis as AsyncRedis
 from orderbook.cli import main as cli
 from orderbook.cli import serve, shared
 from orderbook.engine import library, preflight
-from orderbook.engine.engine import Engine, EngineError
+from orderbook.engine.engine import Engine
+from orderbook.engine.errors import EngineError
 from orderbook.engine.library import InstalledLibrary
 from processes import wait_until
 from servers import HOST, Server, load_library, running

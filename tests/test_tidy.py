@@ -42,18 +42,8 @@ HOST_CODES = {
 # line catch what redis raises.
 MAY_IMPORT = {
     "redis": {
-        *(
-            "engine",
-            "topology",
-            "wire",
-            "durability",
-            "feed",
-            "library",
-            "shared",
-            "functions",
-            "repair",
-        ),
-        *("readiness", "preflight"),
+        *("engine", "errors", "topology", "wire", "durability", "library", "preflight"),
+        *("feed", "repair", "readiness", "shared", "functions"),
     },
     "aiohttp": {"host", "connection", "sockets", "demo"},
 }

@@ -112,7 +112,7 @@ def failures_explained(redis_url: str) -> Iterator[None]:
     """Turns what can go wrong with a server into a message and an exit code."""
     from redis.exceptions import RedisError
 
-    from orderbook.engine.engine import EngineError
+    from orderbook.engine.errors import EngineError
     from orderbook.engine.library import LibraryError, bundle
     from orderbook.engine.preflight import PreflightError
 

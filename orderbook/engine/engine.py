@@ -1,4 +1,4 @@
-"""The typed async client of the engine: one method per Redis function, and the micro-batcher.
+"""The typed async client of the engine: one method per Redis function.
 
 Business refusals are replies; an EngineError is raised only where the engine could not be asked,
 and its code tells the one thing a caller must know: UNAVAILABLE and OUT_OF_MEMORY mean that nothing
@@ -15,8 +15,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from enum import IntEnum
-from typing import Any, NamedTuple, Self, TypeGuard
+from typing import Any, NamedTuple, Self
 
 import msgspec
 from redis.asyncio import Redis
@@ -25,9 +24,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
     MovedError,
-    NoPermissionError,
     OutOfMemoryError,
-    ReadOnlyError,
     RedisError,
     ResponseError,
     TryAgainError,
@@ -35,10 +32,10 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from orderbook.engine import library, topology
+from orderbook.engine import errors, library, topology
 from orderbook.engine.durability import Change
+from orderbook.engine.errors import EngineError, rejection
 from orderbook.engine.topology import ClusterTopology, Node, Topology
-from orderbook.engine.turns import Turns
 from orderbook.engine.wire import NotSentError, RedisReply, Wire
 from orderbook.hints import with_nearest
 from orderbook.messages import UNCONFIRMED, Durability, RejectCode
@@ -49,43 +46,14 @@ SEGMENT_DEFAULT = "main"
 INSTRUMENTS_KEY = "orderbook:instruments"
 # The name of a book that there is not: whoever asks for it is told so, and which rights it takes.
 NO_BOOK = "-"
-BATCH_LENGTH_MAX = 128
-# So that many quotes of different clients do not make one call that the engine would refuse.
-BATCH_BYTES_MAX = 65_536
-# Whoever comes while a call runs waits for it and for the next one: so none is to take longer.
-CALL_S_TARGET = 0.004
-# About 15 orders: fewer in a call cost more than they gain.
-BATCH_BYTES_MIN = 2_048
-# What cancel_all_orders counts: it may cancel 1,000.
-CANCEL_ALL_SIZE = 1_024
-# So many cancels of a call, and as much of its size, come before orders that wait.
-CANCELS_FIRST_MAX = 64
-CANCELS_SHARE_MAX = 0.5
 KEYS_PER_CALL_MAX = 100
-BATCHER_QUEUE_LENGTH_MAX = 65_536
 
 # How long a call waits, in all, for a slot that is being moved or a cluster that is not complete.
 MOVE_WAIT_S_MAX = 5.0
 MOVE_BACKOFF_FIRST_S = 0.01
 MOVE_BACKOFF_MAX_S = 0.25
 
-# What clients are told of a refusal in which the server has run nothing. Another server, or a later
-# time, may accept: the next call looks again.
-_REFUSED_FOR_NOW = {
-    ReadOnlyError: "the server is a replica: it takes no orders",
-    ClusterDownError: "the cluster is not complete",
-    NoPermissionError: "the server does not grant the rights that are needed",
-}
-_REFUSED_FOR_NOW_PREFIXES = {
-    "MISCONF": "the server cannot write to its disk",
-    "NOREPLICAS": "the server has too few replicas",
-}
-_UNAVAILABLE_MESSAGE = "the server is not available"
-_MOVING_MESSAGE = "the book is being moved to another server: nothing has happened, try again"
-# An error reply of the library itself begins so: it is meant to be read, and names no server.
-_OWN_ERROR_PREFIX = "DAMAGED"
 _LOST = (RedisConnectionError, RedisTimeoutError, OSError)
-_CANCEL_ALL_PREFIX = b'{"method":"cancel_all_orders"'
 # Functions read and write a whole book, so they wait until all of it has moved.
 _FUNCTION_CALLS = frozenset({"FCALL", "FCALL_RO"})
 # What the library runs when memory is full, or refuses itself where it would add risk.
@@ -95,32 +63,6 @@ _RUN_WHEN_MEMORY_IS_FULL = frozenset(
 
 Reply = dict[str, Any]
 Field = str | int | bool | None
-
-
-class EngineError(Exception):
-    """The engine could not be asked. `code` is UNAVAILABLE, OUT_OF_MEMORY or OUTCOME_UNKNOWN.
-
-    `message` is for clients. The error's text is for operators: it has the server's own reason as
-    well, which may name servers.
-    """
-
-    def __init__(self, code: RejectCode, message: str, reason: str = "") -> None:
-        super().__init__(f"{message}: {reason}" if reason else message)
-        self.code = code
-        self.message = message
-        self.reason = reason
-
-    def reply(self) -> bytes:
-        """The reply that a refused command gets."""
-        return rejection(self.code, self.message)
-
-
-def rejection(code: RejectCode, message: str) -> bytes:
-    """A refusal as the engine itself would write it."""
-    return b'{"status":"rejected","code":"%s","message":%s}' % (
-        code.encode(),
-        msgspec.json.encode(message),
-    )
 
 
 class Acknowledged(NamedTuple):
@@ -161,7 +103,7 @@ class Engine:
         try:
             primaries = await topology.connect(redis_url)
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+            raise errors.unavailable(error) from error
         engine = cls(primaries, primaries)
         try:
             if read_url is not None:
@@ -169,7 +111,7 @@ class Engine:
             await engine.instruments()
         except (RedisError, OSError) as error:
             await engine.close()
-            raise _unavailable(error) from error
+            raise errors.unavailable(error) from error
         except BaseException:
             await engine.close()
             raise
@@ -202,7 +144,7 @@ class Engine:
         try:
             return [node.client for node in await self._topology.every_node()]
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+            raise errors.unavailable(error) from error
 
     def segment(self, symbol: str) -> str | None:
         """The segment of an instrument as last read, or None."""
@@ -227,7 +169,7 @@ class Engine:
         try:
             return await node.open_wire()
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+            raise errors.unavailable(error) from error
 
     async def read_stream(self, symbol: str, *arguments: str | bytes | int) -> RedisReply:
         """One Redis command where a book's streams are read. Raises EngineError."""
@@ -264,10 +206,10 @@ class Engine:
             key = self.book_key(symbol)
             try:
                 await self._on_node(node, ("FCALL", "probe_book", 1, key), key)
-            except _MovingError as error:
+            except errors.MovingError as error:
                 if isinstance(error.refusal, ClusterDownError):
-                    raise _moving(error.refusal) from error.refusal
-            except _FunctionMissingError as error:
+                    raise errors.moving(error.refusal) from error.refusal
+            except errors.FunctionMissingError as error:
                 message = "the library on the server is missing or does not fit"
                 raise EngineError(RejectCode.UNAVAILABLE, message) from error
 
@@ -397,7 +339,7 @@ class Engine:
                 reason = await node.confirmer.refusal(durability)
             except (RedisError, OSError) as error:
                 await self._refresh_quietly()
-                raise _unavailable(error) from error
+                raise errors.unavailable(error) from error
             if reason is not None:
                 return rejection(RejectCode.DURABILITY_UNAVAILABLE, reason)
         return b""
@@ -444,13 +386,13 @@ class Engine:
     async def _call_function(self, key: str, *arguments: str | bytes | int) -> Acknowledged:
         try:
             return await self._call_key(key, *arguments)
-        except _FunctionMissingError as error:
+        except errors.FunctionMissingError as error:
             missing = error
         # A flushed server: what is missing may be loaded by anyone, and the call did not run.
         try:
             await library.check(self)
             return await self._call_key(key, *arguments)
-        except (library.LibraryError, RedisError, OSError, _FunctionMissingError) as error:
+        except (library.LibraryError, RedisError, OSError, errors.FunctionMissingError) as error:
             raise EngineError(RejectCode.UNAVAILABLE, str(missing), str(error)) from error
 
     async def _call_key(self, key: str, *arguments: str | bytes | int) -> Acknowledged:
@@ -462,9 +404,9 @@ class Engine:
         """One command where a key is, asked again while its slot moves: it has not run then."""
         try:
             return await self._on_node(_node(nodes, key), arguments, key)
-        except _MovingError as error:
+        except errors.MovingError as error:
             if not isinstance(nodes, ClusterTopology):
-                raise _moving(error.refusal, "the server belongs to a cluster") from error
+                raise errors.moving(error.refusal, "the server belongs to a cluster") from error
             refusal = error.refusal
         return await self._ask_again(nodes, key, arguments, refusal)
 
@@ -483,17 +425,17 @@ class Engine:
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(max(2 * wait_s, MOVE_BACKOFF_FIRST_S), MOVE_BACKOFF_MAX_S)
             try:
-                if _is_asked_of_another(refusal) and arguments[0] not in _FUNCTION_CALLS:
+                if errors.is_asked_of_another(refusal) and arguments[0] not in _FUNCTION_CALLS:
                     return await self._ask_another(nodes, refusal, key, arguments)
-                if not (_is_asked_of_another(refusal) or isinstance(refusal, TryAgainError)):
+                if not (errors.is_asked_of_another(refusal) or isinstance(refusal, TryAgainError)):
                     await nodes.refresh()
                 return await self._on_node(nodes.node(key), arguments, key)
-            except _MovingError as error:
+            except errors.MovingError as error:
                 refusal = error.refusal
             except (RedisError, OSError) as error:
                 # The nodes could not be asked who has the slot.
                 refusal = error
-        raise _moving(refusal) from refusal
+        raise errors.moving(refusal) from refusal
 
     async def _ask_another(
         self,
@@ -526,20 +468,20 @@ class Engine:
         try:
             return await send(*arguments)
         except BusyLoadingError as error:
-            raise _unavailable(error) from error
+            raise errors.unavailable(error) from error
         except ResponseError as error:
-            raise _refused(error, node) from error
+            raise errors.refused(error, node) from error
         except NotSentError as error:
-            raise _unavailable(error) from error
+            raise errors.unavailable(error) from error
         except _LOST as error:
-            raise _lost(error, arguments) from error
+            raise errors.lost(error, arguments) from error
 
     async def _wire(self, node: Node) -> Wire:
         try:
             return await node.wire()
         except (RedisError, OSError) as error:
             await self._refresh_quietly()
-            raise _unavailable(error) from error
+            raise errors.unavailable(error) from error
 
     async def _before(self, wire: Wire, node: Node, key: str) -> None:
         """Begins the epoch where it is due. The command itself is not sent when this fails."""
@@ -549,9 +491,9 @@ class Engine:
             # begin_epoch runs when memory is full; only an older server's library would not.
             return
         except ResponseError as error:
-            raise _refused(error, node) from error
+            raise errors.refused(error, node) from error
         except _LOST as error:
-            raise _unavailable(error) from error
+            raise errors.unavailable(error) from error
 
     async def _refresh_quietly(self) -> None:
         for nodes in {self._topology, self._readers}:
@@ -758,78 +700,7 @@ def _node(nodes: Topology, key: str) -> Node:
     try:
         return nodes.node(key)
     except RedisError as error:
-        raise _unavailable(error) from error
-
-
-class _FunctionMissingError(Exception):
-    """The server does not have the library."""
-
-
-class _MovingError(Exception):
-    """The key's slot moves, or has moved, or nobody has it at present; nothing was run."""
-
-    def __init__(self, refusal: Exception) -> None:
-        super().__init__(str(refusal))
-        self.refusal = refusal
-
-
-def _is_asked_of_another(refusal: Exception) -> TypeGuard[AskError]:
-    # To redis-py a slot that has moved is a kind of one that moves.
-    return isinstance(refusal, AskError) and not isinstance(refusal, MovedError)
-
-
-def _unavailable(error: BaseException) -> EngineError:
-    return EngineError(RejectCode.UNAVAILABLE, _UNAVAILABLE_MESSAGE, str(error))
-
-
-def _moving(refusal: Exception, message: str = _MOVING_MESSAGE) -> EngineError:
-    """What is said when a slot did not come to rest in time."""
-    if isinstance(refusal, ClusterDownError):
-        message = _REFUSED_FOR_NOW[ClusterDownError]
-    elif not isinstance(refusal, ResponseError):
-        message = _UNAVAILABLE_MESSAGE
-    return EngineError(RejectCode.UNAVAILABLE, message, f"{type(refusal).__name__}: {refusal}")
-
-
-def _refused(error: ResponseError, node: Node) -> Exception:
-    """What a server's refusal means; it has run nothing."""
-    text = str(error)
-    if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
-        return EngineError(RejectCode.OUT_OF_MEMORY, "the server's memory is full")
-    if isinstance(error, (AskError, TryAgainError, ClusterDownError)):
-        return _MovingError(error)
-    if "unction not found" in text:
-        return _FunctionMissingError("the server has no library orderbook")
-    message = _for_now(error, text)
-    if message is not None:
-        # It may not be the primary any more: the next call looks again.
-        node.distrust()
-        return EngineError(RejectCode.UNAVAILABLE, message, text)
-    if text.startswith(_OWN_ERROR_PREFIX):
-        return EngineError(RejectCode.UNAVAILABLE, text)
-    message = "the server could not run the call"
-    return EngineError(RejectCode.UNAVAILABLE, message, library.bundle().explain(text))
-
-
-def _for_now(error: ResponseError, text: str) -> str | None:
-    """What clients are told of a refusal that another server or a later time may take back."""
-    for kind, message in _REFUSED_FOR_NOW.items():
-        if isinstance(error, kind):
-            return message
-    for prefix, message in _REFUSED_FOR_NOW_PREFIXES.items():
-        if text.startswith(prefix):
-            return message
-    return None
-
-
-def _lost(error: BaseException, arguments: Sequence[object]) -> EngineError:
-    """The connection broke after a command went out."""
-    # Behind Sentinel redis-py reports a demoted primary's refusal as a broken connection.
-    if isinstance(error.__context__, ReadOnlyError) or arguments[0] != "FCALL":
-        return _unavailable(error)
-    logger.warning("the reply of %s was lost: %r", arguments[1], error)
-    message = "the reply was lost: ask again with the same client_order_id"
-    return EngineError(RejectCode.OUTCOME_UNKNOWN, message)
+        raise errors.unavailable(error) from error
 
 
 def _change(wire: Wire, key: str) -> Change:
@@ -868,168 +739,3 @@ def _arguments(fields: Mapping[str, Field]) -> list[str]:
             text = str(value).lower() if isinstance(value, bool) else str(value)
             arguments += [name, text]
     return arguments
-
-
-OnReply = Callable[[bytes], None]
-
-
-class Urgency(IntEnum):
-    """Which commands of different owners come first."""
-
-    TIMER = 0
-    CANCEL = 1
-    ORDER = 2
-
-
-class _Command(NamedTuple):
-    payload: bytes
-    on_reply: OnReply
-    urgency: Urgency
-
-    @property
-    def size(self) -> int:
-        """Its bytes, which tell best how much work it may be; but not where it names no order."""
-        if self.payload.startswith(_CANCEL_ALL_PREFIX):
-            return CANCEL_ALL_SIZE
-        return len(self.payload)
-
-
-class _Call(NamedTuple):
-    """Commands that are being run."""
-
-    batch: list[_Command]
-    replies: asyncio.Task[Replies]
-
-
-class Batcher:
-    """One book's commands: what arrives while a call is in flight goes into the next call.
-
-    So a single command is sent at once, and under load the calls grow by themselves, to
-    BATCH_LENGTH_MAX or to what takes CALL_S_TARGET. They are filled from the owners of commands by
-    turns: timers first, then cancels, then the others; those of one owner run in the order in which
-    it submitted them. Replies come through callbacks, in the order in which the commands ran; a
-    command is always answered, by a refusal where the engine could not be asked.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        symbol: str,
-        *,
-        queue_length_max: int = BATCHER_QUEUE_LENGTH_MAX,
-        observe_call_s: Callable[[float], None] = lambda _: None,
-    ) -> None:
-        self._engine = engine
-        self._symbol = symbol
-        self._waiting: Turns[_Command] = Turns(lambda command: command.urgency, len(Urgency))
-        self._bytes_max = BATCH_BYTES_MAX
-        self._queue_length_max = queue_length_max
-        self._observe_call_s = observe_call_s
-        self._task: asyncio.Task[None] | None = None
-        # That of the replies that are being given out: for who waits until it is confirmed.
-        self.acknowledged: Acknowledged | None = None
-
-    def submit(
-        self,
-        command: bytes,
-        on_reply: OnReply,
-        owner: object = None,
-        urgency: Urgency = Urgency.ORDER,
-    ) -> None:
-        """Queues one JSON command. A full queue answers SYSTEM_BUSY at once, though not to who
-        has nothing in it."""
-        waiting = self._waiting
-        if len(waiting) >= self._queue_length_max and waiting.is_waiting(owner):
-            on_reply(rejection(RejectCode.SYSTEM_BUSY, "too many commands are waiting"))
-            return
-        waiting.add(owner, _Command(command, on_reply, urgency))
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
-
-    async def drained(self) -> None:
-        """Returns when everything submitted so far has been answered."""
-        if self._task is not None:
-            await asyncio.shield(self._task)
-
-    async def _run(self) -> None:
-        """One call at a time. The next one is on its way before the answers to the last are given
-        out, so that the server works meanwhile."""
-        try:
-            call = self._begin_call()
-            while call is not None:
-                replies = await call.replies
-                batch = call.batch
-                call = self._begin_call()
-                # It is written when the loop turns.
-                await asyncio.sleep(0)
-                self.acknowledged = replies.acknowledged
-                for command, reply in zip(batch, replies, strict=True):
-                    self._answer(command.on_reply, reply)
-                call = call or self._begin_call()
-        finally:
-            self._task = None
-
-    def _begin_call(self) -> _Call | None:
-        """A call with the commands that wait, or None where none does."""
-        batch = self._next_batch()
-        if not batch:
-            return None
-        commands = [command.payload for command in batch]
-        return _Call(batch, asyncio.create_task(self._execute(commands)))
-
-    def _next_batch(self) -> list[_Command]:
-        """As many of the commands that wait as one call may have."""
-        batch: list[_Command] = []
-        bytes_left, cancels_left = self._bytes_max, CANCELS_FIRST_MAX
-        bytes_kept = self._bytes_max * (1 - CANCELS_SHARE_MAX)
-        while len(batch) < BATCH_LENGTH_MAX:
-            urgency = self._next_urgency(cancels_left > 0 and bytes_left > bytes_kept)
-            command = None if urgency is None else self._waiting.first(urgency)
-            if urgency is None or command is None:
-                break
-            if batch and command.size > bytes_left:
-                break
-            batch.append(self._waiting.take(urgency))
-            bytes_left -= command.size
-            cancels_left -= urgency is Urgency.CANCEL
-        return batch
-
-    def _next_urgency(self, cancels_first: bool) -> Urgency | None:
-        """Which kind comes next. A flood of cancels leaves room for orders."""
-        waiting = self._waiting
-        if waiting.first(Urgency.TIMER):
-            return Urgency.TIMER
-        order_waits = waiting.first(Urgency.ORDER) is not None
-        if waiting.first(Urgency.CANCEL) and (cancels_first or not order_waits):
-            return Urgency.CANCEL
-        return Urgency.ORDER if order_waits else None
-
-    def _adapt(self, sent_bytes: int, took_s: float) -> None:
-        """Lets calls become as large as their time allows."""
-        if took_s > CALL_S_TARGET:
-            affordable = int(sent_bytes * CALL_S_TARGET / took_s)
-            self._bytes_max = max(BATCH_BYTES_MIN, min(affordable, self._bytes_max))
-        elif 2 * sent_bytes > self._bytes_max:
-            self._bytes_max = min(BATCH_BYTES_MAX, self._bytes_max * 5 // 4)
-
-    def _answer(self, on_reply: OnReply, reply: bytes) -> None:
-        try:
-            on_reply(reply)
-        except Exception:
-            # One client's trouble must not cost the others of its batch their answers.
-            logger.exception("an answer could not be delivered")
-
-    async def _execute(self, commands: list[bytes]) -> Replies:
-        started = time.perf_counter()
-        try:
-            return await self._engine.execute(self._symbol, commands)
-        except EngineError as error:
-            return Replies([error.reply()] * len(commands))
-        except Exception:
-            logger.exception("a call to the engine failed unexpectedly")
-            unknown = EngineError(RejectCode.OUTCOME_UNKNOWN, "the host failed: ask again")
-            return Replies([unknown.reply()] * len(commands))
-        finally:
-            took_s = time.perf_counter() - started
-            self._adapt(sum(map(len, commands)), took_s)
-            self._observe_call_s(took_s)

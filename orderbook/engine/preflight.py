@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from orderbook.engine import library
-from orderbook.engine.engine import Engine, EngineError
+from orderbook.engine.engine import Engine
+from orderbook.engine.errors import EngineError
 from orderbook.engine.library import node_name
 
 REDIS_VERSION_MIN = (7, 0)

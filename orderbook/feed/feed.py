@@ -41,7 +41,8 @@ from typing import Any, Protocol
 import msgspec
 from redis.exceptions import AskError, ClusterDownError, RedisError, ResponseError, TryAgainError
 
-from orderbook.engine.engine import Engine, EngineError
+from orderbook.engine.engine import Engine
+from orderbook.engine.errors import EngineError
 from orderbook.engine.wire import RedisReply, Wire
 from orderbook.feed.queries import Queries
 from orderbook.feed.views import View, view_of, with_previous

@@ -21,7 +21,7 @@ from typing import Protocol
 
 import msgspec
 
-from orderbook.engine.engine import Batcher, Urgency
+from orderbook.engine.batcher import Batcher, Urgency
 from orderbook.messages import REJECTED_PREFIX, CanceledAll
 
 # How often a timer is set anew in its time: one that is missed, or late, does no harm.

@@ -29,14 +29,9 @@ import msgspec
 from aiohttp import WSMsgType, web
 from aiohttp.abc import AbstractStreamWriter
 
-from orderbook.engine.engine import (
-    Acknowledged,
-    Batcher,
-    Engine,
-    EngineError,
-    Urgency,
-    with_durability,
-)
+from orderbook.engine.batcher import Batcher, Urgency
+from orderbook.engine.engine import Acknowledged, Engine, with_durability
+from orderbook.engine.errors import EngineError
 from orderbook.feed.feed import Feed, Subscription, Wanted
 from orderbook.feed.queries import Queries, snapshot_weight, weight
 from orderbook.host.cancel_on_disconnect import Guard

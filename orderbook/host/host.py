@@ -24,7 +24,9 @@ import msgspec
 from aiohttp import web
 
 from orderbook.engine import library, preflight
-from orderbook.engine.engine import Batcher, Engine, EngineError
+from orderbook.engine.batcher import Batcher
+from orderbook.engine.engine import Engine
+from orderbook.engine.errors import EngineError
 from orderbook.feed.feed import Feed
 from orderbook.feed.queries import Queries
 from orderbook.host.connection import CLOSE_DRAINING, Connection, Socket, text_frame

@@ -17,7 +17,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from orderbook.engine import library
-from orderbook.engine.engine import Engine, EngineError
+from orderbook.engine.engine import Engine
+from orderbook.engine.errors import EngineError
 from orderbook.feed.feed import Feed
 
 PROBE_INTERVAL_S = 1.0

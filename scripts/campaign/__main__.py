@@ -19,7 +19,7 @@ import click
 
 from campaign import failovers, faults
 from campaign.setups import Plan, Setup, judge, proxied
-from orderbook.engine.engine import EngineError
+from orderbook.engine.errors import EngineError
 from orderbook.feed.replay import ReplayError
 
 # After so many rounds everything is started afresh: the history of a book stays short.

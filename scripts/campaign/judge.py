@@ -25,7 +25,8 @@ from campaign.ledger import (
     trades_of,
 )
 from client import POLL_INTERVAL_S, Report, Trade
-from orderbook.engine.engine import Engine, EngineError
+from orderbook.engine.engine import Engine
+from orderbook.engine.errors import EngineError
 from orderbook.feed.replay import replay
 
 STREAM_PAGE = 1000
